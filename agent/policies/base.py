@@ -1,0 +1,138 @@
+"""The policy interface: requests in, completions out, weights swapped in place.
+
+A policy that has a tokenizer exposes it as `template` and is token-exact: it is given token ids and
+returns the ids it sampled with their log-probabilities. A hosted API has `template = None` and is
+given messages.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+if TYPE_CHECKING:
+    from agent.policies.chat import ChatTemplate
+
+Message: TypeAlias = dict[str, Any]
+
+
+class FinishReason(StrEnum):
+    """Why a completion ended."""
+
+    STOP = "stop"
+    LENGTH = "length"
+    TOOL_CALLS = "tool_calls"
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How tokens are drawn.
+
+    Attributes:
+        temperature: 0 is greedy. Log-probabilities are always those of the model itself
+            (temperature 1, untruncated), whatever is used to draw.
+        top_p, top_k: truncation; 1.0 and 0 switch it off. Training rollouts must not truncate.
+        max_tokens: the most tokens one turn may have.
+        seed: of this one completion.
+    """
+
+    temperature: float = 0.0
+    top_p: float = 1.0
+    top_k: int = 0
+    max_tokens: int = 256
+    seed: int = 0
+
+    @property
+    def truncated(self) -> bool:
+        """Whether the draw differs from the model's own distribution by truncation."""
+        return self.top_p < 1.0 or self.top_k > 0
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One completion to make.
+
+    Attributes:
+        messages: the conversation as chat messages; read by policies without a template.
+        token_ids: the exact prompt; read by policies with a template.
+        stop: strings that end the completion; the one that does is kept in its text.
+        tools: OpenAI function schemas, for policies that take native tool calls.
+        on_text: called with each new piece of text, from the event loop's thread.
+    """
+
+    messages: tuple[Message, ...]
+    token_ids: tuple[int, ...] = ()
+    sampling: Sampling = Sampling()
+    stop: tuple[str, ...] = ()
+    tools: tuple[dict[str, Any], ...] = ()
+    on_text: Callable[[str], None] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """What a policy gave back.
+
+    Attributes:
+        text: decoded, stop string included.
+        token_ids: int[n] as sampled; empty where the policy does not tell.
+        logprobs: float[n] in nats under the untruncated model at temperature 1; empty likewise.
+        reasoning: hidden reasoning that a server returned beside the text.
+        tool_calls: native tool calls, as `{"id", "name", "arguments": str}`.
+        sampled: False when a script, not the policy, chose the tokens (they carry no loss).
+        prompt_tokens, cached_tokens: size of the prompt, and how much of it came from a cache.
+    """
+
+    text: str
+    token_ids: tuple[int, ...] = ()
+    logprobs: tuple[float, ...] = ()
+    finish: FinishReason = FinishReason.STOP
+    reasoning: str = ""
+    tool_calls: tuple[dict[str, str], ...] = ()
+    sampled: bool = True
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    meta: dict[str, Any] = field(default_factory=dict)
+
+
+class Policy(ABC):
+    """A language model that acts.
+
+    Attributes:
+        name: as the user named it.
+        version: digest of the weights, so that a trajectory tells what sampled it.
+        template: how messages become tokens; None for a hosted API.
+        context_length: the most tokens of prompt and completion together; 0 when unknown.
+        native_tools: whether requests may carry tool schemas instead of prompt text.
+    """
+
+    name: str
+    version: str
+    template: ChatTemplate | None = None
+    context_length: int = 0
+    native_tools: bool = False
+
+    @abstractmethod
+    async def generate(self, requests: Sequence[Request]) -> list[Completion]:
+        """Complete each request, in order. Concurrent calls are batched by the engine.
+
+        Raises:
+            PolicyUnavailableError: the engine or server cannot answer.
+        """
+
+    async def load(self, weights: Path) -> None:
+        """Replace the weights by those of a folder of the same architecture.
+
+        Raises:
+            PolicyUnavailableError: this policy's weights are not ours to replace.
+        """
+        from kg.errors import PolicyUnavailableError
+
+        raise PolicyUnavailableError(f"policy '{self.name}' cannot load weights from {weights}")
+
+    async def aclose(self) -> None:
+        """Release the engine. Calling it twice is harmless."""
+        return None

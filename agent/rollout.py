@@ -1,0 +1,76 @@
+"""Many episodes at once; finished trajectories come out as they finish."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Iterable, Iterator
+from dataclasses import replace
+from datetime import UTC, datetime
+
+from agent.episode import Episode
+from agent.graph import Graph, Setup, build_graph
+from agent.trajectory import Status, StopReason, Trajectory
+
+log = logging.getLogger(__name__)
+_RECURSION = 10_000  # LangGraph's own step limit; ours are the budgets
+
+
+async def run_episode(episode: Episode, setup: Setup, graph: Graph) -> Trajectory:
+    """Run one episode to its end; a crash in it becomes a failed trajectory.
+
+    Nothing is checkpointed on the way (`exit` durability): this is the bulk path.
+    """
+    created = datetime.now(UTC).isoformat(timespec="microseconds")
+    try:
+        state = await graph.ainvoke(
+            {"episode": episode},
+            {"recursion_limit": _RECURSION},
+            context=setup,
+            durability="exit" if graph.checkpointer else None,
+        )
+        finished: Episode = state["episode"]
+    except Exception as error:
+        log.exception("episode of task %s failed", episode.task.id)
+        cause = f"{type(error).__name__}: {error}"
+        finished = episode.end(Status.FAILED, StopReason.POLICY_ERROR, error=cause)
+    return record(finished, setup, created)
+
+
+def record(episode: Episode, setup: Setup, created: str) -> Trajectory:
+    """The trajectory of a finished episode."""
+    versions = {"format": setup.format.name, "rule": setup.rule.value, **setup.tools.versions}
+    sampling = replace(setup.sampling, seed=episode.seed)
+    return episode.to_trajectory(setup.policy_id, sampling, versions, created)
+
+
+async def rollout(
+    episodes: Iterable[Episode], setup: Setup, concurrency: int = 8
+) -> AsyncIterator[Trajectory]:
+    """Run episodes, at most `concurrency` at a time, yielding each as it finishes.
+
+    Closing the iterator early cancels what still runs.
+    """
+    graph, source = build_graph(setup.tools), iter(episodes)
+    running: set[asyncio.Task[Trajectory]] = set()
+    try:
+        while True:
+            for episode in _take(source, concurrency - len(running)):
+                running.add(asyncio.create_task(run_episode(episode, setup, graph)))
+            if not running:
+                return
+            done, running = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                yield task.result()
+    finally:
+        for task in running:
+            task.cancel()
+        await asyncio.gather(*running, return_exceptions=True)
+
+
+def _take(source: Iterator[Episode], count: int) -> Iterator[Episode]:
+    for _ in range(count):
+        try:
+            yield next(source)
+        except StopIteration:
+            return

@@ -1,0 +1,160 @@
+"""A model under DeepSpeed: how every trainer of this project gets its engine.
+
+Works on one CPU process exactly as on several GPUs: gloo or nccl, ZeRO stages 0 to 3, LoRA through
+peft or full weights. Knows nothing of losses and data.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import socket
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.optim.lr_scheduler import LambdaLR
+
+from kg.errors import MissingExtraError, PolicyUnavailableError
+from rl.attention import NAME, register
+from rl.recipe import Lora, Optimizer
+
+
+def load_trainable(folder: Path, lora: Lora | None, dtype: torch.dtype) -> TargetLogprobs:
+    """The model of a folder, ready to train, with packed attention; the model itself is `.model`.
+
+    Raises:
+        PolicyUnavailableError: the folder does not hold a model.
+    """
+    from transformers import AutoModelForCausalLM
+
+    register()
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            str(folder), dtype=dtype, attn_implementation=NAME, local_files_only=True
+        )
+    except (OSError, ValueError) as error:
+        raise PolicyUnavailableError(f"no model in {folder}: {error}", "agent models list") from error
+    if lora is None:
+        return TargetLogprobs(model.train())
+    return TargetLogprobs(_adapted(model, lora).train())
+
+
+class TargetLogprobs(torch.nn.Module):
+    """Log-probabilities of chosen tokens under a causal language model.
+
+    The vocabulary projection, the largest matrix of a small model, is computed only at the positions
+    that are asked for, in chunks.
+    """
+
+    def __init__(self, model: torch.nn.Module, chunk: int = 1024) -> None:
+        super().__init__()
+        self.model = model
+        self.chunk = chunk
+
+    def forward(
+        self, ids: torch.Tensor, positions: torch.Tensor, targets: torch.Tensor
+    ) -> torch.Tensor:
+        """float32[m]: log p(ids[t] | row before t), in nats, for each t in `targets`.
+
+        Args:
+            ids: int64[n], rows end to end (their lengths are set by `row_lengths`).
+            positions: int64[n], position within the own row.
+            targets: int64[m], indices into `ids`, none of them the first of a row.
+        """
+        base: Any = self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
+        hidden = base.model(
+            input_ids=ids[None], position_ids=positions[None], use_cache=False
+        ).last_hidden_state[0]
+        parts = [
+            _logprobs(base.lm_head(hidden[part - 1]), ids[part])
+            for part in targets.split(self.chunk)
+        ]
+        return torch.cat(parts)
+
+
+def _logprobs(logits: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
+    return -torch.nn.functional.cross_entropy(logits.float(), ids, reduction="none")
+
+
+def _adapted(model: Any, lora: Lora) -> torch.nn.Module:
+    try:
+        from peft import LoraConfig, get_peft_model
+    except ImportError as error:
+        raise MissingExtraError("peft", "train", "LoRA") from error
+    config = LoraConfig(
+        r=lora.rank,
+        lora_alpha=lora.alpha,
+        lora_dropout=lora.dropout,
+        target_modules=lora.targets,
+        task_type="CAUSAL_LM",
+    )
+    adapted: torch.nn.Module = get_peft_model(model, config, autocast_adapter_dtype=False)
+    return adapted
+
+
+def start_engine(
+    model: torch.nn.Module, optimizer: Optimizer, steps: int, dtype: torch.dtype, zero: int
+) -> Any:
+    """A DeepSpeed engine with AdamW, warm-up and cosine decay over `steps` optimizer steps.
+
+    Gradient accumulation is the caller's: the engine steps when it is told to.
+
+    Raises:
+        MissingExtraError: DeepSpeed is not installed.
+    """
+    _rendezvous()
+    try:
+        import deepspeed
+    except ImportError as error:
+        raise MissingExtraError("deepspeed", "train", "training") from error
+    deepspeed.init_distributed("nccl" if torch.cuda.is_available() else "gloo", verbose=False)
+    trainable = [p for p in model.parameters() if p.requires_grad]
+    engine, *_ = deepspeed.initialize(
+        model=model,
+        model_parameters=trainable,  # type: ignore[arg-type]
+        config=_config(optimizer, dtype, zero),
+        lr_scheduler=lambda inner: LambdaLR(inner, lambda step: _rate(optimizer, step, steps)),
+    )
+    return engine
+
+
+def _config(optimizer: Optimizer, dtype: torch.dtype, zero: int) -> dict[str, Any]:
+    return {
+        "train_micro_batch_size_per_gpu": 1,
+        "gradient_accumulation_steps": 1,
+        "gradient_clipping": optimizer.clip,
+        "bf16": {"enabled": dtype is torch.bfloat16},
+        "zero_optimization": {"stage": zero},
+        "zero_force_ds_cpu_optimizer": False,
+        "optimizer": {
+            "type": "AdamW",
+            "params": {
+                "lr": optimizer.lr,
+                "betas": list(optimizer.betas),
+                "weight_decay": optimizer.weight_decay,
+                "torch_adam": True,
+            },
+        },
+    }
+
+
+def _rate(optimizer: Optimizer, step: int, steps: int) -> float:
+    """Share of the peak learning rate at a step."""
+    warm = max(1, round(optimizer.warmup * steps))
+    if step < warm:
+        return (step + 1) / warm
+    progress = min(1.0, (step - warm) / max(1, steps - warm))
+    return optimizer.final + (1 - optimizer.final) * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def _rendezvous() -> None:
+    """What torch.distributed wants to know, for a run that no launcher started."""
+    if "RANK" in os.environ:
+        return
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    defaults = {"RANK": 0, "WORLD_SIZE": 1, "LOCAL_RANK": 0, "MASTER_PORT": port}
+    os.environ.update({key: str(value) for key, value in defaults.items()})
+    os.environ["MASTER_ADDR"] = "127.0.0.1"

@@ -1,0 +1,113 @@
+"""Demonstrations: episodes of the scripted expert on training splits, through the real tools."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from agent.episode import Budgets, Episode
+from agent.formats import TagsFormat
+from agent.graph import Setup
+from agent.policies.chat import ChatTemplate
+from agent.rollout import rollout
+from agent.task import Task
+from agent.trajectory import Status, Trajectory
+from eval.benchmarks import Benchmark, load
+from eval.metrics import exact_match
+from rl.guidance.expert import ExpertPolicy, Passage
+from rl.recipe import Demonstrations
+from tools.base import Toolbox
+from tools.judge import JudgeTool
+from tools.search.index import Index
+from tools.search.tool import SearchTool
+
+log = logging.getLogger(__name__)
+Indexer = Callable[[Benchmark], Path]
+
+
+def demonstrate(
+    recipe: Demonstrations, data: Path, template: ChatTemplate, indexer: Indexer, seed: int
+) -> Iterator[Trajectory]:
+    """Play every source of the recipe and yield the episodes worth learning from.
+
+    Args:
+        recipe: sources and shares.
+        data: folder of the benchmarks.
+        template: of the policy to be trained, so that the tokens are its own.
+        indexer: gives the index folder of a benchmark, building it when needed.
+        seed: of the order and of the misleading queries.
+    """
+    for name, times in recipe.sources.items():
+        benchmark = load(name, data, "train")
+        episodes = list(_plays(benchmark.tasks, times, seed))
+        played = asyncio.run(_played(benchmark, episodes, recipe, template, indexer, seed))
+        kept = list(select(played, recipe.abstain_share))
+        log.info("%s: %d of %d demonstrations kept", name, len(kept), len(played))
+        yield from kept
+
+
+async def _played(
+    benchmark: Benchmark,
+    episodes: Sequence[Episode],
+    recipe: Demonstrations,
+    template: ChatTemplate,
+    indexer: Indexer,
+    seed: int,
+) -> list[Trajectory]:
+    index = Index.open(indexer(benchmark))
+    passages = {p.id: Passage(p.title, p.text) for p in index.passages()}
+    played: list[Trajectory] = []
+    for lap in sorted({episode.seed for episode in episodes}):
+        expert = ExpertPolicy(
+            template, benchmark.tasks, passages, recipe.misleading, seed * 1000 + lap
+        )
+        tools = Toolbox([SearchTool(index), JudgeTool()])
+        setup = Setup(expert, TagsFormat(tools), tools, Budgets(turns=12))
+        mine: AsyncIterator[Trajectory] = rollout(
+            [e for e in episodes if e.seed == lap], setup, concurrency=4
+        )
+        played += [trajectory async for trajectory in mine]
+    return played
+
+
+def _plays(tasks: Sequence[Task], times: float, seed: int) -> Iterator[Episode]:
+    """Each task `times` times; a fraction takes that share of the tasks, by seed."""
+    whole, part = int(times), times - int(times)
+    for lap in range(whole):
+        yield from (Episode(task, seed=lap) for task in tasks)
+    chance = random.Random(seed)
+    yield from (Episode(task, seed=whole) for task in tasks if chance.random() < part)
+
+
+def select(trajectories: Sequence[Trajectory], abstain_share: float) -> Iterator[Trajectory]:
+    """Right answers, right abstentions, and a share of abstentions where the search found nothing."""
+    allowed = abstain_share * len(trajectories)
+    counts: Counter[str] = Counter()
+    for trajectory in sorted(trajectories, key=lambda t: (t.task.id, t.seed)):
+        kind = _kind(trajectory)
+        counts[kind] += 1
+        if kind in ("right", "unanswerable") or (kind == "gave_up" and counts[kind] <= allowed):
+            yield replace(trajectory, group=trajectory.task.id)
+
+
+def _kind(trajectory: Trajectory) -> str:
+    task = trajectory.task
+    if trajectory.status is Status.ABSTAINED:
+        if task.answerable is None:
+            return "unknown"
+        if not task.answerable:
+            return "unanswerable"
+        return "unread" if _read_all(trajectory) else "gave_up"
+    if trajectory.status is Status.ANSWERED and exact_match(trajectory.answer, task.answers):
+        return "right"
+    return "wrong"
+
+
+def _read_all(trajectory: Trajectory) -> bool:
+    """Whether all evidence was shown, so that abstaining would be the wrong lesson."""
+    return set(trajectory.task.evidence) <= {source.id for source in trajectory.sources}

@@ -1,0 +1,157 @@
+"""Recipes: the whole of a training run as one validated YAML file.
+
+An unknown key is an error that names the nearest known one; `--set a.b=value` overrides a field.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+from collections.abc import Iterable, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from kg.errors import UsageError
+
+
+class Strict(BaseModel):
+    """A section of a recipe: no unknown keys."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Lora(Strict):
+    """Low-rank adapters on the named linear layers (`all-linear` for every one)."""
+
+    rank: int = Field(16, ge=1)
+    alpha: int = Field(32, ge=1)
+    dropout: float = Field(0.0, ge=0, lt=1)
+    targets: str | list[str] = "all-linear"
+
+
+class Optimizer(Strict):
+    """AdamW with linear warm-up and cosine decay to `final` of the peak rate."""
+
+    lr: float = Field(gt=0)
+    warmup: float = Field(0.05, ge=0, le=1)
+    final: float = Field(0.1, ge=0, le=1)
+    weight_decay: float = Field(0.0, ge=0)
+    clip: float = Field(1.0, gt=0)
+    betas: tuple[float, float] = (0.9, 0.95)
+
+
+class Demonstrations(Strict):
+    """Where demonstrations come from: benchmark training splits played by the scripted expert.
+
+    Attributes:
+        sources: benchmark name to the number of times its tasks are played (0.5: every other one).
+        misleading: share of first queries that go astray on purpose.
+        abstain_share: most answerable questions that may end in abstention, as a share of a source.
+    """
+
+    sources: dict[str, float]
+    misleading: float = Field(0.12, ge=0, le=1)
+    abstain_share: float = Field(0.1, ge=0, le=1)
+
+
+class SftRecipe(Strict):
+    """Supervised fine-tuning of a policy on demonstration trajectories.
+
+    Attributes:
+        base: model to start from, as `agent models` knows it, or a folder.
+        lora: adapters; null trains all weights.
+        demonstrations: made when no trajectories are given on the command line.
+        pack_tokens: tokens of one forward pass.
+        batch_tokens: tokens of one optimizer step.
+        max_seconds: stop (and save) after this much training time; 0 for no limit.
+        zero: DeepSpeed's ZeRO stage.
+    """
+
+    base: str
+    lora: Lora | None = Lora()
+    demonstrations: Demonstrations | None = None
+    optimizer: Optimizer
+    epochs: int = Field(1, ge=1)
+    pack_tokens: int = Field(1024, ge=64)
+    batch_tokens: int = Field(8192, ge=64)
+    holdout: float = Field(0.02, ge=0, lt=0.5)
+    save_every: int = Field(20, ge=1)
+    max_seconds: float = Field(0, ge=0)
+    dtype: Literal["bfloat16", "float32"] = "bfloat16"
+    zero: Literal[0, 1, 2, 3] = 0
+    seed: int = 0
+
+    @property
+    def digest(self) -> str:
+        """First 12 hex digits of the SHA-256 of the resolved recipe."""
+        return hashlib.sha256(self.model_dump_json().encode()).hexdigest()[:12]
+
+
+def load_sft(name: str, overrides: Iterable[str] = ()) -> SftRecipe:
+    """Read a recipe by file path or by the name of one that ships.
+
+    Raises:
+        UsageError: no such recipe, not YAML, or an invalid or unknown key.
+    """
+    data = _read(name)
+    for override in overrides:
+        _override(data, override)
+    try:
+        return SftRecipe.model_validate(data)
+    except ValidationError as error:
+        raise UsageError(f"recipe '{name}': {_first(error)}") from error
+
+
+def shipped() -> list[str]:
+    """Names of the recipes that ship."""
+    folder = resources.files("rl.recipes")
+    return sorted(f.name.removesuffix(".yaml") for f in folder.iterdir() if f.name.endswith(".yaml"))
+
+
+def _read(name: str) -> dict[str, Any]:
+    path = Path(name)
+    if path.is_file():
+        text = path.read_text("utf-8")
+    elif name in shipped():
+        text = resources.files("rl.recipes").joinpath(f"{name}.yaml").read_text("utf-8")
+    else:
+        near = difflib.get_close_matches(name, shipped(), 1)
+        hint = f"did you mean '{near[0]}'?" if near else f"there are: {', '.join(shipped())}"
+        raise UsageError(f"no recipe '{name}'", hint)
+    try:
+        data = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise UsageError(f"recipe '{name}' is not YAML: {error}") from error
+    if not isinstance(data, dict):
+        raise UsageError(f"recipe '{name}' is not a mapping")
+    return data
+
+
+def _override(data: dict[str, Any], override: str) -> None:
+    key, found, value = override.partition("=")
+    if not found:
+        raise UsageError(f"--set {override}: expected key=value")
+    *parents, last = key.split(".")
+    for parent in parents:
+        data = data.setdefault(parent, {})
+        if not isinstance(data, dict):
+            raise UsageError(f"--set {override}: '{parent}' is not a section")
+    data[last] = yaml.safe_load(value)
+
+
+def _first(error: ValidationError) -> str:
+    problem = error.errors()[0]
+    where = ".".join(str(part) for part in problem["loc"])
+    if problem["type"] != "extra_forbidden":
+        return f"{where}: {problem['msg']}"
+    near = difflib.get_close_matches(str(problem["loc"][-1]), _keys(SftRecipe), 1)
+    return f"unknown key '{where}'" + (f"; did you mean '{near[0]}'?" if near else "")
+
+
+def _keys(model: type[BaseModel]) -> Sequence[str]:
+    sections = (Lora, Optimizer, Demonstrations)
+    return [*model.model_fields, *(key for section in sections for key in section.model_fields)]

@@ -1,0 +1,88 @@
+"""The search tool: a query in, the best passages out."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from typing import TYPE_CHECKING, ClassVar
+
+from pydantic import BaseModel, Field
+
+from tools.base import Observation, Source, Tool, ToolContext, ToolError
+
+if TYPE_CHECKING:
+    from tools.search.index import Hit, Index
+
+MAX_QUERY_CHARS = 1000
+
+
+class SearchArguments(BaseModel):
+    """A free-text query."""
+
+    query: str = Field(description="what to search for", min_length=1, max_length=MAX_QUERY_CHARS)
+
+
+class SearchTool(Tool):
+    """Searches one index.
+
+    Args:
+        index: an open index.
+        k: passages a call shows.
+        passage_chars: longer passages are cut at a word boundary, around the query's words.
+    """
+
+    name: ClassVar[str] = "search"
+    family: ClassVar[str] = "search"
+    description: ClassVar[str] = "Search the library for passages."
+    example: ClassVar[str] = "query"
+    Arguments: ClassVar[type[BaseModel]] = SearchArguments
+    body: ClassVar[str] = "query"
+
+    def __init__(self, index: Index, k: int = 3, passage_chars: int = 900) -> None:
+        self.index = index
+        self.k = k
+        self.passage_chars = passage_chars
+
+    @property
+    def version(self) -> str:
+        """Digest of the index and of how many passages a call shows."""
+        return f"{self.index.digest}:k{self.k}:c{self.passage_chars}"
+
+    async def run(self, arguments: SearchArguments, context: ToolContext) -> Observation:
+        """The `k` best passages, best first; says so when there are none."""
+        query = arguments.query.strip()
+        if not query:
+            raise ToolError("search: the query is empty")
+        hits = await asyncio.to_thread(self.index.search, query, self.k)
+        sources = tuple(self._source(hit, query) for hit in hits)
+        cut = any(len(source.text) < len(hit.text) for source, hit in zip(sources, hits, strict=True))
+        text = "" if sources else "No passage found."
+        return Observation(self.name, text, sources, truncated=cut)
+
+    def _source(self, hit: Hit, query: str) -> Source:
+        text = excerpt(hit.text, query, self.passage_chars)
+        return Source(hit.id, hit.title, text, hit.score, hit.source, hit.content_sha256)
+
+
+def excerpt(text: str, query: str, size: int) -> str:
+    """At most about `size` characters of `text`: the window of sentences with most query words."""
+    if len(text) <= size:
+        return text
+    sentences = re.split(r"(?<=[.!?])\s+", text)
+    words = set(re.findall(r"\w{3,}", query.lower()))
+    scores = [len(words & set(re.findall(r"\w{3,}", sentence.lower()))) for sentence in sentences]
+    start, stop = _window([len(sentence) + 1 for sentence in sentences], scores, size)
+    cut = " ".join(sentences[start:stop])
+    return cut if len(cut) <= size else cut[:size].rsplit(" ", 1)[0]
+
+
+def _window(lengths: list[int], scores: list[int], size: int) -> tuple[int, int]:
+    """The half-open run of sentences within `size` characters with the highest score, first one wins."""
+    best, best_range, start, length, score = -1, (0, 1), 0, 0, 0
+    for stop, (width, value) in enumerate(zip(lengths, scores, strict=True), 1):
+        length, score = length + width, score + value
+        while length > size + 1 and start < stop - 1:
+            length, score, start = length - lengths[start], score - scores[start], start + 1
+        if score > best:
+            best, best_range = score, (start, stop)
+    return best_range
