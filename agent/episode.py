@@ -19,7 +19,7 @@ from pydantic import BaseModel, Field
 from agent.policies.base import Sampling
 from agent.task import Task
 from agent.trajectory import Span, Status, StopReason, Trajectory, Turn, join
-from tools.base import Source, Verdict
+from tools.base import Source, Verdict, freeze
 
 
 class ContextRule(StrEnum):
@@ -92,21 +92,29 @@ class Episode:
     error: str = ""
     meta: dict[str, str] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        freeze(
+            self, "token_ids", "logprobs", "context", "messages", "turns", "sources", "citations"
+        )
+        object.__setattr__(self, "history", tuple((q, a) for q, a in self.history))
+
     @property
     def sampled_tokens(self) -> int:
         """Tokens that the policy produced so far."""
         return sum(turn.reply.stop - turn.reply.start for turn in self.turns)
 
-    def write(self, ids: Sequence[int], logprobs: Sequence[float] | None = None) -> tuple[Episode, Span]:
+    def write(
+        self, ids: Sequence[int], logprobs: Sequence[float] | None = None
+    ) -> tuple[Episode, Span]:
         """Append tokens without showing them yet; gives the episode and their span."""
         start = len(self.token_ids)
         values = tuple(logprobs) if logprobs else (math.nan,) * len(ids)
-        grown = replace(
-            self, token_ids=(*self.token_ids, *ids), logprobs=(*self.logprobs, *values)
-        )
+        grown = replace(self, token_ids=(*self.token_ids, *ids), logprobs=(*self.logprobs, *values))
         return grown, Span(start, start + len(ids))
 
-    def show(self, ids: Sequence[int], message: dict[str, Any] | None = None) -> tuple[Episode, Span]:
+    def show(
+        self, ids: Sequence[int], message: dict[str, Any] | None = None
+    ) -> tuple[Episode, Span]:
         """Append unsampled tokens to what the policy sees, with the message they stand for."""
         grown, span = self.write(ids)
         messages = (*self.messages, message) if message else self.messages

@@ -167,7 +167,9 @@ class ToolCallFormat(ActionFormat):
             call = json.loads(match[1])
             return self._tool(str(call["name"]), call.get("arguments", {}), thought)
         except (ValueError, KeyError, TypeError, AttributeError):
-            return Action(ActionKind.MALFORMED, text="the tool call is not JSON with name and arguments")
+            return Action(
+                ActionKind.MALFORMED, text="the tool call is not JSON with name and arguments"
+            )
 
     def render(self, observation: Observation) -> str:
         """The bare text: the chat template wraps it."""
@@ -181,7 +183,9 @@ class ToolCallFormat(ActionFormat):
         except ValueError:
             values = None
         if not isinstance(values, dict):
-            return Action(ActionKind.MALFORMED, text=f"the arguments of {name} are not a JSON object")
+            return Action(
+                ActionKind.MALFORMED, text=f"the arguments of {name} are not a JSON object"
+            )
         return Action(ActionKind.TOOL, name, values, thought=thought)
 
     def _final(self, text: str) -> Action:

@@ -104,7 +104,9 @@ def build_graph(tools: Toolbox, checkpointer: Any = None) -> Graph:
     builder.add_edge("repair", "policy")
     builder.add_edge("finish", END)
     families = {tool.name: tool.family for tool in tools}
-    builder.add_conditional_edges("policy", lambda state: _route(state["episode"], families), routes)
+    builder.add_conditional_edges(
+        "policy", lambda state: _route(state["episode"], families), routes
+    )
     return builder.compile(checkpointer=checkpointer, name="turnwise")
 
 
@@ -157,9 +159,7 @@ def begin(episode: Episode, setup: Setup) -> Episode:
     return replace(opened, messages=messages)
 
 
-async def _generate(
-    episode: Episode, setup: Setup, write: Callable[[Event], None]
-) -> Completion:
+async def _generate(episode: Episode, setup: Setup, write: Callable[[Event], None]) -> Completion:
     """One policy call within what is left of the budgets.
 
     Raises:
@@ -186,7 +186,9 @@ async def _generate(
 
 
 def _visible(episode: Episode) -> list[int]:
-    return [token for span in episode.context for token in episode.token_ids[span.start : span.stop]]
+    return [
+        token for span in episode.context for token in episode.token_ids[span.start : span.stop]
+    ]
 
 
 def _room(episode: Episode, setup: Setup, forced: bool) -> int:
@@ -312,7 +314,9 @@ def _no_call(episode: Episode, action: Action, budgets: Budgets) -> StopReason |
 
 
 def _call_key(action: Action) -> tuple[str, str]:
-    arguments = {k: v.strip().lower() if isinstance(v, str) else v for k, v in action.arguments.items()}
+    arguments = {
+        k: v.strip().lower() if isinstance(v, str) else v for k, v in action.arguments.items()
+    }
     return action.name, json.dumps(arguments, sort_keys=True, default=str)
 
 
@@ -358,9 +362,7 @@ def _judged(episode: Episode, setup: Setup, seen: Observation) -> Episode:
     return replace(episode.hide(span, at, ids, {**old, "content": text}), judged=None)
 
 
-def _shown(
-    episode: Episode, setup: Setup, seen: Observation
-) -> tuple[Episode, Observation, Span]:
+def _shown(episode: Episode, setup: Setup, seen: Observation) -> tuple[Episode, Observation, Span]:
     """Write a rendered observation; one that does not fit the context is replaced by a note."""
     assert episode.pending is not None
     completion = Completion(episode.pending.text, tool_calls=_native_calls(episode))
@@ -402,9 +404,7 @@ def _capped(seen: Observation, setup: Setup) -> Observation:
             break
         kept.append(replace(source, text=source.text[:cap]))
     cut = len(kept) < len(seen.sources) or len(seen.text) > cap
-    return replace(
-        seen, sources=tuple(kept), text=seen.text[:cap], truncated=seen.truncated or cut
-    )
+    return replace(seen, sources=tuple(kept), text=seen.text[:cap], truncated=seen.truncated or cut)
 
 
 async def _finish(state: State, runtime: Runtime[Setup]) -> State:

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from kg.errors import UsageError
+from tools.base import freeze
 
 MAX_QUESTION_CHARS = 16_000
 
@@ -32,6 +33,9 @@ class Task:
     kind: str = ""
     evidence: tuple[str, ...] = ()
     meta: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        freeze(self, "answers", "evidence")
 
     @classmethod
     def ask(cls, question: str) -> Task:
@@ -59,6 +63,4 @@ class Task:
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Task:
         """The inverse of `to_dict`; unknown keys are an error."""
-        return cls(
-            **{**data, "answers": tuple(data.get("answers", ())), "evidence": tuple(data.get("evidence", ()))}
-        )
+        return cls(**data)

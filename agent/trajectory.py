@@ -23,7 +23,7 @@ import numpy.typing as npt
 from agent.policies.base import Sampling
 from agent.task import Task
 from kg.errors import UsageError
-from tools.base import Observation, Source, Verdict
+from tools.base import Observation, Source, Verdict, freeze
 
 FORMAT_VERSION = 1
 
@@ -107,6 +107,9 @@ class Action:
     thought: str = ""
     citations: tuple[int, ...] = ()
 
+    def __post_init__(self) -> None:
+        freeze(self, "citations")
+
 
 @dataclass(frozen=True, slots=True)
 class Turn:
@@ -140,6 +143,9 @@ class Turn:
     policy_seconds: float = 0.0
     tool_seconds: float = 0.0
     started: float = 0.0
+
+    def __post_init__(self) -> None:
+        freeze(self, "context")
 
 
 @dataclass(frozen=True)
@@ -179,7 +185,9 @@ class Trajectory:
     rewards: dict[str, float] = field(default_factory=dict)
     error: str = ""
     seconds: float = 0.0
-    created: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="microseconds"))
+    created: str = field(
+        default_factory=lambda: datetime.now(UTC).isoformat(timespec="microseconds")
+    )
     id: str = field(default_factory=lambda: uuid.uuid4().hex)
 
     def __post_init__(self) -> None:
@@ -188,10 +196,14 @@ class Trajectory:
                 f"trajectory {self.id}: {self.token_ids.shape} token ids but {self.logprobs.shape} logprobs"
             )
         size = len(self.token_ids)
-        spans = [s for turn in self.turns for s in (*turn.context, turn.reply, turn.observation_span)]
+        spans = [
+            s for turn in self.turns for s in (*turn.context, turn.reply, turn.observation_span)
+        ]
         for span in spans:
             if not 0 <= span.start <= span.stop <= size:
-                raise TrajectoryError(f"trajectory {self.id}: span {tuple(span)} lies outside 0..{size}")
+                raise TrajectoryError(
+                    f"trajectory {self.id}: span {tuple(span)} lies outside 0..{size}"
+                )
 
     @cached_property
     def sampled(self) -> npt.NDArray[np.bool_]:
@@ -281,7 +293,18 @@ class Trajectory:
         return replace(self, rewards={**self.rewards, **rewards})
 
 
-_PLAIN = ("id", "created", "group", "policy", "seed", "answer", "versions", "rewards", "error", "seconds")
+_PLAIN = (
+    "id",
+    "created",
+    "group",
+    "policy",
+    "seed",
+    "answer",
+    "versions",
+    "rewards",
+    "error",
+    "seconds",
+)
 
 
 def gather(
@@ -325,13 +348,7 @@ def turn_from_dict(data: dict[str, Any]) -> Turn:
             "context": tuple(Span(*span) for span in data["context"]),
             "reply": Span(*data["reply"]),
             "observation_span": Span(*data["observation_span"]),
-            "action": Action(
-                **{
-                    **action,
-                    "kind": ActionKind(action["kind"]),
-                    "citations": tuple(action["citations"]),
-                }
-            ),
+            "action": Action(**{**action, "kind": ActionKind(action["kind"])}),
             "observation": _observation(data["observation"]),
         }
     )
@@ -342,4 +359,6 @@ def _observation(data: dict[str, Any] | None) -> Observation | None:
         return None
     verdict = data["verdict"]
     sources = tuple(Source(**source) for source in data["sources"])
-    return Observation(**{**data, "sources": sources, "verdict": Verdict(verdict) if verdict else None})
+    return Observation(
+        **{**data, "sources": sources, "verdict": Verdict(verdict) if verdict else None}
+    )

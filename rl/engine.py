@@ -34,7 +34,9 @@ def load_trainable(folder: Path, lora: Lora | None, dtype: torch.dtype) -> Targe
             str(folder), dtype=dtype, attn_implementation=NAME, local_files_only=True
         )
     except (OSError, ValueError) as error:
-        raise PolicyUnavailableError(f"no model in {folder}: {error}", "agent models list") from error
+        raise PolicyUnavailableError(
+            f"no model in {folder}: {error}", "agent models list"
+        ) from error
     if lora is None:
         return TargetLogprobs(model.train())
     return TargetLogprobs(_adapted(model, lora).train())
@@ -62,7 +64,9 @@ class TargetLogprobs(torch.nn.Module):
             positions: int64[n], position within the own row.
             targets: int64[m], indices into `ids`, none of them the first of a row.
         """
-        base: Any = self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
+        base: Any = (
+            self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
+        )
         hidden = base.model(
             input_ids=ids[None], position_ids=positions[None], use_cache=False
         ).last_hidden_state[0]

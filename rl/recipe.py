@@ -109,7 +109,9 @@ def load_sft(name: str, overrides: Iterable[str] = ()) -> SftRecipe:
 def shipped() -> list[str]:
     """Names of the recipes that ship."""
     folder = resources.files("rl.recipes")
-    return sorted(f.name.removesuffix(".yaml") for f in folder.iterdir() if f.name.endswith(".yaml"))
+    return sorted(
+        f.name.removesuffix(".yaml") for f in folder.iterdir() if f.name.endswith(".yaml")
+    )
 
 
 def _read(name: str) -> dict[str, Any]:

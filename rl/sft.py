@@ -44,6 +44,7 @@ class StepReport:
     Attributes:
         loss: nats a sampled token, of this step's batch before the step.
         tokens: tokens of the batch; `targets` of them carry loss.
+        tokens_per_second: of this step.
         seconds: since this process began training.
         eta: seconds to the end, by the mean rate so far.
     """
@@ -55,6 +56,7 @@ class StepReport:
     grad_norm: float
     tokens: int
     targets: int
+    tokens_per_second: float
     seconds: float
     eta: float
 
@@ -147,7 +149,7 @@ def _step(
 ) -> StepReport:
     """One optimizer step over packs; every rank makes the same number of passes."""
     total = sum(int(p.target.sum()) for p in packs)
-    loss = 0.0
+    loss, step_began = 0.0, time.monotonic()
     mine = _share(packs)
     for index, (item, weight) in enumerate(mine):
         engine.set_gradient_accumulation_boundary(index == len(mine) - 1)
@@ -158,15 +160,17 @@ def _step(
     loss = _sum_over_ranks(loss) / total
     if not math.isfinite(loss):
         raise TrainingError(f"the loss is {loss} at step {number}", "lower optimizer.lr")
-    seconds = time.monotonic() - began
+    now = time.monotonic()
+    seconds, tokens = now - began, sum(len(p.ids) for p in packs)
     return StepReport(
         step=number,
         steps=of,
         loss=loss,
         lr=engine.get_lr()[0],
         grad_norm=float(engine.get_global_grad_norm() or 0.0),
-        tokens=sum(len(p.ids) for p in packs),
+        tokens=tokens,
         targets=total,
+        tokens_per_second=tokens / (now - step_began),
         seconds=seconds,
         eta=seconds / (number - start) * (of - number),
     )
@@ -202,7 +206,6 @@ def _rows(recipe: SftRecipe, demonstrations: Iterable[Trajectory]) -> tuple[list
     grouped: dict[str, list[Row]] = {}
     for trajectory in demonstrations:
         for row in rows(trajectory):
-            # a row that holds its first token as target has nothing to predict it from
             grouped.setdefault(trajectory.task.id, []).append(row)
     keys = sorted(grouped)
     np.random.default_rng(recipe.seed).shuffle(keys)

@@ -17,6 +17,15 @@ from pydantic import BaseModel, ValidationError
 from kg.errors import TurnwiseError, UsageError
 
 
+def freeze(value: object, *names: str) -> None:
+    """Turn the named fields of a frozen dataclass into tuples.
+
+    Checkpoints and JSON give lists back; the records themselves hold tuples.
+    """
+    for name in names:
+        object.__setattr__(value, name, tuple(getattr(value, name)))
+
+
 class Verdict(StrEnum):
     """What the policy said of the last observation (ReSeek's judge action)."""
 
@@ -70,6 +79,9 @@ class Observation:
     truncated: bool = False
     seconds: float = 0.0
     data: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        freeze(self, "sources")
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,7 +30,9 @@ class JudgeTool(Tool):
 
     name: ClassVar[str] = "judge"
     family: ClassVar[str] = "judge"
-    description: ClassVar[str] = "Say whether the last result helps to answer the question: yes or no."
+    description: ClassVar[str] = (
+        "Say whether the last result helps to answer the question: yes or no."
+    )
     example: ClassVar[str] = "yes"
     Arguments: ClassVar[type[BaseModel]] = JudgeArguments
     body: ClassVar[str] = "verdict"

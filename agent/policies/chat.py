@@ -35,7 +35,10 @@ class ChatTemplate:
             )
         self.tokenizer = tokenizer
         self._special = re.compile(
-            "|".join(re.escape(text) for text in sorted(_special_strings(tokenizer), key=len, reverse=True))
+            "|".join(
+                re.escape(text)
+                for text in sorted(_special_strings(tokenizer), key=len, reverse=True)
+            )
         )
         self._between: dict[str, tuple[str, str]] = {}
 
@@ -82,10 +85,15 @@ class ChatTemplate:
         """Break every special-token string in foreign text, so that it stays text."""
         return self._special.sub(lambda match: match.group().replace("<", "\u2039"), text)
 
-    def _render(self, messages: Sequence[dict[str, Any]], tools: Sequence[dict[str, Any]] = ()) -> str:
+    def _render(
+        self, messages: Sequence[dict[str, Any]], tools: Sequence[dict[str, Any]] = ()
+    ) -> str:
         return str(
             self.tokenizer.apply_chat_template(
-                list(messages), tools=list(tools) or None, tokenize=False, add_generation_prompt=True
+                list(messages),
+                tools=list(tools) or None,
+                tokenize=False,
+                add_generation_prompt=True,
             )
         )
 

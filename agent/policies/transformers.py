@@ -141,9 +141,7 @@ class _Decoder:
         self.policy = policy
         self.rows = rows
         self.device = policy.model.device
-        self.generators = [
-            torch.Generator().manual_seed(row.request.sampling.seed) for row in rows
-        ]
+        self.generators = [torch.Generator().manual_seed(row.request.sampling.seed) for row in rows]
 
     def run(self) -> None:
         """Prefill, then one token a step; finished rows leave the batch at once."""
@@ -173,9 +171,7 @@ class _Decoder:
         if len(prompts) == 1:
             cache, start = self._reused(prompts[0], cache)
         width = max(map(len, prompts))
-        ids = self.torch.tensor(
-            [[0] * (width - len(p)) + p for p in prompts], device=self.device
-        )
+        ids = self.torch.tensor([[0] * (width - len(p)) + p for p in prompts], device=self.device)
         mask = self.torch.tensor(
             [[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=self.device
         )
@@ -186,7 +182,9 @@ class _Decoder:
         if kept is None:
             return fresh, 0
         ids, cache = kept
-        shared = next((i for i, (a, b) in enumerate(zip(ids, prompt)) if a != b), min(len(ids), len(prompt)))
+        shared = next(
+            (i for i, (a, b) in enumerate(zip(ids, prompt)) if a != b), min(len(ids), len(prompt))
+        )
         shared = min(shared, len(prompt) - 1)
         if shared < _REUSE_AT_LEAST:
             return fresh, 0

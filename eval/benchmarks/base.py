@@ -79,7 +79,9 @@ def titles_to_ids(corpus: Path) -> dict[str, list[str]]:
     return index
 
 
-def evidence(titles: Iterable[str], index: dict[str, list[str]], among: Iterable[str]) -> tuple[str, ...]:
+def evidence(
+    titles: Iterable[str], index: dict[str, list[str]], among: Iterable[str]
+) -> tuple[str, ...]:
     """Ids of the passages with these titles, within the question's own context."""
     context = set(among)
     ids = (i for title in dict.fromkeys(titles) for i in index.get(title, []))

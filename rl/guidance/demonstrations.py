@@ -10,11 +10,14 @@ from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from tools.search.index import Index
+
 from agent.episode import Budgets, Episode
 from agent.formats import TagsFormat
 from agent.graph import Setup
 from agent.policies.chat import ChatTemplate
 from agent.rollout import rollout
+from agent.settings import SearchSettings
 from agent.task import Task
 from agent.trajectory import Status, Trajectory
 from eval.benchmarks import Benchmark, load
@@ -23,7 +26,6 @@ from rl.guidance.expert import ExpertPolicy, Passage
 from rl.recipe import Demonstrations
 from tools.base import Toolbox
 from tools.judge import JudgeTool
-from tools.search.index import Index
 from tools.search.tool import SearchTool
 
 log = logging.getLogger(__name__)
@@ -31,7 +33,12 @@ Indexer = Callable[[Benchmark], Path]
 
 
 def demonstrate(
-    recipe: Demonstrations, data: Path, template: ChatTemplate, indexer: Indexer, seed: int
+    recipe: Demonstrations,
+    data: Path,
+    template: ChatTemplate,
+    indexer: Indexer,
+    search: SearchSettings,
+    seed: int,
 ) -> Iterator[Trajectory]:
     """Play every source of the recipe and yield the episodes worth learning from.
 
@@ -40,12 +47,15 @@ def demonstrate(
         data: folder of the benchmarks.
         template: of the policy to be trained, so that the tokens are its own.
         indexer: gives the index folder of a benchmark, building it when needed.
+        search: how the search tool reads it, as the trained policy will meet it.
         seed: of the order and of the misleading queries.
     """
     for name, times in recipe.sources.items():
         benchmark = load(name, data, "train")
         episodes = list(_plays(benchmark.tasks, times, seed))
-        played = asyncio.run(_played(benchmark, episodes, recipe, template, indexer, seed))
+        played = asyncio.run(
+            _played(benchmark, episodes, recipe, template, indexer(benchmark), search, seed)
+        )
         kept = list(select(played, recipe.abstain_share))
         log.info("%s: %d of %d demonstrations kept", name, len(kept), len(played))
         yield from kept
@@ -56,17 +66,20 @@ async def _played(
     episodes: Sequence[Episode],
     recipe: Demonstrations,
     template: ChatTemplate,
-    indexer: Indexer,
+    folder: Path,
+    search: SearchSettings,
     seed: int,
 ) -> list[Trajectory]:
-    index = Index.open(indexer(benchmark))
+    index = Index.open(folder)
     passages = {p.id: Passage(p.title, p.text) for p in index.passages()}
     played: list[Trajectory] = []
     for lap in sorted({episode.seed for episode in episodes}):
         expert = ExpertPolicy(
             template, benchmark.tasks, passages, recipe.misleading, seed * 1000 + lap
         )
-        tools = Toolbox([SearchTool(index), JudgeTool()])
+        tools = Toolbox(
+            [SearchTool(index, search.k, search.passage_chars, search.mode), JudgeTool()]
+        )
         setup = Setup(expert, TagsFormat(tools), tools, Budgets(turns=12))
         mine: AsyncIterator[Trajectory] = rollout(
             [e for e in episodes if e.seed == lap], setup, concurrency=4

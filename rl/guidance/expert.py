@@ -24,9 +24,7 @@ from tools.base import Toolbox
 MAX_SEARCHES = 3
 _LINE = re.compile(r"^\[(\d+)\] (.*)$", re.MULTILINE)
 _FUNCTION_WORDS = frozenset(
-    "a an the of in on at to for from by with and or as is are was were be been do does did has have "
-    "had what which who whom whose when where why how that this these those it its there many much "
-    "name known called".split()
+    ["a", "an", "the", "of", "in", "on", "at", "to", "for", "from", "by", "with", "and", "or", "as", "is", "are", "was", "were", "be", "been", "do", "does", "did", "has", "have", "had", "what", "which", "who", "whom", "whose", "when", "where", "why", "how", "that", "this", "these", "those", "it", "its", "there", "many", "much", "name", "known", "called"]
 )
 
 
@@ -125,7 +123,9 @@ class ExpertPolicy(Policy):
         return None
 
     def _same(self, passage: Passage, line: _Line) -> bool:
-        title, text = (self._neutral(" ".join(part.split())) for part in (passage.title, passage.text))
+        title, text = (
+            self._neutral(" ".join(part.split())) for part in (passage.title, passage.text)
+        )
         body = line.text.removeprefix(f"{title}: ")
         return body != line.text and body[:80] in text
 
@@ -167,7 +167,9 @@ class ExpertPolicy(Policy):
         read = normalise(
             " ".join([task.question, *(line.text for key, line in gold.items() if key)])
         )
-        missing = [self._passages[k].title for k in task.evidence if k in self._passages and k not in gold]
+        missing = [
+            self._passages[k].title for k in task.evidence if k in self._passages and k not in gold
+        ]
         entities = [re.sub(r"\s*\(.*?\)", "", title) for title in missing] if any(gold) else []
         candidates = [e for e in entities if normalise(e) and normalise(e) in read]
         if not entities:

@@ -11,7 +11,7 @@ from pydantic import BaseModel, Field
 from tools.base import Observation, Source, Tool, ToolContext, ToolError
 
 if TYPE_CHECKING:
-    from tools.search.index import Hit, Index
+    from tools.search.index import Hit, Index, Mode
 
 MAX_QUERY_CHARS = 1000
 
@@ -28,7 +28,8 @@ class SearchTool(Tool):
     Args:
         index: an open index.
         k: passages a call shows.
-        passage_chars: longer passages are cut at a word boundary, around the query's words.
+        passage_chars: a longer passage is cut to its best window of sentences.
+        mode: `hybrid`, `lexical` or `dense`.
     """
 
     name: ClassVar[str] = "search"
@@ -38,24 +39,29 @@ class SearchTool(Tool):
     Arguments: ClassVar[type[BaseModel]] = SearchArguments
     body: ClassVar[str] = "query"
 
-    def __init__(self, index: Index, k: int = 3, passage_chars: int = 900) -> None:
+    def __init__(
+        self, index: Index, k: int = 3, passage_chars: int = 500, mode: Mode = "hybrid"
+    ) -> None:
         self.index = index
         self.k = k
         self.passage_chars = passage_chars
+        self.mode = mode
 
     @property
     def version(self) -> str:
-        """Digest of the index and of how many passages a call shows."""
-        return f"{self.index.digest}:k{self.k}:c{self.passage_chars}"
+        """Digest of the index, and how it is read."""
+        return f"{self.index.digest}:{self.mode}:k{self.k}:c{self.passage_chars}"
 
     async def run(self, arguments: SearchArguments, context: ToolContext) -> Observation:
         """The `k` best passages, best first; says so when there are none."""
         query = arguments.query.strip()
         if not query:
             raise ToolError("search: the query is empty")
-        hits = await asyncio.to_thread(self.index.search, query, self.k)
+        hits = await asyncio.to_thread(self.index.search, query, self.k, self.mode)
         sources = tuple(self._source(hit, query) for hit in hits)
-        cut = any(len(source.text) < len(hit.text) for source, hit in zip(sources, hits, strict=True))
+        cut = any(
+            len(source.text) < len(hit.text) for source, hit in zip(sources, hits, strict=True)
+        )
         text = "" if sources else "No passage found."
         return Observation(self.name, text, sources, truncated=cut)
 

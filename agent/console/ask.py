@@ -1,0 +1,96 @@
+"""`agent ask`: one question, or a conversation."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+import uuid
+from dataclasses import dataclass
+
+from agent.console.envelope import INTERRUPTED, exit_code
+from agent.console.printer import Printer
+from agent.session import Session
+from agent.settings import Settings
+from agent.task import MAX_QUESTION_CHARS, Task
+from kg.errors import UsageError
+
+_STDIN_LIMIT = 4 * MAX_QUESTION_CHARS + 1
+
+
+@dataclass(frozen=True)
+class Ask:
+    """What the command was given besides settings.
+
+    Attributes:
+        question: None opens the REPL, or goes on with an unfinished question of `thread`.
+        thread: conversation to continue; `latest` for the last one; empty for a new one.
+        keep: whether to store the trajectory.
+    """
+
+    question: str | None
+    thread: str = ""
+    keep: bool = True
+    fail_on_abstain: bool = False
+
+
+def read_question(argument: str | None) -> str | None:
+    """The question from the argument or from standard input; None when a person sits there.
+
+    Raises:
+        UsageError: standard input is not text, or empty.
+    """
+    if argument is not None and argument != "-":
+        return argument
+    if argument is None and sys.stdin.isatty():
+        return None
+    data = sys.stdin.buffer.read(_STDIN_LIMIT)
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise UsageError(
+            f"standard input is not UTF-8 text (byte {error.start})", "pass the question as text"
+        ) from error
+
+
+def run(ask: Ask, settings: Settings, printer: Printer) -> int:
+    """Run the command to its exit code.
+
+    Raises:
+        TurnwiseError: nothing could be run.
+    """
+    if ask.question is not None and not ask.thread:
+        Task.ask(ask.question)  # bad input is told before a model is loaded
+    try:
+        return asyncio.run(_run(ask, settings, printer))
+    except KeyboardInterrupt:
+        return INTERRUPTED
+
+
+async def _run(ask: Ask, settings: Settings, printer: Printer) -> int:
+    async with await Session.open(settings, printer.notify, ask.keep) as session:
+        thread = await _thread(session, ask)
+        if ask.question is None and not await session.unfinished(thread):
+            from agent.console.repl import Repl
+
+            return await Repl(session, printer, thread).run()
+        await answer(session, ask.question, thread, printer)
+        assert session.last is not None
+        return exit_code(session.last, ask.fail_on_abstain)
+
+
+async def answer(session: Session, question: str | None, thread: str, printer: Printer) -> None:
+    """Run one question, or the thread's unfinished one, through the printer."""
+    printer.start(thread)
+    events = session.resume(thread) if question is None else session.ask(question, thread)
+    async for event in events:
+        printer.event(event)
+    assert session.last is not None
+    printer.result(session.last, thread, session.settings.digest)
+
+
+async def _thread(session: Session, ask: Ask) -> str:
+    if ask.thread == "latest":
+        return await session.latest_thread()
+    if ask.thread and not await session.exists(ask.thread):
+        raise UsageError(f"no conversation '{ask.thread}'", "agent trace list shows their ids")
+    return ask.thread or uuid.uuid4().hex[:12]

@@ -1,0 +1,169 @@
+"""How an episode looks on a terminal: the answer on stdout, everything on the way on stderr."""
+
+from __future__ import annotations
+
+import json
+import sys
+from abc import ABC, abstractmethod
+from typing import Any
+
+from rich.console import Console
+from rich.text import Text
+
+from agent.console.envelope import envelope, failure
+from agent.events import ActionEvent, Event, ObservationEvent, TokenEvent
+from agent.trajectory import ActionKind, Status, Trajectory
+from kg.errors import TurnwiseError
+
+_SHOWN = {
+    Status.ABSTAINED: "No answer: the sources do not say.",
+    Status.OVER_BUDGET: "No answer within the budget.",
+    Status.TRUNCATED: "No answer: the reply was cut off.",
+}
+
+
+class Printer(ABC):
+    """Where events and results go."""
+
+    @abstractmethod
+    def start(self, thread: str) -> None:
+        """A question begins."""
+
+    @abstractmethod
+    def event(self, event: Event) -> None:
+        """Something happened."""
+
+    @abstractmethod
+    def result(self, trajectory: Trajectory, thread: str, digest: str) -> None:
+        """The episode is over."""
+
+    @abstractmethod
+    def error(self, error: TurnwiseError) -> None:
+        """Nothing could be run."""
+
+    def notify(self, line: str) -> None:
+        """A stage of set-up, such as a download."""
+        print(line, file=sys.stderr, flush=True)
+
+
+class TextPrinter(Printer):
+    """For people. Colours only on a terminal that has them (`NO_COLOR` and `TERM=dumb` respected).
+
+    Args:
+        steps: show each action and observation.
+        tokens: show the policy's text as it comes.
+        quiet: the answer alone.
+    """
+
+    def __init__(self, steps: bool = True, tokens: bool = False, quiet: bool = False) -> None:
+        self.steps = steps and not quiet
+        self.tokens = tokens and not quiet
+        self.quiet = quiet
+        self.out = Console(highlight=False, soft_wrap=True)
+        self.err = Console(stderr=True, highlight=False, soft_wrap=True)
+
+    def start(self, thread: str) -> None:
+        """Nothing to say yet."""
+
+    def notify(self, line: str) -> None:
+        """One dim line."""
+        if not self.quiet:
+            self.err.print(Text(line, style="dim"))
+
+    def event(self, event: Event) -> None:
+        """A line or two for each step."""
+        if isinstance(event, TokenEvent) and self.tokens:
+            self.err.print(Text(event.text, style="dim"), end="")
+        elif isinstance(event, ActionEvent) and self.steps:
+            self._action(event)
+        elif isinstance(event, ObservationEvent) and self.steps:
+            self._observation(event)
+
+    def result(self, trajectory: Trajectory, thread: str, digest: str) -> None:
+        """The answer with its sources."""
+        if trajectory.status is Status.FAILED:
+            self.err.print(Text(f"error: {trajectory.error or 'interrupted'}", style="red"))
+            return
+        marks = "".join(f"[{number}]" for number in trajectory.citations)
+        text = trajectory.answer or _SHOWN[trajectory.status]
+        self.out.print(Text(f"{text} {marks}".rstrip(), style="bold"))
+        if self.quiet:
+            return
+        for source in trajectory.sources:
+            if source.number in trajectory.citations:
+                where = f" ({source.origin})" if source.origin else ""
+                self.out.print(Text(f"  [{source.number}] {source.title}: {source.id}{where}"))
+        if trajectory.stop_reason.is_budget:
+            self.err.print(Text(f"stopped by: {trajectory.stop_reason.value}", style="yellow"))
+
+    def error(self, error: TurnwiseError) -> None:
+        """What was wrong and what to try."""
+        self.err.print(Text(f"error: {error.message}", style="red"))
+        if error.hint:
+            self.err.print(Text(f"  try: {error.hint}"))
+
+    def _action(self, event: ActionEvent) -> None:
+        if self.tokens:
+            self.err.print()
+        action = event.action
+        if action.thought:
+            self.err.print(Text(f"  think   {action.thought}", style="dim italic"))
+        if action.kind is ActionKind.TOOL:
+            values = ", ".join(str(value) for value in action.arguments.values())
+            self.err.print(Text(f"  {action.name:<7} {values}", style="cyan"))
+        elif action.kind is ActionKind.MALFORMED:
+            self.err.print(Text(f"  invalid {action.text}", style="yellow"))
+        elif action.kind is ActionKind.ABSTAIN:
+            self.err.print(Text(f"  abstain {action.text}", style="yellow"))
+
+    def _observation(self, event: ObservationEvent) -> None:
+        seen = event.observation
+        for source in seen.sources:
+            line = Text(f"          [{source.number}] {source.title}", style="dim")
+            line.append(f"  {' '.join(source.text.split())[:90]}", style="dim")
+            self.err.print(line, soft_wrap=False, overflow="ellipsis", no_wrap=True)
+        text = seen.error or ("" if seen.sources else seen.text)
+        if text:
+            self.err.print(Text(f"          {text}", style="yellow" if seen.error else "dim"))
+
+
+class JsonPrinter(Printer):
+    """One JSON envelope at the end, nothing else on stdout."""
+
+    def start(self, thread: str) -> None:
+        """Nothing: the envelope holds the thread."""
+
+    def event(self, event: Event) -> None:
+        """Nothing: the envelope holds the steps."""
+
+    def result(self, trajectory: Trajectory, thread: str, digest: str) -> None:
+        """The envelope."""
+        _line(envelope(trajectory, thread, digest))
+
+    def error(self, error: TurnwiseError) -> None:
+        """The envelope of a failure."""
+        _line(failure(error))
+
+
+class StreamPrinter(JsonPrinter):
+    """JSON lines: a start line, every event, and the envelope as the last line."""
+
+    def start(self, thread: str) -> None:
+        """The first line holds the thread."""
+        _line({"type": "start", "thread_id": thread})
+
+    def event(self, event: Event) -> None:
+        """One line an event."""
+        _line(event.to_dict())
+
+    def result(self, trajectory: Trajectory, thread: str, digest: str) -> None:
+        """The last line."""
+        _line({"type": "result", **envelope(trajectory, thread, digest)})
+
+    def error(self, error: TurnwiseError) -> None:
+        """The last line."""
+        _line({"type": "result", **failure(error)})
+
+
+def _line(value: dict[str, Any]) -> None:
+    print(json.dumps(value, ensure_ascii=False), flush=True)

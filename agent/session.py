@@ -1,0 +1,242 @@
+"""A session: policy, tools, store and checkpoints opened once, then questions asked one by one.
+
+This is what `agent ask` and the REPL drive. Each question is one episode of a thread; a thread's
+checkpoints lie in SQLite, so that it continues after the process is gone, also in mid-episode.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import sqlite3
+import uuid
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import replace
+from datetime import UTC, datetime
+from typing import Any
+
+from agent.episode import Episode
+from agent.events import Event
+from agent.formats import make_format, system_prompt
+from agent.graph import Graph, Setup, build_graph
+from agent.policies.base import Policy, Sampling
+from agent.policies.registry import open_policy
+from agent.rollout import record
+from agent.settings import Settings
+from agent.store import TrajectoryStore
+from agent.task import Task
+from agent.toolbox import open_tools
+from agent.trajectory import (
+    Action,
+    ActionKind,
+    Span,
+    Status,
+    StopReason,
+    Trajectory,
+    Turn,
+)
+from kg.errors import UsageError
+from tools.base import Observation, Source, Toolbox, Verdict
+
+log = logging.getLogger(__name__)
+Notify = Callable[[str], None]
+_STEPS = 10_000  # LangGraph's own limit; ours are the budgets
+_RECORDS = (
+    *(Episode, Task, Turn, Action, ActionKind, Span, Status, StopReason),
+    *(Observation, Source, Verdict),
+)
+
+
+def make_setup(settings: Settings, policy: Policy, tools: Toolbox) -> Setup:
+    """The shared part of every episode run under these settings."""
+    name = settings.format or ("tool_call" if policy.template is None else "tags")
+    return Setup(
+        policy=policy,
+        format=make_format(name, tools),
+        tools=tools,
+        budgets=settings.budgets,
+        sampling=Sampling(**settings.sampling.model_dump(), seed=settings.seed),
+        rule=settings.rule,
+        system=settings.system or system_prompt(),
+        tool_seconds=settings.tool_seconds,
+        observation_chars=settings.observation_chars,
+    )
+
+
+class Session:
+    """An open agent. Use `Session.open` as an async context manager.
+
+    Attributes:
+        setup: what its episodes share.
+        last: the trajectory of the last question, once its events are exhausted.
+        log: whether trajectories go into the store.
+    """
+
+    def __init__(
+        self, setup: Setup, graph: Graph, store: TrajectoryStore | None, settings: Settings
+    ) -> None:
+        self.setup = setup
+        self.settings = settings
+        self.last: Trajectory | None = None
+        self._graph = graph
+        self._store = store
+        self._stack = AsyncExitStack()
+
+    @classmethod
+    async def open(
+        cls, settings: Settings, notify: Notify = lambda line: None, keep: bool = True
+    ) -> Session:
+        """Load policy and tools.
+
+        Args:
+            settings: everything else.
+            notify: gets one line a stage (download, index build).
+            keep: whether trajectories are stored.
+
+        Raises:
+            TurnwiseError: any part that does not open, each with its own exit code.
+        """
+        tools = await asyncio.to_thread(open_tools, settings, notify)
+        policy = await asyncio.to_thread(
+            lambda: open_policy(
+                settings.policy,
+                settings.models_dir,
+                dtype=settings.dtype,
+                model=settings.model,
+                api_key=settings.api_key,
+                notify=notify,
+            )
+        )
+        store = await asyncio.to_thread(TrajectoryStore.open, settings.store_url) if keep else None
+        stack = AsyncExitStack()
+        saver = await stack.enter_async_context(_checkpoints(settings))
+        session = cls(
+            make_setup(settings, policy, tools), build_graph(tools, saver), store, settings
+        )
+        stack.push_async_callback(policy.aclose)
+        if store is not None:
+            stack.callback(store.close)
+        session._stack = stack
+        return session
+
+    async def __aenter__(self) -> Session:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._stack.aclose()
+
+    async def latest_thread(self) -> str:
+        """Id of the thread that was used last.
+
+        Raises:
+            UsageError: there is none yet.
+        """
+        async for saved in self._saver.alist(None, limit=1):
+            return str(saved.config["configurable"]["thread_id"])
+        raise UsageError("there is no conversation to continue", 'agent ask "your question"')
+
+    async def ask(self, question: str, thread: str) -> AsyncIterator[Event]:
+        """Run one question in a thread, yielding its events; `last` is set at the end.
+
+        Closing the iterator (or cancelling the task) stops the episode; what it did is stored.
+        """
+        before = await self._state(thread)
+        task = Task.ask(question)
+        task = replace(task, meta={"thread": thread})
+        episode = Episode(
+            task,
+            seed=self.settings.seed,
+            history=_history(before),
+            meta={"id": uuid.uuid4().hex},
+        )
+        async for event in self._run({"episode": episode}, thread):
+            yield event
+
+    async def resume(self, thread: str) -> AsyncIterator[Event]:
+        """Go on with an episode that was cut off in the middle.
+
+        Raises:
+            UsageError: the thread does not exist or has nothing unfinished.
+        """
+        if not await self.unfinished(thread):
+            raise UsageError(f"thread '{thread}' has no unfinished question", "agent trace list")
+        async for event in self._run(None, thread):
+            yield event
+
+    async def unfinished(self, thread: str) -> bool:
+        """Whether the thread's last episode was cut off."""
+        episode = await self._state(thread)
+        return episode is not None and episode.status is None
+
+    async def exists(self, thread: str) -> bool:
+        """Whether the thread has any checkpoint."""
+        return await self._state(thread) is not None
+
+    @property
+    def _saver(self) -> Any:
+        return self._graph.checkpointer
+
+    async def _state(self, thread: str) -> Episode | None:
+        snapshot = await self._graph.aget_state({"configurable": {"thread_id": thread}})
+        return snapshot.values.get("episode") if snapshot.values else None
+
+    async def _run(self, given: Any, thread: str) -> AsyncIterator[Event]:
+        created = datetime.now(UTC).isoformat(timespec="microseconds")
+        self.last = None
+        config: Any = {"configurable": {"thread_id": thread}, "recursion_limit": _STEPS}
+        stream = self._graph.astream(
+            given, config, context=self.setup, stream_mode="custom", durability="sync"
+        )
+        try:
+            async for event in stream:
+                yield event
+        finally:
+            await asyncio.shield(self._finish(thread, created))
+
+    async def _finish(self, thread: str, created: str) -> None:
+        """Store the episode's trajectory, however it ended."""
+        episode = await self._state(thread)
+        if episode is None:
+            return
+        if episode.status is None:
+            turns = episode.turns + ((episode.pending,) if episode.pending else ())
+            episode = episode.end(Status.FAILED, StopReason.CANCELLED, turns=turns)
+        self.last = record(episode, self.setup, created)
+        if self._store is not None:
+            await asyncio.to_thread(self._store.add, self.last)
+
+
+def _history(before: Episode | None) -> tuple[tuple[str, str], ...]:
+    """Questions and answers of the thread so far; unanswered ones are left out."""
+    if before is None:
+        return ()
+    if not before.answer:
+        return before.history
+    return (*before.history, (before.task.question, before.answer))
+
+
+@asynccontextmanager
+async def _checkpoints(settings: Settings) -> AsyncIterator[Any]:
+    """The SQLite saver; its serializer loads our own records and plain values, nothing else."""
+    import aiosqlite
+    from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
+    from langgraph.checkpoint.sqlite.aio import AsyncSqliteSaver
+
+    path = settings.data_dir / "threads.sqlite"
+    strict = JsonPlusSerializer(
+        allowed_msgpack_modules=[(kind.__module__, kind.__qualname__) for kind in _RECORDS]
+    )
+    async with AsyncExitStack() as stack:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            saver = AsyncSqliteSaver(
+                await stack.enter_async_context(aiosqlite.connect(path)), serde=strict
+            )
+            await saver.setup()
+        except (OSError, sqlite3.Error) as error:
+            raise UsageError(
+                f"the conversation file {path} does not open: {error}",
+                "move it away, or set AGENT_HOME to another folder",
+            ) from error
+        yield saver

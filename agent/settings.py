@@ -1,0 +1,152 @@
+"""Settings: one model; flags > environment (`AGENT_*`) > agent.toml > user file > defaults."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, Field, SecretStr, ValidationError
+from pydantic_settings import (
+    BaseSettings,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    TomlConfigSettingsSource,
+)
+
+from agent.episode import Budgets, ContextRule
+from kg.errors import UsageError
+
+PROJECT_FILE = Path("agent.toml")
+
+
+def user_file() -> Path:
+    """The user's settings file (XDG)."""
+    root = os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config"
+    return Path(root) / "turnwise" / "agent.toml"
+
+
+class SearchSettings(BaseModel):
+    """How the search tool reads its index.
+
+    Attributes:
+        k: passages a call shows.
+        passage_chars: a longer passage is cut to its best window of sentences.
+        mode: `hybrid`, `lexical` or `dense`.
+    """
+
+    k: int = Field(3, ge=1, le=50)
+    passage_chars: int = Field(500, ge=100)
+    mode: Literal["hybrid", "lexical", "dense"] = "hybrid"
+
+
+class SamplingSettings(BaseModel):
+    """How the policy draws tokens; see `agent.policies.base.Sampling`."""
+
+    temperature: float = Field(0.0, ge=0)
+    top_p: float = Field(1.0, gt=0, le=1)
+    top_k: int = Field(0, ge=0)
+    max_tokens: int = Field(256, ge=1)
+
+
+class Settings(BaseSettings):
+    """Everything that can be set.
+
+    Attributes:
+        home: one folder for models, indexes, history; XDG folders when empty.
+        policy: a model name or folder, `vllm:NAME`, or the URL of an OpenAI-compatible server.
+        model: the model's name on that server.
+        api_key: for that server; never logged.
+        format: `tags` or `tool_call`; empty picks `tool_call` for a server and `tags` otherwise.
+        tools: names of the tools the policy may use.
+        corpus: files, folders or built indexes to search; the bundled library when empty.
+        rule: what becomes of a rejected observation.
+        store: URL or path of the trajectory store; `home`'s own when empty.
+        system: replaces the built-in system prompt.
+    """
+
+    model_config = SettingsConfigDict(
+        env_prefix="AGENT_", env_nested_delimiter="__", extra="ignore", toml_file=None
+    )
+
+    home: Path | None = None
+    policy: str = "default"
+    model: str = ""
+    api_key: SecretStr | None = None
+    format: Literal["", "tags", "tool_call"] = ""
+    tools: tuple[str, ...] = ("search", "judge")
+    corpus: tuple[Path, ...] = ()
+    rule: ContextRule = ContextRule.OMIT
+    budgets: Budgets = Budgets()
+    sampling: SamplingSettings = SamplingSettings()
+    search: SearchSettings = SearchSettings()
+    tool_seconds: float = Field(30.0, gt=0)
+    observation_chars: int = Field(6000, ge=200)
+    store: str = ""
+    system: str = ""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    seed: int = 0
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Flags, environment, project file, user file."""
+        files = (TomlConfigSettingsSource(settings_cls, f) for f in (PROJECT_FILE, user_file()))
+        return init_settings, env_settings, *files
+
+    @property
+    def models_dir(self) -> Path:
+        """Where pulled models lie."""
+        return (self.home or _xdg("XDG_CACHE_HOME", ".cache")) / "models"
+
+    @property
+    def indexes_dir(self) -> Path:
+        """Where indexes built on demand lie."""
+        return (self.home or _xdg("XDG_CACHE_HOME", ".cache")) / "indexes"
+
+    @property
+    def data_dir(self) -> Path:
+        """Where history lies: trajectories and conversations."""
+        return self.home or _xdg("XDG_DATA_HOME", ".local/share")
+
+    @property
+    def store_url(self) -> str:
+        """The trajectory store's URL or path."""
+        return self.store or str(self.data_dir / "trajectories.sqlite")
+
+    @property
+    def digest(self) -> str:
+        """First 12 hex digits of the SHA-256 of everything but secrets and paths of this machine."""
+        text = self.model_dump_json(exclude={"home", "api_key", "store", "corpus"})
+        return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def _xdg(variable: str, default: str) -> Path:
+    return Path(os.environ.get(variable) or Path.home() / default) / "turnwise"
+
+
+def load_settings(**flags: Any) -> Settings:
+    """Settings with the given flags; flags that are None are not set.
+
+    Raises:
+        UsageError: a value out of range or of the wrong type, named with where it is set.
+    """
+    given = {key: value for key, value in flags.items() if value is not None}
+    try:
+        return Settings(**given)
+    except ValidationError as error:
+        problem = error.errors()[0]
+        where = ".".join(str(part) for part in problem["loc"])
+        raise UsageError(
+            f"setting '{where}': {problem['msg']}",
+            f"see its flag, AGENT_{where.upper().replace('.', '__')}, {PROJECT_FILE} or {user_file()}",
+        ) from error
+    except ValueError as error:  # a settings file that is not TOML
+        raise UsageError(f"settings: {error}", f"check {PROJECT_FILE} and {user_file()}") from error

@@ -1,0 +1,98 @@
+"""From settings to tools. A new tool family adds one entry to `_OPENERS`, and nothing to the graph."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+from agent.settings import Settings
+from kg.errors import UsageError
+from tools.base import Tool, Toolbox
+from tools.judge import JudgeTool
+
+Notify = Callable[[str], None]
+
+
+def open_tools(settings: Settings, notify: Notify = lambda line: None) -> Toolbox:
+    """The tools that the settings name, opened.
+
+    Raises:
+        UsageError: a tool that does not exist, or a corpus that cannot be read.
+        ToolUnavailableError: an index that is broken.
+    """
+    unknown = [name for name in settings.tools if name not in _OPENERS]
+    if unknown:
+        raise UsageError(f"no tool '{unknown[0]}'", f"there are: {', '.join(_OPENERS)}")
+    return Toolbox(_OPENERS[name](settings, notify) for name in settings.tools)
+
+
+def _search(settings: Settings, notify: Notify) -> Tool:
+    from tools.search.index import Index
+
+    from tools.search.tool import SearchTool
+
+    folder = index_of(settings.corpus, settings.indexes_dir, notify)
+    search = settings.search
+    return SearchTool(Index.open(folder), search.k, search.passage_chars, search.mode)
+
+
+_OPENERS: dict[str, Callable[[Settings, Notify], Tool]] = {
+    "search": _search,
+    "judge": lambda settings, notify: JudgeTool(),
+}
+
+
+def index_of(corpus: tuple[Path, ...], indexes: Path, notify: Notify = lambda line: None) -> Path:
+    """The index folder of a corpus, built on first use and again when a file changed.
+
+    Args:
+        corpus: files and folders, or one folder that is an index already; empty for the bundled
+            library.
+        indexes: where built indexes lie.
+        notify: told when an index is being built.
+
+    Raises:
+        UsageError: a path that does not exist or holds no readable passage.
+    """
+    if not corpus:
+        corpus = (_library(indexes),)
+    missing = [path for path in corpus if not path.exists()]
+    if missing:
+        raise UsageError(f"the corpus {missing[0]} does not exist", "check --corpus")
+    if len(corpus) == 1 and (corpus[0] / "manifest.json").is_file():
+        return corpus[0]
+    folder = indexes / _fingerprint(corpus)
+    if not (folder / "manifest.json").is_file():
+        from tools.search.build import build_index
+
+        notify(f"indexing {', '.join(str(path) for path in corpus)}")
+        build_index(corpus, folder)
+    return folder
+
+
+def _library(indexes: Path) -> Path:
+    """The bundled library's passages as a corpus file."""
+    from kg.library.passages import write_corpus
+
+    path = indexes / "library.jsonl"
+    partial = path.with_suffix(f".{os.getpid()}.part")
+    partial.parent.mkdir(parents=True, exist_ok=True)
+    write_corpus(partial)
+    if not path.is_file() or path.read_bytes() != partial.read_bytes():
+        os.replace(partial, path)
+    else:
+        partial.unlink()
+    return path
+
+
+def _fingerprint(corpus: tuple[Path, ...]) -> str:
+    """Changes when a file of the corpus is added, removed or written."""
+    digest = hashlib.sha256()
+    for path in corpus:
+        files = sorted(path.rglob("*")) if path.is_dir() else [path]
+        for file in (f for f in files if f.is_file()):
+            stat = file.stat()
+            digest.update(f"{file.resolve()}\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode())
+    return digest.hexdigest()[:16]

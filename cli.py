@@ -1,0 +1,456 @@
+"""The `agent` command: parse flags, call one function of a package, show the result.
+
+Nothing heavy is imported before a command runs, so that `agent --help` answers at once.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from kg.errors import TurnwiseError, UsageError
+
+if TYPE_CHECKING:
+    from agent.store import TrajectoryStore
+
+    from agent.console.printer import Printer
+    from agent.settings import Settings
+
+_HELP = {"help_option_names": ["-h", "--help"]}
+
+
+def _app(text: str, examples: str = "") -> typer.Typer:
+    return typer.Typer(
+        help=text,
+        epilog=examples,
+        no_args_is_help=True,
+        pretty_exceptions_enable=False,
+        context_settings=_HELP,
+    )
+
+
+app = _app(
+    "Ask a question and get an answer with its sources, from an agent that learns from every turn.",
+    'Examples: agent ask "Who discovered oxygen?" · agent doctor · agent trace list',
+)
+index_app = _app("Build, change and inspect search indexes.")
+models_app = _app("List and fetch models.")
+trace_app = _app("Look at past episodes; needs no model.")
+app.add_typer(index_app, name="index")
+app.add_typer(models_app, name="models")
+app.add_typer(trace_app, name="trace")
+
+Store = Annotated[str | None, typer.Option(help="Trajectory store: a path or a database URL.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Machine-readable output on stdout.")]
+Corpus = Annotated[
+    list[Path] | None,
+    typer.Option(help="File, folder or built index to search; repeatable. Default: the library."),
+]
+PolicyName = Annotated[
+    str | None,
+    typer.Option("--policy", "-p", help="Model, folder, vllm:NAME, or http(s)://server/v1."),
+]
+
+
+def _version(value: bool) -> None:
+    if value:
+        from agent.console.envelope import package_version
+
+        typer.echo(f"turnwise {package_version()}")
+        raise typer.Exit
+
+
+@app.callback()
+def _main(
+    debug: Annotated[bool, typer.Option(help="Show tracebacks and debug logs.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
+    ] = False,
+) -> None:
+    """Common to all commands."""
+    if debug:
+        os.environ["AGENT_DEBUG"] = "1"
+    level = logging.DEBUG if debug else logging.WARNING
+    logging.basicConfig(level=level, format="%(levelname)s %(name)s: %(message)s")
+    for noisy in ("httpcore", "httpx", "asyncio", "aiosqlite", "filelock"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+
+
+@app.command(
+    epilog='Examples: agent ask "Which element is named after the creator of the periodic table?" · '
+    'agent ask --corpus notes/ --json "When is the deadline?" · echo "Who was Marie Curie?" | agent ask'
+)
+def ask(
+    question: Annotated[
+        str | None, typer.Argument(help="The question; - or a pipe reads it from stdin.")
+    ] = None,
+    corpus: Corpus = None,
+    policy: PolicyName = None,
+    model: Annotated[str | None, typer.Option("--model", "-m", help="Model of a server.")] = None,
+    api_key: Annotated[
+        str | None,
+        typer.Option(help="Key of a server; better as AGENT_API_KEY.", show_default=False),
+    ] = None,
+    tools: Annotated[str | None, typer.Option(help="Comma-separated tool names.")] = None,
+    format: Annotated[
+        str | None, typer.Option("--format", help="Action format: tags or tool_call.")
+    ] = None,
+    system: Annotated[str | None, typer.Option(help="Replace the system prompt.")] = None,
+    json_: AsJson = False,
+    output_format: Annotated[
+        str, typer.Option(help="text, json or stream-json (one event a line).")
+    ] = "text",
+    trace: Annotated[
+        bool, typer.Option("--trace", help="Stream the policy's own text too.")
+    ] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="The answer alone.")] = False,
+    continue_: Annotated[
+        bool, typer.Option("--continue", "-c", help="Go on with the last conversation.")
+    ] = False,
+    resume: Annotated[
+        str | None, typer.Option(help="Go on with the conversation of this id.")
+    ] = None,
+    no_log: Annotated[
+        bool, typer.Option("--no-log", "-n", help="Do not store the episode.")
+    ] = False,
+    fail_on_abstain: Annotated[
+        bool, typer.Option("--fail-on-abstain", help="Exit with 3 when there is no answer.")
+    ] = False,
+    max_turns: Annotated[int | None, typer.Option(help="Policy calls.")] = None,
+    max_tool_calls: Annotated[int | None, typer.Option(help="Tool calls.")] = None,
+    max_tokens: Annotated[int | None, typer.Option(help="Sampled tokens, in all.")] = None,
+    timeout: Annotated[float | None, typer.Option(help="Seconds.")] = None,
+    temperature: Annotated[float | None, typer.Option(help="0 is greedy.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Of the sampling.")] = None,
+    store: Store = None,
+) -> None:
+    """Answer a question with sources; without a question, open a conversation.
+
+    Exit codes: 0 answered, 1 unexpected failure, 2 usage, 3 abstained (with --fail-on-abstain),
+    4 budget spent (the best answer so far is printed), 5 policy unavailable, 6 tool unavailable,
+    130 interrupted.
+    """
+    printer = _printer("json" if json_ else output_format, trace, quiet)
+    try:
+        from agent.console.ask import Ask, read_question, run
+
+        settings = _settings(
+            corpus=tuple(corpus) if corpus else None,
+            policy=policy,
+            model=model,
+            api_key=api_key,
+            tools=tuple(name.strip() for name in tools.split(",")) if tools else None,
+            format=format,
+            system=system,
+            store=store,
+            seed=seed,
+            budgets=_given(
+                turns=max_turns, tool_calls=max_tool_calls, tokens=max_tokens, seconds=timeout
+            ),
+            sampling=_given(temperature=temperature),
+        )
+        thread = resume or ("latest" if continue_ else "")
+        asked = (
+            None if resume and question is None and sys.stdin.isatty() else read_question(question)
+        )
+        code = run(Ask(asked, thread, not no_log, fail_on_abstain), settings, printer)
+    except TurnwiseError as error:
+        if os.environ.get("AGENT_DEBUG"):
+            raise
+        printer.error(error)
+        code = error.exit_code
+    raise typer.Exit(code)
+
+
+@app.command(
+    epilog="Examples: agent doctor · agent doctor --json · agent doctor --policy vllm:default"
+)
+def doctor(policy: PolicyName = None, corpus: Corpus = None, json_: AsJson = False) -> None:
+    """Check versions, engines, model, index, store, disk and TLS; red or green, with the next command."""
+    from agent.doctor import check, summary
+
+    checks = check(_settings(policy=policy, corpus=tuple(corpus) if corpus else None))
+    if json_:
+        typer.echo(json.dumps([vars_of(c) for c in checks]))
+    else:
+        colours = {"ok": typer.colors.GREEN, "warn": typer.colors.YELLOW, "fail": typer.colors.RED}
+        for c in checks:
+            mark = typer.style(f"{c.status:<4}", fg=colours[c.status])
+            typer.echo(
+                f"{mark} {c.name:<14} {c.detail}" + (f"\n     try: {c.hint}" if c.hint else "")
+            )
+    raise typer.Exit(summary(checks))
+
+
+@app.command(
+    epilog="Examples: agent sft cold_start --data DATA --out runs/cold_start · "
+    "agent sft my.yaml --demonstrations demos.jsonl.gz --out runs/mine --set optimizer.lr=1e-4"
+)
+def sft(
+    recipe: Annotated[str, typer.Argument(help="A recipe that ships, or a YAML file.")],
+    out: Annotated[Path, typer.Option(help="Folder of the run; an interrupted one is resumed.")],
+    data: Annotated[
+        Path | None, typer.Option(envvar="AGENT_DATA", help="Folder of the benchmark data.")
+    ] = None,
+    demonstrations: Annotated[
+        list[Path] | None,
+        typer.Option(help="Trajectories (JSONL) instead of the scripted expert's."),
+    ] = None,
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", help="key=value, over the recipe.")
+    ] = None,
+) -> None:
+    """Fine-tune a policy on demonstration trajectories (cold start)."""
+    from rl.cold_start import run
+
+    settings = _settings()
+    report = run(recipe, set_ or [], out, data, demonstrations or [], settings, _stderr)
+    typer.echo(json.dumps(report, indent=2))
+
+
+@index_app.command("build", epilog="Examples: agent index build notes/ papers.jsonl.gz my-index")
+def index_build(
+    paths: Annotated[
+        list[Path], typer.Argument(help="JSONL, Markdown, text, HTML, PDF; then OUT.")
+    ],
+    embedder: Annotated[
+        str | None, typer.Option(help="sentence-transformers folder; default all-MiniLM-L6-v2.")
+    ] = None,
+    add: Annotated[bool, typer.Option("--add", help="Add to the index OUT.")] = False,
+    json_: AsJson = False,
+) -> None:
+    """Build an index: the last path is where it goes."""
+    from tools.search.command import add_to, build
+
+    if len(paths) < 2:
+        raise UsageError(
+            "give at least one corpus and the index folder", "agent index build notes/ OUT"
+        )
+    *corpus, out = paths
+    report = (add_to if add else build)(corpus, out, embedder, _stderr)
+    typer.echo(json.dumps(report) if json_ else _lines(report))
+
+
+@index_app.command("delete", epilog="Example: agent index delete my-index notes/a.md#0")
+def index_delete(
+    index: Path, ids: Annotated[list[str], typer.Argument(help="Passage ids.")]
+) -> None:
+    """Delete passages from an index."""
+    from tools.search.command import delete_from
+
+    typer.echo(_lines(delete_from(index, ids)))
+
+
+@index_app.command(
+    "info", epilog="Examples: agent index info my-index · agent index info my-index --json"
+)
+def index_info(index: Path, json_: AsJson = False) -> None:
+    """What an index holds and how it was built."""
+    from tools.search.index import Index
+
+    info = Index.open(index).info()
+    typer.echo(json.dumps(info) if json_ else _lines(info))
+
+
+@models_app.command("list", epilog="Examples: agent models list · agent models list --json")
+def models_list(json_: AsJson = False) -> None:
+    """Known models, and which are on disk."""
+    from agent.policies.catalog import list_models
+
+    entries = [vars_of(entry) for entry in list_models(_settings().models_dir)]
+    if json_:
+        typer.echo(json.dumps(entries, default=str))
+        return
+    for e in entries:
+        state = str(e["path"]) if e["cached"] else "not pulled"
+        typer.echo(f"{e['name']:<24} {e['parameters']:>12} {e['licence']:<12} {state}")
+
+
+@models_app.command(
+    "pull", epilog="Examples: agent models pull default · agent models pull owner/model"
+)
+def models_pull(
+    name: str,
+    force: Annotated[bool, typer.Option("--force", help="Fetch again over a broken copy.")] = False,
+) -> None:
+    """Fetch a model and check its hash."""
+    from agent.policies.catalog import pull
+
+    typer.echo(str(pull(name, _settings().models_dir, _stderr, force=force)))
+
+
+@trace_app.command(
+    "list", epilog="Examples: agent trace list · agent trace list --status abstained --json"
+)
+def trace_list(
+    limit: Annotated[int, typer.Option(help="Newest first.")] = 20,
+    status: Annotated[str | None, typer.Option(help="answered, abstained, over_budget, …")] = None,
+    policy: Annotated[str | None, typer.Option(help="name@version")] = None,
+    task: Annotated[str | None, typer.Option(help="Task id.")] = None,
+    since: Annotated[str | None, typer.Option(help="ISO time.")] = None,
+    store: Store = None,
+    json_: AsJson = False,
+) -> None:
+    """Past episodes, newest first."""
+    from agent.store import Filter
+
+    chosen = Filter(limit=limit, status=status, policy=policy, task=task, since=since)
+    with _store(store) as opened:
+        _summaries(list(opened.summaries(chosen)), json_)
+
+
+@trace_app.command("search", epilog='Example: agent trace search "periodic table"')
+def trace_search(
+    text: str,
+    limit: Annotated[int, typer.Option()] = 20,
+    store: Store = None,
+    json_: AsJson = False,
+) -> None:
+    """Full-text search over questions and answers."""
+    with _store(store) as opened:
+        _summaries(list(opened.search(text, limit)), json_)
+
+
+@trace_app.command("show", epilog="Examples: agent trace show 3f2a · agent trace show 3f2a --json")
+def trace_show(id: str, store: Store = None, json_: AsJson = False) -> None:
+    """One episode, step by step; a prefix of its id is enough."""
+    from agent.viewer import render_text
+
+    with _store(store) as opened:
+        trajectory = opened.get(id)
+    typer.echo(json.dumps(trajectory.to_dict()) if json_ else render_text(trajectory))
+
+
+@trace_app.command(
+    "export", epilog="Examples: agent trace export all.jsonl · agent trace export all.parquet"
+)
+def trace_export(
+    out: Path,
+    status: Annotated[str | None, typer.Option()] = None,
+    policy: Annotated[str | None, typer.Option()] = None,
+    store: Store = None,
+) -> None:
+    """Write episodes to .jsonl, .jsonl.gz or .parquet, without loss."""
+    from agent.store import Filter
+
+    with _store(store) as opened:
+        count = opened.export(out, Filter(status=status, policy=policy))
+    typer.echo(f"{count} episodes written to {out}")
+
+
+@trace_app.command("import", epilog="Example: agent trace import all.jsonl")
+def trace_import(path: Path, store: Store = None) -> None:
+    """Read episodes of an export into the store; known ids are left alone."""
+    with _store(store) as opened:
+        report = opened.import_(path)
+    typer.echo(_lines(vars_of(report)))
+
+
+@trace_app.command(
+    "html", epilog="Examples: agent trace html 3f2a -o trace.html · agent trace html -o last.html"
+)
+def trace_html(
+    ids: Annotated[list[str] | None, typer.Argument(help="Episodes; default: the newest.")] = None,
+    out: Annotated[Path, typer.Option("--out", "-o")] = Path("trace.html"),
+    store: Store = None,
+) -> None:
+    """Write one self-contained HTML page to look at episodes."""
+    from agent.console.html import write_html
+
+    with _store(store) as opened:
+        typer.echo(str(write_html(opened, ids or [], out, _settings().models_dir)))
+
+
+@trace_app.command("rm", epilog="Example: agent trace rm 3f2a…")
+def trace_rm(ids: list[str], store: Store = None) -> None:
+    """Delete episodes."""
+    with _store(store) as opened:
+        full = [opened.get(i).id for i in ids]
+        typer.echo(f"{opened.delete(full)} episodes deleted")
+
+
+def vars_of(value: Any) -> dict[str, Any]:
+    """Fields of a dataclass as a dict."""
+    from dataclasses import asdict
+
+    return asdict(value)
+
+
+def _settings(**flags: Any) -> Settings:
+    from agent.settings import load_settings
+
+    return load_settings(**flags)
+
+
+def _given(**values: Any) -> dict[str, Any] | None:
+    chosen = {key: value for key, value in values.items() if value is not None}
+    return chosen or None
+
+
+def _store(url: str | None) -> TrajectoryStore:
+    from agent.store import TrajectoryStore
+
+    return TrajectoryStore.open(_settings(store=url).store_url)
+
+
+def _printer(kind: str, trace: bool, quiet: bool) -> Printer:
+    from agent.console import printer
+
+    if kind == "text":
+        return printer.TextPrinter(tokens=trace, quiet=quiet)
+    if kind == "json":
+        return printer.JsonPrinter()
+    if kind == "stream-json":
+        return printer.StreamPrinter()
+    raise UsageError(f"no output format '{kind}'", "text, json or stream-json")
+
+
+def _summaries(found: Sequence[Any], as_json: bool) -> None:
+    if as_json:
+        typer.echo(json.dumps([vars_of(row) for row in found], default=str))
+        return
+    for row in found:
+        question = " ".join(row.question.split())
+        typer.echo(
+            f"{row.id[:8]}  {row.created[:19]}  {row.status:<11} {question[:60]:<60} {row.answer}"
+        )
+
+
+def _lines(values: dict[str, Any]) -> str:
+    return "\n".join(f"{key:<20} {value}" for key, value in values.items())
+
+
+def _stderr(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def main() -> None:
+    """Entry point: typed errors become one line and their exit code."""
+    try:
+        app()
+    except TurnwiseError as error:
+        if os.environ.get("AGENT_DEBUG"):
+            raise
+        _stderr(f"error: {error.message}" + (f"\n  try: {error.hint}" if error.hint else ""))
+        sys.exit(error.exit_code)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except Exception as error:
+        if os.environ.get("AGENT_DEBUG"):
+            raise
+        _stderr(
+            f"error: {type(error).__name__}: {error}\n  try: the same command with agent --debug"
+        )
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()
