@@ -84,8 +84,8 @@ def _main(
 
 
 @app.command(
-    epilog='Examples: agent ask "Which element is named after the creator of the periodic table?" · '
-    'agent ask --corpus notes/ --json "When is the deadline?" · echo "Who was Marie Curie?" | agent ask'
+    epilog='Examples: agent ask "Which element is named after Lise Meitner?" · '
+    'agent ask --corpus notes/ --json "When is it due?" · echo "Who was Marie Curie?" | agent ask'
 )
 def ask(
     question: Annotated[
@@ -173,7 +173,7 @@ def ask(
     epilog="Examples: agent doctor · agent doctor --json · agent doctor --policy vllm:default"
 )
 def doctor(policy: PolicyName = None, corpus: Corpus = None, json_: AsJson = False) -> None:
-    """Check versions, engines, model, index, store, disk and TLS; red or green, with the next command."""
+    """Check versions, engines, model, index, store, disk and TLS, and name the next command."""
     from agent.doctor import check, summary
 
     checks = check(_settings(policy=policy, corpus=tuple(corpus) if corpus else None))

@@ -1,0 +1,1 @@
+"""The runtime: episodes, policies, the state machine, the store, the command line."""

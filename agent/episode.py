@@ -162,7 +162,8 @@ class Episode:
         self, policy: str, sampling: Sampling, versions: dict[str, str], created: str
     ) -> Trajectory:
         """The record of a finished episode."""
-        assert self.status is not None and self.stop_reason is not None
+        assert self.status is not None
+        assert self.stop_reason is not None
         return Trajectory(
             task=self.task,
             policy=policy,

@@ -16,7 +16,7 @@ import asyncio
 import json
 import logging
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Hashable
 from dataclasses import dataclass, field, replace
 from typing import Any, TypedDict
 
@@ -36,7 +36,7 @@ from agent.formats import (
 from agent.policies.base import Completion, FinishReason, Policy, Request, Sampling
 from agent.trajectory import Action, ActionKind, Span, Status, StopReason, Turn, join
 from kg.errors import PolicyUnavailableError, ToolUnavailableError
-from tools.base import Observation, Toolbox, ToolContext, ToolError
+from tools.base import Observation, Source, Toolbox, ToolContext, ToolError
 
 log = logging.getLogger(__name__)
 
@@ -66,7 +66,7 @@ class Setup:
     format: ActionFormat
     tools: Toolbox
     budgets: Budgets = field(default_factory=Budgets)
-    sampling: Sampling = Sampling()
+    sampling: Sampling = field(default_factory=Sampling)
     rule: ContextRule = ContextRule.OMIT
     system: str = field(default_factory=system_prompt)
     tool_seconds: float = 30.0
@@ -95,7 +95,7 @@ def build_graph(tools: Toolbox, checkpointer: Any = None) -> Graph:
     builder.add_node("policy", _policy)
     builder.add_node("repair", _repair)
     builder.add_node("finish", _finish)
-    routes = {"repair": "repair", "finish": "finish", "policy": "policy"}
+    routes: dict[Hashable, str] = {"repair": "repair", "finish": "finish", "policy": "policy"}
     for family in tools.families:
         builder.add_node(f"tool_{family}", _tool)
         builder.add_edge(f"tool_{family}", "policy")
@@ -397,7 +397,8 @@ def _between(setup: Setup, role: str, content: str, episode: Episode, at: int) -
 def _capped(seen: Observation, setup: Setup) -> Observation:
     """Cut an observation to the cap: whole sources from the end first, then text."""
     cap = setup.observation_chars
-    kept, used = [], 0
+    kept: list[Source] = []
+    used = 0
     for source in seen.sources:
         used += len(source.text) + len(source.title)
         if used > cap and kept:
@@ -412,7 +413,8 @@ async def _finish(state: State, runtime: Runtime[Setup]) -> State:
     episode = state["episode"]
     if episode.status is None:
         episode = _settle(episode)
-    assert episode.status is not None and episode.stop_reason is not None
+    assert episode.status is not None
+    assert episode.stop_reason is not None
     runtime.stream_writer(
         AnswerEvent(episode.answer, episode.status, episode.stop_reason, episode.citations)
     )

@@ -14,7 +14,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, cast
 
 from agent.episode import Episode
 from agent.events import Event
@@ -190,7 +190,7 @@ class Session:
         )
         try:
             async for event in stream:
-                yield event
+                yield cast(Event, event)
         finally:
             await asyncio.shield(self._finish(thread, created))
 

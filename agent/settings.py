@@ -123,7 +123,7 @@ class Settings(BaseSettings):
 
     @property
     def digest(self) -> str:
-        """First 12 hex digits of the SHA-256 of everything but secrets and paths of this machine."""
+        """First 12 hex digits of the SHA-256 of everything but secrets and this machine's paths."""
         text = self.model_dump_json(exclude={"home", "api_key", "store", "corpus"})
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
@@ -146,7 +146,7 @@ def load_settings(**flags: Any) -> Settings:
         where = ".".join(str(part) for part in problem["loc"])
         raise UsageError(
             f"setting '{where}': {problem['msg']}",
-            f"see its flag, AGENT_{where.upper().replace('.', '__')}, {PROJECT_FILE} or {user_file()}",
+            f"see AGENT_{where.upper().replace('.', '__')}, {PROJECT_FILE} and {user_file()}",
         ) from error
     except ValueError as error:  # a settings file that is not TOML
         raise UsageError(f"settings: {error}", f"check {PROJECT_FILE} and {user_file()}") from error

@@ -1,4 +1,4 @@
-"""From settings to tools. A new tool family adds one entry to `_OPENERS`, and nothing to the graph."""
+"""From settings to tools. A new tool family adds one entry to `_OPENERS`, nothing to the graph."""
 
 from __future__ import annotations
 

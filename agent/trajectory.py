@@ -1,7 +1,7 @@
 """The record of an episode, down to tokens.
 
-A `Trajectory` is append-only and token-exact: `token_ids` holds every prompt, sampled and observation
-token once, in the order they came to be. What a turn's policy call saw is `Turn.context`, a list of
+A `Trajectory` is append-only and token-exact: `token_ids` holds every prompt, sampled and
+observation token once, in the order they came to be. What a turn's policy call saw is `Turn.context`, a list of
 spans into that array; it is usually everything before the turn, and skips an observation that the
 judge rejected. The on-disk form is described in docs/trajectory.md.
 """
@@ -192,9 +192,8 @@ class Trajectory:
 
     def __post_init__(self) -> None:
         if self.token_ids.shape != self.logprobs.shape or self.token_ids.ndim != 1:
-            raise TrajectoryError(
-                f"trajectory {self.id}: {self.token_ids.shape} token ids but {self.logprobs.shape} logprobs"
-            )
+            shapes = f"{self.token_ids.shape} token ids but {self.logprobs.shape} logprobs"
+            raise TrajectoryError(f"trajectory {self.id}: {shapes}")
         size = len(self.token_ids)
         spans = [
             s for turn in self.turns for s in (*turn.context, turn.reply, turn.observation_span)

@@ -21,7 +21,7 @@ def normalise(text: str) -> str:
 
 
 def exact_match(prediction: str, answers: Sequence[str]) -> float:
-    """1.0 when the normalised prediction equals one of the answers; no answers means it must be empty."""
+    """1.0 when the prediction equals an answer, both normalised; no answers: it must be empty."""
     if not answers:
         return float(not prediction.strip())
     return float(any(normalise(prediction) == normalise(answer) for answer in answers))

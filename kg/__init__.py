@@ -1,0 +1,1 @@
+"""Knowledge: the bundled library and, beneath everything, the errors."""

@@ -1,0 +1,1 @@
+"""The learning side: rewards, credit, packing, DeepSpeed updates."""

@@ -40,9 +40,7 @@ def packed_attention(
 ) -> tuple[torch.Tensor, None]:
     """Causal attention of each row; float[1, heads, n, d] in, float[1, n, heads, d] out."""
     lengths = list(_lengths.get())
-    parts = zip(
-        query.split(lengths, 2), key.split(lengths, 2), value.split(lengths, 2), strict=True
-    )
+    parts = zip(*(torch.split(part, lengths, 2) for part in (query, key, value)), strict=True)
     out = [
         scaled_dot_product_attention(q, k, v, is_causal=True, scale=scaling, enable_gqa=True)
         for q, k, v in parts

@@ -21,7 +21,7 @@ from rl.recipe import Lora, Optimizer
 
 
 def load_trainable(folder: Path, lora: Lora | None, dtype: torch.dtype) -> TargetLogprobs:
-    """The model of a folder, ready to train, with packed attention; the model itself is `.model`.
+    """The model of a folder, ready to train, with packed attention.
 
     Raises:
         PolicyUnavailableError: the folder does not hold a model.
@@ -67,12 +67,12 @@ class TargetLogprobs(torch.nn.Module):
         base: Any = (
             self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
         )
-        hidden = base.model(
+        hidden = base.get_decoder()(
             input_ids=ids[None], position_ids=positions[None], use_cache=False
         ).last_hidden_state[0]
         parts = [
             _logprobs(base.lm_head(hidden[part - 1]), ids[part])
-            for part in targets.split(self.chunk)
+            for part in torch.split(targets, self.chunk)
         ]
         return torch.cat(parts)
 
@@ -116,7 +116,7 @@ def start_engine(
     trainable = [p for p in model.parameters() if p.requires_grad]
     engine, *_ = deepspeed.initialize(
         model=model,
-        model_parameters=trainable,  # type: ignore[arg-type]
+        model_parameters=trainable,
         config=_config(optimizer, dtype, zero),
         lr_scheduler=lambda inner: LambdaLR(inner, lambda step: _rate(optimizer, step, steps)),
     )

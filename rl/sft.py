@@ -1,7 +1,7 @@
 """Cold start: supervised fine-tuning of a policy on demonstration trajectories.
 
-Loss is the mean negative log-likelihood of sampled tokens over an optimizer step. A run lives in one
-folder; it can be interrupted at any moment and goes on from its last save, with the same packs in
+Loss is the mean negative log-likelihood of sampled tokens over an optimizer step. A run lives in
+one folder; it can be interrupted at any moment and goes on from its last save, with the same packs in
 the same order.
 """
 
@@ -228,7 +228,7 @@ def _steps(recipe: SftRecipe, items: Sequence[Row]) -> Iterator[list[Pack]]:
 
 
 def _share(packs: Sequence[Pack]) -> list[tuple[Pack, float]]:
-    """This rank's packs with weight 1, filled up with weight-0 passes to the other ranks' number."""
+    """This rank's packs, each with weight 1, and weight-0 passes up to the other ranks' number."""
     rank, world = torch.distributed.get_rank(), torch.distributed.get_world_size()
     mine = [(item, 1.0) for item in packs[rank::world]]
     missing = math.ceil(len(packs) / world) - len(mine)
@@ -254,7 +254,7 @@ def _claim(run: Path, recipe: SftRecipe) -> None:
 
 
 def _save(engine: Any, run: Path, step: int, before: float) -> None:
-    """Save weights, optimizer and position; DeepSpeed's `latest` file moves last, so a kill is harmless."""
+    """Save weights, optimizer and position; a kill is harmless, `latest` moves last."""
     engine.save_checkpoint(
         str(run / "checkpoint"),
         tag=f"step{step}",

@@ -1,0 +1,1 @@
+"""Policies: the engines that a language model runs on, behind one interface."""

@@ -66,7 +66,7 @@ class Request:
 
     messages: tuple[Message, ...]
     token_ids: tuple[int, ...] = ()
-    sampling: Sampling = Sampling()
+    sampling: Sampling = field(default_factory=Sampling)
     stop: tuple[str, ...] = ()
     tools: tuple[dict[str, Any], ...] = ()
     on_text: Callable[[str], None] | None = None

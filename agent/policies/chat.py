@@ -104,8 +104,9 @@ class ChatTemplate:
             reply = {"role": "assistant", "content": f"a{_MARK}"}
             text = self._render([*start, reply, {"role": role, "content": f"{_MARK}{_MARK}"}])
             if text.count(_MARK) != 3:
+                name = self.tokenizer.name_or_path
                 raise UsageError(
-                    f"the chat template of '{self.tokenizer.name_or_path}' has no role '{role}' or drops text"
+                    f"the chat template of '{name}' has no role '{role}' or drops text"
                 )
             _, before, _, after = text.split(_MARK)
             self._between[role] = (before, after)

@@ -141,6 +141,7 @@ class _Decoder:
         self.policy = policy
         self.rows = rows
         self.device = policy.model.device
+        self.alone = len(rows) == 1  # a batch that shrinks to one row keeps its padding
         self.generators = [torch.Generator().manual_seed(row.request.sampling.seed) for row in rows]
 
     def run(self) -> None:
@@ -182,9 +183,9 @@ class _Decoder:
         if kept is None:
             return fresh, 0
         ids, cache = kept
-        shared = next(
-            (i for i, (a, b) in enumerate(zip(ids, prompt)) if a != b), min(len(ids), len(prompt))
-        )
+        pairs = zip(ids, prompt, strict=False)
+        differ = (i for i, (old, new) in enumerate(pairs) if old != new)
+        shared = next(differ, min(len(ids), len(prompt)))
         shared = min(shared, len(prompt) - 1)
         if shared < _REUSE_AT_LEAST:
             return fresh, 0
@@ -194,7 +195,7 @@ class _Decoder:
         return cache, shared
 
     def _retain(self, cache: Any) -> None:
-        if not self.policy.reuse or len(self.generators) != 1:
+        if not self.policy.reuse or not self.alone:
             return
         row = self.rows[0]
         ids = [*row.request.token_ids, *row.ids]
@@ -202,7 +203,7 @@ class _Decoder:
 
     def _forward(self, ids: torch.Tensor, cache: Any, mask: torch.Tensor) -> torch.Tensor:
         positions = (mask.cumsum(-1) - 1).clamp(min=0)[:, -ids.shape[1] :]
-        padded = None if len(self.rows) == 1 else mask
+        padded = None if self.alone else mask
         out = self.policy.model(
             input_ids=ids,
             attention_mask=padded,
@@ -291,7 +292,8 @@ def _settle(row: _Row, error: Exception | None, policy: TransformersPolicy | Non
             row.future.set_result(completion)
 
     if error is None:
-        assert policy is not None and policy.template is not None
+        assert policy is not None
+        assert policy.template is not None
         completion = Completion(
             text=policy.template.decode(row.ids),
             token_ids=tuple(row.ids),

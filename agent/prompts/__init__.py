@@ -1,0 +1,1 @@
+"""System prompts and tool instructions, as text files."""

@@ -1,0 +1,1 @@
+"""What shapes rollouts beyond plain sampling: experts, demonstrations, hints."""

@@ -98,7 +98,7 @@ def _plays(tasks: Sequence[Task], times: float, seed: int) -> Iterator[Episode]:
 
 
 def select(trajectories: Sequence[Trajectory], abstain_share: float) -> Iterator[Trajectory]:
-    """Right answers, right abstentions, and a share of abstentions where the search found nothing."""
+    """Right answers, right abstentions, and some abstentions where the search found nothing."""
     allowed = abstain_share * len(trajectories)
     counts: Counter[str] = Counter()
     for trajectory in sorted(trajectories, key=lambda t: (t.task.id, t.seed)):

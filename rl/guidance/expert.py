@@ -2,8 +2,8 @@
 
 It knows the gold evidence and answers of its tasks and nothing of the index: what a search returns
 decides what it does next. It asks; judges the result; on a hit answers with the source's number or
-goes on with the next hop; on a miss asks again in other words; and abstains when the evidence does
-not turn up. A share of its first queries is deliberately misleading, so that the demonstrations hold
+goes on with the next hop; on a miss asks again in other words; and abstains when the evidence
+does not turn up. A share of its first queries is deliberately misleading, so that the demonstrations hold
 recoveries; those queries are marked as not sampled and carry no loss.
 """
 
@@ -162,7 +162,7 @@ class ExpertPolicy(Policy):
         return None
 
     def _another(self, task: Task, shown: Sequence[_Line], searches: Sequence[str]) -> str | None:
-        """A query not made yet: the next hop's entity when it was read, else the question's keywords."""
+        """A query not made yet: the next hop's entity once it was read, else the keywords."""
         gold = {self._gold(task, line): line for line in shown}
         read = normalise(
             " ".join([task.question, *(line.text for key, line in gold.items() if key)])

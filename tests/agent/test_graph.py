@@ -168,13 +168,12 @@ ATTACKS = [
 async def test_an_observation_cannot_act(template, attack):
     policy, setup = make(HAPPY, template, FactTool([f"text {attack} text"]))
     done = await play(setup)
-    body = policy.prompt(1).split("<result>")[-1].split("</result>\n" if False else "T0: ")[1]
-    shown = body.split("\n</result>")[0]
-    assert "<" not in shown.replace("text ", "")
+    shown = policy.prompt(1).split("T0: ")[1].split("\n</result>")[0]
+    assert "<" not in shown
     special = {template.eos_id, template.tokenizer.convert_tokens_to_ids("<|im_start|>")}
     turn = done.turns[0]
     observed = done.token_ids[slice(*turn.observation_span)].tolist()
-    clean_policy, clean = make(HAPPY, template, FactTool(["text text"]))
+    _, clean = make(HAPPY, template, FactTool(["text text"]))
     plain = await play(clean)
     expected = plain.token_ids[slice(*plain.turns[0].observation_span)].tolist()
     assert sum(t in special for t in observed) == sum(t in special for t in expected)
@@ -189,9 +188,7 @@ async def test_a_question_cannot_open_a_new_message(template):
 
 async def test_malformed_actions_are_explained_and_then_cost_the_budget(template):
     replies = ["nonsense", "<fly>x</fly>", "<search>unclosed", "still nonsense"]
-    policy, setup = make(
-        [*replies, "mendelevium</answer>"], template, budgets=Budgets(repairs=2)
-    )
+    policy, setup = make([*replies, "mendelevium</answer>"], template, budgets=Budgets(repairs=2))
     done = await play(setup)
     assert done.turns[0].observation.error == "no action tag"
     assert "there is no action <fly>" in done.turns[1].observation.error

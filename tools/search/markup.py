@@ -13,7 +13,22 @@ _FRONT_TITLE = re.compile(r"""^title:\s*["']?(.+?)["']?\s*$""", re.MULTILINE)
 _LINK = re.compile(r"!?\[([^\]]*)\]\([^)]*\)")
 _IGNORED_TAGS = ["script", "style", "noscript", "template", "svg", "nav", "head", "iframe"]
 _BLOCK_TAGS = [
-    *("p", "div", "li", "ul", "ol", "table", "tr", "td", "th", "br", "pre", "blockquote", "dd", "dt"),
+    *(
+        "p",
+        "div",
+        "li",
+        "ul",
+        "ol",
+        "table",
+        "tr",
+        "td",
+        "th",
+        "br",
+        "pre",
+        "blockquote",
+        "dd",
+        "dt",
+    ),
     *("section", "article", "header", "footer", "main", "figcaption", "aside"),
 ]
 _HEADING_TAGS = ["h1", "h2", "h3", "h4", "h5", "h6"]

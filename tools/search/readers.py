@@ -127,7 +127,9 @@ def _decode(data: bytes) -> str:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
-        raise _SkipFileError(f"is not UTF-8: byte {data[error.start]:#04x} in line {line}") from None
+        raise _SkipFileError(
+            f"is not UTF-8: byte {data[error.start]:#04x} in line {line}"
+        ) from None
 
 
 def _read_pdf(file: CorpusFile) -> Iterator[Document]:

@@ -83,7 +83,7 @@ def excerpt(text: str, query: str, size: int) -> str:
 
 
 def _window(lengths: list[int], scores: list[int], size: int) -> tuple[int, int]:
-    """The half-open run of sentences within `size` characters with the highest score, first one wins."""
+    """The best-scored half-open run of sentences within `size` characters; the first one wins."""
     best, best_range, start, length, score = -1, (0, 1), 0, 0, 0
     for stop, (width, value) in enumerate(zip(lengths, scores, strict=True), 1):
         length, score = length + width, score + value

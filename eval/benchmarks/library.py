@@ -1,0 +1,26 @@
+"""The bundled library's own questions."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from agent.task import Task
+from eval.benchmarks.base import Benchmark, Split
+
+
+def load(data: Path, split: Split) -> Benchmark:
+    """Questions of the library's split; no data folder is read, its corpus is the built-in one."""
+    from kg.library.questions import load_questions
+
+    tasks = tuple(
+        Task(
+            id=question.id,
+            question=question.question,
+            answers=tuple(question.answers),
+            answerable=question.kind != "unanswerable",
+            kind=question.kind,
+            evidence=tuple(question.supporting),
+        )
+        for question in load_questions(split)
+    )
+    return Benchmark("library", tasks, ())
