@@ -1,9 +1,9 @@
 """The record of an episode, down to tokens.
 
 A `Trajectory` is append-only and token-exact: `token_ids` holds every prompt, sampled and
-observation token once, in the order they came to be. What a turn's policy call saw is `Turn.context`, a list of
-spans into that array; it is usually everything before the turn, and skips an observation that the
-judge rejected. The on-disk form is described in docs/trajectory.md.
+observation token once, in the order they came to be. What a turn's policy call saw is
+`Turn.context`, a list of spans into that array; it is usually everything before the turn, and skips
+an observation that the judge rejected. The on-disk form is described in docs/trajectory.md.
 """
 
 from __future__ import annotations

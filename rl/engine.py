@@ -45,8 +45,8 @@ def load_trainable(folder: Path, lora: Lora | None, dtype: torch.dtype) -> Targe
 class TargetLogprobs(torch.nn.Module):
     """Log-probabilities of chosen tokens under a causal language model.
 
-    The vocabulary projection, the largest matrix of a small model, is computed only at the positions
-    that are asked for, in chunks.
+    The vocabulary projection, the largest matrix of a small model, is computed only at the
+    positions that are asked for, in chunks.
     """
 
     def __init__(self, model: torch.nn.Module, chunk: int = 1024) -> None:

@@ -1,8 +1,8 @@
 """Cold start: supervised fine-tuning of a policy on demonstration trajectories.
 
 Loss is the mean negative log-likelihood of sampled tokens over an optimizer step. A run lives in
-one folder; it can be interrupted at any moment and goes on from its last save, with the same packs in
-the same order.
+one folder; it can be interrupted at any moment and goes on from its last save, with the same packs
+in the same order.
 """
 
 from __future__ import annotations

@@ -3,8 +3,8 @@
 It knows the gold evidence and answers of its tasks and nothing of the index: what a search returns
 decides what it does next. It asks; judges the result; on a hit answers with the source's number or
 goes on with the next hop; on a miss asks again in other words; and abstains when the evidence
-does not turn up. A share of its first queries is deliberately misleading, so that the demonstrations hold
-recoveries; those queries are marked as not sampled and carry no loss.
+does not turn up. A share of its first queries is deliberately misleading, so that the
+demonstrations hold recoveries; those queries are marked as not sampled and carry no loss.
 """
 
 from __future__ import annotations
@@ -24,7 +24,11 @@ from tools.base import Toolbox
 MAX_SEARCHES = 3
 _LINE = re.compile(r"^\[(\d+)\] (.*)$", re.MULTILINE)
 _FUNCTION_WORDS = frozenset(
-    ["a", "an", "the", "of", "in", "on", "at", "to", "for", "from", "by", "with", "and", "or", "as", "is", "are", "was", "were", "be", "been", "do", "does", "did", "has", "have", "had", "what", "which", "who", "whom", "whose", "when", "where", "why", "how", "that", "this", "these", "those", "it", "its", "there", "many", "much", "name", "known", "called"]
+    (
+        "a an the of in on at to for from by with and or as is are was were be been do does did has "
+        "have had what which who whom whose when where why how that this these those it its there "
+        "many much name known called"
+    ).split()
 )
 
 

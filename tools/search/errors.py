@@ -15,3 +15,7 @@ class SearchIndexMismatchError(UsageError):
 
 class EmbedderUnavailableError(ToolUnavailableError):
     """The sentence-transformers folder is missing or does not load: exit code 6."""
+
+
+class SearchIndexWriteError(ToolUnavailableError):
+    """The index could not be written (a full disk, no permission): exit code 6."""

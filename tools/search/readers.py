@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -158,7 +159,7 @@ def _read_jsonl(file: CorpusFile, on_problem: OnProblem) -> Iterator[Document]:
             for number, line in enumerate(lines, 1):
                 if line.strip():
                     yield from _read_row(file, number, line, on_problem)
-    except (EOFError, gzip.BadGzipFile, gzip.zlib.error) as error:
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         on_problem(Problem(f"{file.path}:{number + 1}", f"broken gzip data: {error}"))
 
 
@@ -191,9 +192,10 @@ def _row_document(row: Any, fallback_id: str, where: str) -> Document:
     if identity is not None and not isinstance(identity, (str, int)):
         raise _SkipFileError(f"field 'id' is not text but {type(identity).__name__}")
     document_id = fallback_id if identity in (None, "") else str(identity)
-    for value in (text, title, document_id):
-        if any("\ud800" <= letter <= "\udfff" for letter in value):
-            raise _SkipFileError("a lone surrogate, which is not valid text")
+    try:
+        "".join((text, title, document_id)).encode()
+    except UnicodeEncodeError:
+        raise _SkipFileError("a lone surrogate, which is not valid text") from None
     return Document(
         document_id, title.strip(), (Section("", text.replace("\0", " ")),), where, whole=True
     )

@@ -1,0 +1,121 @@
+"""Action formats: parsing, rendering, and foreign text that wants to act."""
+
+import re
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from agent.formats import TagsFormat, ToolCallFormat, make_format
+from agent.policies.base import Completion
+from agent.trajectory import ActionKind
+from kg.errors import UsageError
+from tools.base import Observation, Source, Toolbox
+from tools.judge import JudgeTool
+from tools.search.tool import SearchTool
+
+TOOLS = Toolbox([SearchTool(index=None), JudgeTool()])
+TAGS = TagsFormat(TOOLS)
+CALLS = ToolCallFormat(TOOLS)
+
+
+def parse(text, prefix=""):
+    return TAGS.parse(Completion(text), prefix)
+
+
+@pytest.mark.parametrize(
+    ("text", "kind", "name", "arguments"),
+    [
+        ("<search>who</search>", ActionKind.TOOL, "search", {"query": "who"}),
+        ('<search>{"query": "who"}</search>', ActionKind.TOOL, "search", {"query": "who"}),
+        ("<search>{not json}</search>", ActionKind.TOOL, "search", {"query": "{not json}"}),
+        ("<judge>yes</judge>", ActionKind.TOOL, "judge", {"verdict": "yes"}),
+        ("<answer></answer>", ActionKind.MALFORMED, "", {}),
+        ("<answer>[1]</answer>", ActionKind.MALFORMED, "", {}),
+        ("<search>who", ActionKind.MALFORMED, "", {}),
+        ("", ActionKind.MALFORMED, "", {}),
+    ],
+)
+def test_tags_are_parsed(text, kind, name, arguments):
+    action = parse(text)
+    assert (action.kind, action.name, action.arguments) == (kind, name, arguments)
+
+
+@pytest.mark.parametrize(
+    ("text", "answer", "citations"),
+    [
+        ("<answer>Paris [1]</answer>", "Paris", (1,)),
+        ("<answer>Paris [1, 3][2]</answer>", "Paris", (1, 3, 2)),
+        ("<answer>H2O [2] [2]</answer>", "H2O", (2,)),
+        ("<answer>array[i]</answer>", "array[i]", ()),
+    ],
+)
+def test_citations_are_taken_out_of_the_answer(text, answer, citations):
+    action = parse(text)
+    assert (action.text, action.citations) == (answer, citations)
+
+
+def test_thoughts_before_the_action_are_kept_apart():
+    action = parse("<think>Let me see.</think><search>x</search>")
+    assert (action.thought, action.arguments) == ("Let me see.", {"query": "x"})
+
+
+def test_a_forced_opening_is_part_of_the_reply():
+    assert parse("Paris</answer>", "<answer>").text == "Paris"
+
+
+def test_complaints_name_what_is_wrong():
+    assert "no action <fly>" in parse("<fly>up</fly>").text
+    assert "<search> is not closed" in parse("<search>up").text
+
+
+@pytest.mark.parametrize(
+    ("completion", "kind", "text"),
+    [
+        (Completion("plain answer [1]"), ActionKind.ANSWER, "plain answer"),
+        (Completion("ABSTAIN: no source"), ActionKind.ABSTAIN, "no source"),
+        (Completion("<tool_call>{broken</tool_call>"), ActionKind.MALFORMED, "not JSON"),
+        (Completion('<tool_call>{"name": "fly"}</tool_call>'), ActionKind.MALFORMED, "no tool 'fly'"),
+        (Completion("<tool_call>"), ActionKind.MALFORMED, "not closed"),
+        (Completion(""), ActionKind.MALFORMED, "empty"),
+        (
+            Completion("", tool_calls=({"id": "1", "name": "search", "arguments": "[1]"},)),
+            ActionKind.MALFORMED,
+            "not a JSON object",
+        ),
+    ],
+)
+def test_tool_calls_are_parsed(completion, kind, text):
+    action = CALLS.parse(completion)
+    assert action.kind is kind
+    assert text in action.text
+
+
+def test_an_unknown_format_is_a_usage_error():
+    with pytest.raises(UsageError, match="no action format 'xml'"):
+        make_format("xml", TOOLS)
+
+
+TAG = re.compile(r"<\s*/?\s*(think|answer|abstain|result|tool_call|search|judge)\b", re.IGNORECASE)
+PIECES = ["<", ">", "/", " ", "|", "search", "answer", "im_end", "JUDGE", "x", "\n", "‹"]
+noise = st.lists(st.sampled_from(PIECES), max_size=12).map("".join)
+
+
+@given(noise, noise, noise)
+def test_no_foreign_text_survives_as_a_tag_or_special_token(title, text, error):
+    seen = [
+        Observation("search", sources=(Source("id", title, text, number=1),)),
+        Observation("search", text=text),
+        Observation("search", error=error),
+    ]
+    for observation in seen:
+        body = TAGS.render(observation).removeprefix("<result>").removesuffix("</result>")
+        assert not TAG.search(body)
+        assert "<|" not in body
+        assert not TAG.search(CALLS.render(observation))
+
+
+@given(st.text())
+def test_harmless_text_is_not_changed(text):
+    if "<" not in text:
+        assert TAGS.neutralise(text) == text

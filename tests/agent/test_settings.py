@@ -1,0 +1,58 @@
+"""Settings: precedence, and mistakes that name their place."""
+
+import pytest
+
+from agent.settings import load_settings
+from kg.errors import UsageError
+
+
+@pytest.fixture(autouse=True)
+def clean(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+    for name in ("AGENT_HOME", "AGENT_POLICY", "AGENT_BUDGETS__TURNS"):
+        monkeypatch.delenv(name, raising=False)
+
+
+def test_flags_beat_environment_beats_project_beats_user(tmp_path, monkeypatch):
+    (tmp_path / "config" / "turnwise").mkdir(parents=True)
+    (tmp_path / "config" / "turnwise" / "agent.toml").write_text('policy = "user"\nseed = 4\n')
+    assert load_settings().policy == "user"
+    (tmp_path / "agent.toml").write_text('policy = "project"\n')
+    assert (load_settings().policy, load_settings().seed) == ("project", 4)
+    monkeypatch.setenv("AGENT_POLICY", "environment")
+    assert load_settings().policy == "environment"
+    assert load_settings(policy="flag").policy == "flag"
+
+
+def test_nested_settings_come_from_the_environment(monkeypatch):
+    monkeypatch.setenv("AGENT_BUDGETS__TURNS", "3")
+    assert load_settings().budgets.turns == 3
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [({"seed": "x"}, "seed"), ({"budgets": {"turns": 0}}, "budgets.turns"), ({"rule": "?"}, "rule")],
+)
+def test_wrong_values_are_named(flags, message):
+    with pytest.raises(UsageError, match=message):
+        load_settings(**flags)
+
+
+def test_a_broken_settings_file_is_told(tmp_path):
+    (tmp_path / "agent.toml").write_text("policy = ")
+    with pytest.raises(UsageError, match="settings"):
+        load_settings()
+
+
+def test_one_variable_moves_everything(tmp_path, monkeypatch):
+    monkeypatch.setenv("AGENT_HOME", str(tmp_path / "home"))
+    settings = load_settings()
+    for path in (settings.models_dir, settings.indexes_dir, settings.data_dir):
+        assert path.is_relative_to(tmp_path / "home")
+
+
+def test_the_key_is_neither_shown_nor_part_of_the_digest():
+    settings = load_settings(api_key="sk-very-secret")
+    assert "very-secret" not in repr(settings)
+    assert settings.digest == load_settings().digest
