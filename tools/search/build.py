@@ -1,8 +1,8 @@
 """Builds an index folder and changes it: `build_index`, `add`, `delete`.
 
-Each of them stages passages, makes a complete new data folder beside the old one, embedding only what
-no earlier build embedded, and then swaps the manifest in one step. A reader sees the old index or the
-new one; a killed build leaves its embedded shards behind and the next one goes on from them.
+Each of them stages passages, makes a complete new data folder beside the old one, embedding only
+what no earlier build embedded, and then swaps the manifest in one step. A reader sees the old index
+or the new one; a killed build leaves its embedded shards behind and the next one goes on from them.
 """
 
 from __future__ import annotations
@@ -268,7 +268,11 @@ def _stage_file(
 
 
 def _stage_existing(folder: Path, old: Manifest, writer: PassageWriter, without: set[str]) -> int:
-    """Copy the old index's passages, less `without` and replaced documents; how many were replaced."""
+    """Copy the old index's passages, less `without` and replaced documents.
+
+    Returns:
+        How many passages a newer document of the same id replaced.
+    """
     store = PassageStore(folder / old.data / PASSAGES_NAME)
     replaced = 0
     try:
@@ -291,7 +295,7 @@ def _publish(
     progress: Progress,
     problems: list[Problem],
 ) -> BuildReport:
-    """Assemble the data folder and swap it in; the old one goes only after the new one is in place."""
+    """Assemble the data folder and swap it in; the old one goes once the new one is in place."""
     old = _existing_manifest(folder)
     built = assemble(folder, work, settings, sources, documents, old, progress)
     if built is None:

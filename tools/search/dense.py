@@ -1,8 +1,8 @@
 """The dense side: inner products of unit vectors by FAISS.
 
 `flat` compares the query with every vector, in place in the memory-mapped vector file. `ivf` and
-`hnsw` hold 8-bit codes, find candidates in them and score those again with the exact vectors, so that
-their scores are flat's scores and only the choice of candidates is approximate.
+`hnsw` hold 8-bit codes, find candidates in them and score those again with the exact vectors, so
+that their scores are flat's scores and only the choice of candidates is approximate.
 """
 
 from __future__ import annotations
@@ -36,9 +36,16 @@ Vectors = NDArray[np.float32]
 Rows = NDArray[np.int64]
 
 
+def _faiss() -> Any:
+    """The library, untyped: the stubs it ships lack most of it."""
+    import faiss
+
+    return faiss
+
+
 def exact_search(queries: Vectors, vectors: Vectors, k: int) -> tuple[Rows, Vectors]:
     """The `k` rows of `vectors` with the largest inner product, [queries, k], best first."""
-    import faiss
+    faiss = _faiss()
 
     scores, rows = faiss.knn(
         queries, vectors, min(k, len(vectors)), metric=faiss.METRIC_INNER_PRODUCT
@@ -64,7 +71,7 @@ class AnnSearcher:
 
     def search(self, queries: Vectors, k: int) -> tuple[Rows, Vectors]:
         """Rows and exact scores, [queries, k], best first; row -1 where the lists ran out."""
-        import faiss
+        faiss = _faiss()
 
         wide = min(_RESCORED * k, len(self.vectors))
         if self.kind == "ivf":
@@ -103,7 +110,7 @@ def build_ann(
     """
     if kind in ("flat", "none"):
         return DenseRecord(kind=kind, recall_queries=len(queries))
-    import faiss
+    faiss = _faiss()
 
     factory = describe_ann(kind, len(vectors))
     index = faiss.index_factory(vectors.shape[1], factory, faiss.METRIC_INNER_PRODUCT)
@@ -192,7 +199,7 @@ class DenseIndex:
         return exact_search(queries, self.vectors, k)
 
     def _open_ann(self, path: Path) -> AnnSearcher:
-        import faiss
+        faiss = _faiss()
 
         # Inverted lists can stay on disk; FAISS maps other kinds only through the newer flag.
         ivf = self._record.kind == "ivf"
@@ -202,7 +209,7 @@ class DenseIndex:
         return AnnSearcher(index, self._record.kind, self.vectors, beam)
 
     def _move_to_gpu(self) -> None:
-        import faiss
+        faiss = _faiss()
 
         if self._record.kind == "hnsw" or not faiss.get_num_gpus():
             return

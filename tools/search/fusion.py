@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
+from numpy.typing import NDArray
+
 
 def fuse_rankings(rankings: Sequence[Sequence[int]], rrf_k: int) -> list[tuple[int, float]]:
     """Rows with the sum over the rankings of `1 / (rrf_k + rank)`, best first, ties by row.
@@ -19,6 +22,6 @@ def fuse_rankings(rankings: Sequence[Sequence[int]], rrf_k: int) -> list[tuple[i
     return sorted(scores.items(), key=lambda item: (-item[1], item[0]))
 
 
-def unique_rows(rows: Sequence[int], canonical: Sequence[int]) -> list[int]:
+def unique_rows(rows: Sequence[int], canonical: NDArray[np.int32]) -> list[int]:
     """`rows` as the first row of the same text each, every one once, at its best rank."""
     return list(dict.fromkeys(int(canonical[row]) for row in rows))

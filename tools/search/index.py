@@ -188,7 +188,8 @@ class Index:
         return list(zip(rows.tolist(), scores.tolist(), strict=True))
 
     def _dense_sides(self, queries: Sequence[str], depth: int) -> list[list[tuple[int, float]]]:
-        assert self._dense and self.embedder
+        assert self._dense is not None
+        assert self.embedder is not None
         rows, scores = self._dense.search(self.embedder.encode_queries(queries), depth)
         return [
             [(row, score) for row, score in zip(*pair, strict=True) if row >= 0]

@@ -42,6 +42,7 @@ class Tokenizer:
         self._lock = threading.Lock()
 
     def __call__(self, text: str) -> list[str]:
+        """The stems of `text`, in order, repeats kept."""
         words = [word for word in _WORD.findall(text.lower()) if word not in self._stopwords]
         stems = self._stems
         new = {word for word in words if word not in stems}
@@ -118,7 +119,7 @@ class LexicalIndex:
         return int(self._index.scores["num_docs"])
 
     def search(self, query: str, k: int) -> Ranking:
-        """Rows and BM25 scores of at most `k` passages that share a token with `query`, best first."""
+        """Rows and BM25 scores of the `k` best passages that share a token with `query`."""
         vocabulary = self._index.vocab_dict
         ids = [vocabulary[token] for token in self._tokenize(query) if token in vocabulary]
         if not ids:

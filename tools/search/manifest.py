@@ -130,7 +130,7 @@ def read_manifest(folder: Path) -> Manifest:
         raise SearchIndexCorruptError(f"{path} is damaged: {error}", rebuild_hint(folder)) from None
     if isinstance(raw, dict) and raw.get("version") != FORMAT_VERSION:
         raise SearchIndexMismatchError(
-            f"{folder} has index format {raw.get('version')!r}, this program reads {FORMAT_VERSION}",
+            f"{folder} has index format {raw.get('version')!r}, not {FORMAT_VERSION}",
             rebuild_hint(folder),
         )
     try:

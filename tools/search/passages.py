@@ -9,7 +9,9 @@ import hashlib
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import accumulate, groupby
 from math import ceil
+from operator import itemgetter
 
 _SENTENCE_END = re.compile(r"""(?<=[.!?])["')\]]*\s+(?=["'(\[]*[A-Z0-9])|(?<=[。！？])""")
 _NOT_AN_END = re.compile(r"(?:\b[A-Z]|\b(?:Dr|Mr|Mrs|Ms|St|Prof|Fig|No|vs|al|e\.g|i\.e|cf|ca))\.$")
@@ -70,7 +72,7 @@ def count_words(text: str) -> int:
 
 
 def split_sentences(text: str) -> list[str]:
-    """Sentences of `text`, whitespace normalised; initials and common abbreviations do not end one."""
+    """Sentences of `text`, whitespace normalised; initials and abbreviations do not end one."""
     sentences: list[str] = []
     start = 0
     for match in _SENTENCE_END.finditer(text):
@@ -115,20 +117,16 @@ def _cut_text(text: str, passage_words: int) -> Iterator[str]:
     if not total:
         return
     size = total / ceil(total / passage_words)
-    held: list[str] = []
-    words = done = 0
-    for piece, length in zip(pieces, lengths, strict=True):
-        # A cut falls before the sentence whose middle passes the next multiple of the even size.
-        if held and done + words + length / 2 > size * ceil((done + 1) / size):
-            yield " ".join(held)
-            done, held, words = done + words, [], 0
-        held.append(piece)
-        words += length
-    yield " ".join(held)
+    # A sentence goes to the passage that its middle falls into.
+    ends = list(accumulate(lengths))
+    middles = (end - length / 2 for end, length in zip(ends, lengths, strict=True))
+    numbered = zip((int(middle / size) for middle in middles), pieces, strict=True)
+    for _, run in groupby(numbered, key=itemgetter(0)):
+        yield " ".join(piece for _, piece in run)
 
 
 def _cut_long_sentence(sentence: str, limit: int) -> Iterator[str]:
-    """`sentence` itself, or pieces of `limit` words when it is longer (tables, lists, no full stops)."""
+    """`sentence`, or pieces of `limit` words when it is longer (tables, lists, no full stops)."""
     if count_words(sentence) <= limit:
         yield sentence
         return

@@ -1,7 +1,7 @@
 """Reads corpora: JSONL(.gz), Markdown, plain text, HTML and PDF files, and folders of them.
 
-A bad row or file becomes a `Problem` with its place and is skipped; reading goes on. Reading order is
-the order of the paths given, folders sorted, so that two runs see the same documents.
+A bad row or file becomes a `Problem` with its place and is skipped; reading goes on. Reading order
+is the order of the paths given, folders sorted, so that two runs see the same documents.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Embeds what has not been embedded yet and keeps it in shards, so that a killed build goes on.
 
-A vector is stored under the SHA-256 of the embedder's fingerprint, its prefix and the text. Whatever
-build finds that key again, after a kill or in an older version of the index, uses the vector as is.
+A vector is stored under the SHA-256 of the embedder's fingerprint, its prefix and the text. A build
+that finds that key again, after a kill or in an older version of the index, uses the vector as is.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The passages of an index in one SQLite file, read lazily by row number.
 
-Rows count from 0 in the order of the passage ids, so that a tie between equal scores is broken by id
-wherever it is broken by row. A written file never changes: readers open it as immutable.
+Rows count from 0 in the order of the passage ids, so that a tie between equal scores is broken by
+id wherever it is broken by row. A written file never changes: readers open it as immutable.
 """
 
 from __future__ import annotations
@@ -14,7 +14,11 @@ from typing import Self
 
 from tools.search.passages import Passage
 
-_COLUMNS = "id, document, title, text, source"
+_ROWS = "SELECT row, id, document, title, text, source FROM passages"
+_NUMBER = (
+    "INSERT INTO passages SELECT row_number() OVER (ORDER BY id) - 1, id, document, title, text,"
+    " source FROM staged ORDER BY id"
+)
 _PASSAGES = "CREATE TABLE passages (row INTEGER PRIMARY KEY, id TEXT UNIQUE NOT NULL, document TEXT"
 _PASSAGES += " NOT NULL, title TEXT NOT NULL, text TEXT NOT NULL, source TEXT NOT NULL)"
 # SQLite allows at least this many parameters in one statement in every version still in use.
@@ -54,10 +58,7 @@ class PassageWriter:
     def add(self, passages: Sequence[Passage]) -> bool:
         """Stage one document's passages; False when its id, or one of theirs, is taken."""
         document = passages[0].document
-        marks = ",".join("?" * min(len(passages), _MAX_PARAMETERS))
-        some_ids = [passage.id for passage in passages[:_MAX_PARAMETERS]]
-        taken = self._db.execute(f"SELECT 1 FROM staged WHERE id IN ({marks})", some_ids)
-        if self.has_document(document) or taken.fetchone():
+        if self.has_document(document) or any(self._has_passage(p.id) for p in passages):
             return False
         self._db.execute("INSERT INTO documents VALUES (?, 0)", (document,))
         self._db.executemany(
@@ -65,6 +66,10 @@ class PassageWriter:
             ((p.id, p.document, p.title, p.text, p.source) for p in passages),
         )
         return True
+
+    def _has_passage(self, name: str) -> bool:
+        found = self._db.execute("SELECT 1 FROM staged WHERE id = ?", (name,))
+        return found.fetchone() is not None
 
     def keep(self, passage: Passage) -> None:
         """Stage a passage of an earlier index; one whose id was added since is left out."""
@@ -79,10 +84,7 @@ class PassageWriter:
         """Number the passages by id and write the file; returns how many documents it holds."""
         documents: int = self._db.execute("SELECT count(*) FROM documents").fetchone()[0]
         self._db.execute(_PASSAGES)
-        self._db.execute(
-            f"INSERT INTO passages SELECT row_number() OVER (ORDER BY id) - 1, {_COLUMNS} FROM staged"
-            " ORDER BY id"
-        )
+        self._db.execute(_NUMBER)
         self._db.execute("DROP TABLE staged")
         self._db.execute("DROP TABLE documents")
         self._db.execute("CREATE INDEX passages_document ON passages (document)")
@@ -119,8 +121,7 @@ class PassageStore:
             for start in range(0, len(rows), _MAX_PARAMETERS):
                 some = [int(row) for row in rows[start : start + _MAX_PARAMETERS]]
                 marks = ",".join("?" * len(some))
-                statement = f"SELECT row, {_COLUMNS} FROM passages WHERE row IN ({marks})"
-                for row, *values in self._db.execute(statement, some):
+                for row, *values in self._db.execute(f"{_ROWS} WHERE row IN ({marks})", some):
                     found[row] = Passage(*values)
         return [found[int(row)] for row in rows]
 

@@ -1,0 +1,231 @@
+"""What the state machine costs: tokens a second of whole episodes over the bare engine.
+
+Episodes of the bundled library's questions run through the graph with a stub search tool that
+answers after 0 or 200 ms. The bare engine then replays the very same requests (same prompts, same
+stop strings, greedy, so the same tokens), each episode's one after the other, without graph, parsing
+or tools. Both in one process, alternating, with and without the engine's reuse of shared prefixes.
+A third figure plays the recorded completions back at no cost, once through LangGraph and once
+through a plain loop over the same node functions: the difference is LangGraph's own share.
+
+    python benchmarks/rollout.py [--engine vllm|transformers] [--policy default] [--episodes 64]
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+from pydantic import BaseModel
+
+from agent.episode import Episode
+from agent.graph import State, _finish, _policy, _repair, _route, _tool
+from agent.policies.base import Completion, Policy, Request
+from agent.policies.catalog import resolve
+from agent.rollout import rollout
+from agent.session import make_setup
+from agent.settings import load_settings
+from agent.task import Task
+from agent.trajectory import Trajectory
+from eval.benchmarks import load
+from kg.library.passages import passages
+from kg.library.load import load_library
+from tools.base import Observation, Source, Tool, ToolContext, Toolbox
+from tools.judge import JudgeTool
+from tools.search.tool import SearchArguments, SearchTool
+
+
+class StubSearch(Tool):
+    """Gives passages of the library without searching, after a set wait."""
+
+    name: ClassVar[str] = "search"
+    family: ClassVar[str] = "search"
+    description: ClassVar[str] = SearchTool.description
+    example: ClassVar[str] = SearchTool.example
+    Arguments: ClassVar[type[BaseModel]] = SearchArguments
+    body: ClassVar[str] = "query"
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+        self.rows = passages(load_library())
+
+    async def run(self, arguments: SearchArguments, context: ToolContext) -> Observation:
+        if self.seconds:
+            await asyncio.sleep(self.seconds)
+        first = sum(arguments.query.encode()) % (len(self.rows) - 3)
+        rows = self.rows[first : first + 3]
+        return Observation(
+            self.name, sources=tuple(Source(r["id"], r["title"], r["text"][:500]) for r in rows)
+        )
+
+
+@dataclass
+class Recorder(Policy):
+    """Passes requests on to an engine and keeps them."""
+
+    engine: Policy
+    calls: list[tuple[Request, Completion]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.name, self.version = self.engine.name, self.engine.version
+        self.template, self.context_length = self.engine.template, self.engine.context_length
+
+    async def generate(self, requests: Sequence[Request]) -> list[Completion]:
+        done = await self.engine.generate(requests)
+        self.calls += zip(requests, done, strict=True)
+        return done
+
+
+@dataclass
+class Player(Policy):
+    """Gives recorded completions back at once."""
+
+    recorded: Recorder
+
+    def __post_init__(self) -> None:
+        self.name, self.version = "player", "1"
+        self.template = self.recorded.template
+        self.context_length = self.recorded.context_length
+        self.answers = {request.token_ids: done for request, done in self.recorded.calls}
+
+    async def generate(self, requests: Sequence[Request]) -> list[Completion]:
+        return [self.answers[request.token_ids] for request in requests]
+
+
+def count(calls: Sequence[tuple[Request, Completion]]) -> int:
+    return sum(len(done.token_ids) for _, done in calls)
+
+
+async def through_graph(
+    policy: Policy, tasks: Sequence[Task], seconds: float, concurrency: int
+) -> tuple[float, list[Trajectory]]:
+    """Wall time of the episodes, and the episodes."""
+    tools = Toolbox([StubSearch(seconds), JudgeTool()])
+    setup = make_setup(load_settings(), policy, tools)
+    began = time.perf_counter()
+    done = [t async for t in rollout([Episode(task) for task in tasks], setup, concurrency)]
+    return time.perf_counter() - began, done
+
+
+async def bare(engine: Policy, episodes: Sequence[Sequence[Request]], concurrency: int) -> float:
+    """Wall time of the same requests without the graph."""
+    gate = asyncio.Semaphore(concurrency)
+
+    async def one(requests: Sequence[Request]) -> None:
+        async with gate:
+            for request in requests:
+                await engine.generate([replace(request, on_text=None)])
+
+    began = time.perf_counter()
+    await asyncio.gather(*(one(requests) for requests in episodes))
+    return time.perf_counter() - began
+
+
+def by_episode(recorder: Recorder, episodes: Sequence[Trajectory]) -> list[list[Request]]:
+    """The recorded requests of each episode, in order."""
+    requests = {request.token_ids: request for request, _ in recorder.calls}
+    return [
+        [requests[tuple(t.prompt_of(turn).tolist())] for turn in t.turns] for t in episodes
+    ]
+
+
+class _Loop:
+    """A stand-in for LangGraph's runtime: the context, and a writer that drops events."""
+
+    def __init__(self, setup: Any) -> None:
+        self.context = setup
+        self.stream_writer = lambda event: None
+
+
+async def plain_loop(policy: Policy, tasks: Sequence[Task]) -> float:
+    """Wall time of the same nodes driven by a loop instead of LangGraph."""
+    tools = Toolbox([StubSearch(0), JudgeTool()])
+    runtime: Any = _Loop(make_setup(load_settings(), policy, tools))
+    families = {tool.name: tool.family for tool in tools}
+    began = time.perf_counter()
+    for task in tasks:
+        state: State = {"episode": Episode(task)}
+        while True:
+            state = await _policy(state, runtime)
+            route = _route(state["episode"], families)
+            if route == "finish":
+                await _finish(state, runtime)
+                break
+            if route != "policy":
+                state = await (_repair if route == "repair" else _tool)(state, runtime)
+    return time.perf_counter() - began
+
+
+async def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--engine", default="vllm", choices=["vllm", "transformers"])
+    parser.add_argument("--policy", default="default")
+    parser.add_argument("--episodes", type=int, default=64)
+    parser.add_argument("--concurrency", type=int, nargs="+", default=[1, 8, 64])
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/out/rollout.json"))
+    args = parser.parse_args()
+    tasks = [*load("library", Path(), "train").tasks, *load("library", Path(), "test").tasks]
+    folder = resolve(args.policy, load_settings().models_dir)
+    rows = []
+    for reuse in (True, False):
+        engine = make_engine(args.engine, folder, reuse)
+        await through_graph(engine, tasks[:4], 0, 4)  # the first requests warm the engine up
+        for concurrency in args.concurrency:
+            some = tasks[: max(4, min(args.episodes, 8 * concurrency))]
+            for wait in (0.0, 0.2):
+                row = await measure(engine, some, wait, concurrency)
+                rows.append({"reuse": reuse, **row})
+                print(json.dumps(rows[-1]), flush=True)
+        await engine.aclose()
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    args.out.write_text(json.dumps(rows, indent=1))
+
+
+def make_engine(name: str, folder: Path, reuse: bool) -> Policy:
+    if name == "transformers":
+        from agent.policies.transformers import TransformersPolicy
+
+        return TransformersPolicy(folder, max_batch=64, reuse=reuse)
+    from agent.policies.vllm import VllmPolicy
+
+    return VllmPolicy(folder, prefix_caching=reuse)
+
+
+async def measure(
+    engine: Policy, tasks: Sequence[Task], wait: float, concurrency: int
+) -> dict[str, float]:
+    """One row: graph and bare engine alternate twice, the better time of each counts."""
+    recorder = Recorder(engine)
+    first, episodes = await through_graph(recorder, tasks, wait, concurrency)
+    requests, tokens = by_episode(recorder, episodes), count(recorder.calls)
+    bare_seconds = [await bare(engine, requests, concurrency)]
+    again, _ = await through_graph(engine, tasks, wait, concurrency)
+    bare_seconds.append(await bare(engine, requests, concurrency))
+    graph_seconds = min(first, again)
+    player = Player(recorder)
+    langgraph, played = await through_graph(player, tasks, 0, 1)
+    loop = await plain_loop(player, tasks)
+    turns = sum(len(t.turns) for t in episodes)
+    own = [turn.policy_seconds + turn.tool_seconds for t in played for turn in t.turns]
+    return {
+        "tool_ms": wait * 1000,
+        "concurrency": concurrency,
+        "episodes": len(tasks),
+        "tokens": tokens,
+        "graph_tokens_per_s": round(tokens / graph_seconds, 1),
+        "bare_tokens_per_s": round(tokens / min(bare_seconds), 1),
+        "ratio": round(min(bare_seconds) / graph_seconds, 3),
+        "p95_non_engine_ms_per_turn": round(1000 * float(np.percentile(own, 95)), 2),
+        "langgraph_ms_per_turn": round(1000 * (langgraph - loop) / turns, 2),
+        "all_own_ms_per_turn": round(1000 * langgraph / turns, 2),
+    }
+
+
+if __name__ == "__main__":
+    asyncio.run(main())
