@@ -338,19 +338,24 @@ def trace_export(
     store: Store = None,
 ) -> None:
     """Write episodes to .jsonl, .jsonl.gz or .parquet, without loss."""
+    from agent.exchange import export
     from agent.store import Filter
 
     with _store(store) as opened:
-        count = opened.export(out, Filter(status=status, policy=policy))
+        count = export(opened, out, Filter(status=status, policy=policy))
     typer.echo(f"{count} episodes written to {out}")
 
 
 @trace_app.command("import", epilog="Example: agent trace import all.jsonl")
 def trace_import(path: Path, store: Store = None) -> None:
     """Read episodes of an export into the store; known ids are left alone."""
+    from agent.exchange import import_
+
     with _store(store) as opened:
-        report = opened.import_(path)
-    typer.echo(_lines(vars_of(report)))
+        report = import_(opened, path)
+    for problem in report.problems:
+        _stderr(f"skipped: {problem}")
+    typer.echo(f"{report.added} episodes added, {report.known} known, {report.skipped} skipped")
 
 
 @trace_app.command(

@@ -159,8 +159,11 @@ class Session:
         Raises:
             UsageError: the thread does not exist or has nothing unfinished.
         """
-        if not await self.unfinished(thread):
+        before = await self._state(thread)
+        if before is None or before.status is not None:
             raise UsageError(f"thread '{thread}' has no unfinished question", "agent trace list")
+        if self._store is not None:  # the record of the cut-off episode gives way to the whole one
+            await asyncio.to_thread(self._store.delete, [before.meta["id"]])
         async for event in self._run(None, thread):
             yield event
 

@@ -130,9 +130,7 @@ async def bare(engine: Policy, episodes: Sequence[Sequence[Request]], concurrenc
 def by_episode(recorder: Recorder, episodes: Sequence[Trajectory]) -> list[list[Request]]:
     """The recorded requests of each episode, in order."""
     requests = {request.token_ids: request for request, _ in recorder.calls}
-    return [
-        [requests[tuple(t.prompt_of(turn).tolist())] for turn in t.turns] for t in episodes
-    ]
+    return [[requests[tuple(t.prompt_of(turn).tolist())] for turn in t.turns] for t in episodes]
 
 
 class _Loop:

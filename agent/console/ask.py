@@ -12,7 +12,14 @@ from agent.console.printer import Printer
 from agent.session import Session
 from agent.settings import Settings
 from agent.task import MAX_QUESTION_CHARS, Task
-from kg.errors import UsageError
+from kg.errors import TurnwiseError, UsageError
+
+
+class InterruptedRunError(TurnwiseError):
+    """Ctrl-C before the answer: exit code 130."""
+
+    exit_code = INTERRUPTED
+
 
 _STDIN_LIMIT = 4 * MAX_QUESTION_CHARS + 1
 
@@ -63,7 +70,9 @@ def run(ask: Ask, settings: Settings, printer: Printer) -> int:
     try:
         return asyncio.run(_run(ask, settings, printer))
     except KeyboardInterrupt:
-        return INTERRUPTED
+        raise InterruptedRunError(
+            "interrupted", "agent ask --resume ID goes on; see agent trace list"
+        ) from None
 
 
 async def _run(ask: Ask, settings: Settings, printer: Printer) -> int:

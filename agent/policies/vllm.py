@@ -114,7 +114,9 @@ class VllmPolicy(Policy):
         try:
             await asyncio.wrap_future(done)
         except Exception as error:
-            raise PolicyUnavailableError(f"the weights in {weights} do not load: {error}") from error
+            raise PolicyUnavailableError(
+                f"the weights in {weights} do not load: {error}"
+            ) from error
         self.version = weights_version(weights)
 
     async def aclose(self) -> None:

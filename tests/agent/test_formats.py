@@ -75,7 +75,11 @@ def test_complaints_name_what_is_wrong():
         (Completion("plain answer [1]"), ActionKind.ANSWER, "plain answer"),
         (Completion("ABSTAIN: no source"), ActionKind.ABSTAIN, "no source"),
         (Completion("<tool_call>{broken</tool_call>"), ActionKind.MALFORMED, "not JSON"),
-        (Completion('<tool_call>{"name": "fly"}</tool_call>'), ActionKind.MALFORMED, "no tool 'fly'"),
+        (
+            Completion('<tool_call>{"name": "fly"}</tool_call>'),
+            ActionKind.MALFORMED,
+            "no tool 'fly'",
+        ),
         (Completion("<tool_call>"), ActionKind.MALFORMED, "not closed"),
         (Completion(""), ActionKind.MALFORMED, "empty"),
         (

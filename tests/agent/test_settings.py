@@ -32,7 +32,11 @@ def test_nested_settings_come_from_the_environment(monkeypatch):
 
 @pytest.mark.parametrize(
     ("flags", "message"),
-    [({"seed": "x"}, "seed"), ({"budgets": {"turns": 0}}, "budgets.turns"), ({"rule": "?"}, "rule")],
+    [
+        ({"seed": "x"}, "seed"),
+        ({"budgets": {"turns": 0}}, "budgets.turns"),
+        ({"rule": "?"}, "rule"),
+    ],
 )
 def test_wrong_values_are_named(flags, message):
     with pytest.raises(UsageError, match=message):

@@ -12,7 +12,10 @@ def test_every_shipped_recipe_loads(name):
 
 
 def test_overrides_reach_nested_fields_and_change_the_digest():
-    plain, changed = load_sft("cold_start"), load_sft("cold_start", ["optimizer.lr=1e-5", "epochs=3"])
+    plain, changed = (
+        load_sft("cold_start"),
+        load_sft("cold_start", ["optimizer.lr=1e-5", "epochs=3"]),
+    )
     assert (changed.optimizer.lr, changed.epochs) == (1e-5, 3)
     assert plain.digest != changed.digest
 

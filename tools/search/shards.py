@@ -20,6 +20,9 @@ from tools.search.embedder import Embedder
 SHARD_ROWS = 512
 _GATHER_ROWS = 16_384
 
+# numpy leaves this function untyped.
+_write_header: Callable[..., None] = write_array_header_1_0
+
 # Fixed-width byte strings: numpy sorts and looks them up without Python objects.
 Keys = NDArray[np.bytes_]
 Vectors = NDArray[np.float32]
@@ -147,7 +150,7 @@ def write_vectors(path: Path, pool: VectorPool, of_row: NDArray[np.int64], dimen
     """
     header = {"descr": "<f4", "fortran_order": False, "shape": (len(of_row), dimension)}
     with path.open("wb") as file:
-        write_array_header_1_0(file, header)
+        _write_header(file, header)
         for start in range(0, len(of_row), _GATHER_ROWS):
             chunk = pool.gather(of_row[start : start + _GATHER_ROWS], dimension)
             file.write(chunk.tobytes())

@@ -7,17 +7,26 @@ import pytest
 from kg.errors import MissingExtraError, UsageError
 from tools.search.readers import CorpusFile, list_files, read_documents
 
-PDF = b"""%PDF-1.4
-1 0 obj<</Type/Catalog/Pages 2 0 R>>endobj
-2 0 obj<</Type/Pages/Kids[3 0 R]/Count 1>>endobj
-3 0 obj<</Type/Page/Parent 2 0 R/MediaBox[0 0 300 200]/Contents 4 0 R
-/Resources<</Font<</F1 5 0 R>>>>>>endobj
-4 0 obj<</Length 54>>stream
-BT /F1 12 Tf 20 100 Td (Radium glows in the dark.) Tj ET
-endstream endobj
-5 0 obj<</Type/Font/Subtype/Type1/BaseFont/Helvetica>>endobj
-trailer<</Root 1 0 R>>
-"""
+PAGE = "BT /F1 12 Tf 20 100 Td (Radium glows in the dark.) Tj ET"
+PDF_OBJECTS = [
+    "<</Type/Catalog/Pages 2 0 R>>",
+    "<</Type/Pages/Kids[3 0 R]/Count 1>>",
+    "<</Type/Page/Parent 2 0 R/MediaBox[0 0 300 200]/Contents 4 0 R"
+    "/Resources<</Font<</F1 5 0 R>>>>>>",
+    f"<</Length {len(PAGE)}>>stream\n{PAGE}\nendstream",
+    "<</Type/Font/Subtype/Type1/BaseFont/Helvetica>>",
+]
+
+
+def _pdf():
+    out, offsets = "%PDF-1.4\n", []
+    for number, body in enumerate(PDF_OBJECTS, 1):
+        offsets.append(len(out))
+        out += f"{number} 0 obj\n{body}\nendobj\n"
+    table = "".join(f"{offset:010} 00000 n \n" for offset in offsets)
+    size = len(PDF_OBJECTS) + 1
+    tail = f"trailer<</Root 1 0 R/Size {size}>>\nstartxref\n{len(out)}\n%%EOF\n"
+    return (out + f"xref\n0 {size}\n0000000000 65535 f \n{table}{tail}").encode()
 
 
 def _read(path):
@@ -99,7 +108,7 @@ def test_a_missing_path_is_a_usage_error(tmp_path):
 def test_a_pdf_is_read_page_by_page(tmp_path):
     pytest.importorskip("pypdf")
     path = tmp_path / "radium.pdf"
-    path.write_bytes(PDF)
+    path.write_bytes(_pdf())
     documents, problems = _read(path)
     assert not problems
     assert documents[0].sections[0].text == "Radium glows in the dark."
@@ -108,7 +117,7 @@ def test_a_pdf_is_read_page_by_page(tmp_path):
 def test_a_pdf_without_pypdf_names_the_extra(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "pypdf", None)
     path = tmp_path / "radium.pdf"
-    path.write_bytes(PDF)
+    path.write_bytes(_pdf())
     with pytest.raises(MissingExtraError) as caught:
         _read(path)
     assert "turnwise[pdf]" in caught.value.hint
