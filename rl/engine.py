@@ -20,8 +20,16 @@ from rl.attention import NAME, register
 from rl.recipe import Lora, Optimizer
 
 
-def load_trainable(folder: Path, lora: Lora | None, dtype: torch.dtype) -> TargetLogprobs:
+def load_trainable(
+    folder: Path, lora: Lora | None, dtype: torch.dtype, init: Path | None = None
+) -> TargetLogprobs:
     """The model of a folder, ready to train, with packed attention.
+
+    Args:
+        folder: the base model.
+        lora: adapters to add; None trains all weights.
+        dtype: of the weights.
+        init: an adapter to go on from instead of a new one.
 
     Raises:
         PolicyUnavailableError: the folder does not hold a model.
@@ -39,7 +47,7 @@ def load_trainable(folder: Path, lora: Lora | None, dtype: torch.dtype) -> Targe
         ) from error
     if lora is None:
         return TargetLogprobs(model.train())
-    return TargetLogprobs(_adapted(model, lora).train())
+    return TargetLogprobs(_adapted(model, lora, init).train())
 
 
 class TargetLogprobs(torch.nn.Module):
@@ -81,11 +89,14 @@ def _logprobs(logits: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
     return -torch.nn.functional.cross_entropy(logits.float(), ids, reduction="none")
 
 
-def _adapted(model: Any, lora: Lora) -> torch.nn.Module:
-    try:
-        from peft import LoraConfig, get_peft_model
-    except ImportError as error:
-        raise MissingExtraError("peft", "train", "LoRA") from error
+def _adapted(model: Any, lora: Lora, init: Path | None) -> torch.nn.Module:
+    from peft import LoraConfig, PeftModel, get_peft_model
+
+    if init is not None:
+        going_on: torch.nn.Module = PeftModel.from_pretrained(
+            model, str(init), is_trainable=True, autocast_adapter_dtype=False
+        )
+        return going_on
     config = LoraConfig(
         r=lora.rank,
         lora_alpha=lora.alpha,

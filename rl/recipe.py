@@ -64,6 +64,7 @@ class SftRecipe(Strict):
     Attributes:
         base: model to start from, as `agent models` knows it, or a folder.
         lora: adapters; null trains all weights.
+        init: folder of an adapter to go on from; its own rank counts.
         demonstrations: made when no trajectories are given on the command line.
         pack_tokens: tokens of one forward pass.
         batch_tokens: tokens of one optimizer step.
@@ -73,6 +74,7 @@ class SftRecipe(Strict):
 
     base: str
     lora: Lora | None = Lora()
+    init: str | None = None
     demonstrations: Demonstrations | None = None
     optimizer: Optimizer
     epochs: int = Field(1, ge=1)

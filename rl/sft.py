@@ -103,7 +103,8 @@ def train(
     steps = list(_steps(recipe, train_rows))
     dtype = getattr(torch, recipe.dtype)
     engine = start_engine(
-        load_trainable(base, recipe.lora, dtype), recipe.optimizer, len(steps), dtype, recipe.zero
+        load_trainable(base, recipe.lora, dtype, Path(recipe.init) if recipe.init else None),
+        recipe.optimizer, len(steps), dtype, recipe.zero
     )
     holdout = pack(held, recipe.pack_tokens)
     start, before = _resume(engine, run)
@@ -112,7 +113,7 @@ def train(
     began = time.monotonic()
     done = _loop(engine, recipe, steps, start, run, before, progress)
     after = evaluate(engine, holdout)
-    out = _export(engine, run)
+    out = _export(engine, run, recipe.base)
     report = SftReport(out, done, before, after, time.monotonic() - began, done == len(steps))
     _write_json(run / "report.json", {**asdict(report), "out": out.name, "recipe": recipe.digest})
     return report
@@ -278,9 +279,11 @@ def _resume(engine: Any, run: Path) -> tuple[int, float]:
     return int(state["step"]), float(state["before"])
 
 
-def _export(engine: Any, run: Path) -> Path:
+def _export(engine: Any, run: Path, base: str) -> Path:
     """Write the adapter, or the whole model, as transformers and peft read it."""
     model = engine.module.model
+    for config in getattr(model, "peft_config", {}).values():
+        config.base_model_name_or_path = base  # a name, not a folder of this machine
     out = run / ("adapter" if hasattr(model, "peft_config") else "model")
     if torch.distributed.get_rank() == 0:
         shutil.rmtree(out, ignore_errors=True)

@@ -1,0 +1,1 @@
+"""The bundled science library: one file of facts, from which passages, a graph and questions come."""

@@ -8,7 +8,7 @@ for hit in index.search("who discovered radium", k=3):
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -22,6 +22,7 @@ from tools.search.errors import SearchIndexCorruptError, SearchIndexMismatchErro
 from tools.search.fusion import fuse_rankings, unique_rows
 from tools.search.lexical import LexicalIndex
 from tools.search.manifest import Manifest, check_files, read_manifest, rebuild_hint
+from tools.search.passages import Passage
 from tools.search.settings import IndexSettings
 from tools.search.store import PassageStore
 
@@ -158,6 +159,10 @@ class Index:
         for number, *rankings in zip(asked, *sides, strict=True):
             answers[number] = self._hits(self._combine(rankings, mode)[:k])
         return answers
+
+    def passages(self) -> Iterator[Passage]:
+        """Every passage of the index, read as it is asked for."""
+        return iter(self._store)
 
     def info(self) -> dict[str, Any]:
         """The manifest as JSON values, without the list of files, with the path and the device."""
