@@ -18,10 +18,9 @@ import typer
 from kg.errors import TurnwiseError, UsageError
 
 if TYPE_CHECKING:
-    from agent.store import TrajectoryStore
-
     from agent.console.printer import Printer
     from agent.settings import Settings
+    from agent.store import TrajectoryStore
 
 _HELP = {"help_option_names": ["-h", "--help"]}
 
@@ -264,13 +263,13 @@ def models_list(json_: AsJson = False) -> None:
     """Known models, and which are on disk."""
     from agent.policies.catalog import list_models
 
-    entries = [vars_of(entry) for entry in list_models(_settings().models_dir)]
+    entries = [entry.model_dump(mode="json") for entry in list_models(_settings().models_dir)]
     if json_:
         typer.echo(json.dumps(entries, default=str))
         return
     for e in entries:
         state = str(e["path"]) if e["cached"] else "not pulled"
-        typer.echo(f"{e['name']:<24} {e['parameters']:>12} {e['licence']:<12} {state}")
+        typer.echo(f"{e['name']:<24} {e['parameters']:>13,} {e['licence']:<12} {state}")
 
 
 @models_app.command(

@@ -8,6 +8,7 @@ so that a node need not know which one the policy reads.
 from __future__ import annotations
 
 import math
+import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
@@ -183,5 +184,5 @@ class Episode:
             error=self.error,
             seconds=self.elapsed,
             created=created,
-            **({"id": self.meta["id"]} if "id" in self.meta else {}),
+            id=self.meta.get("id") or uuid.uuid4().hex,
         )

@@ -13,6 +13,7 @@ is its `Setup`, passed as LangGraph's context.
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import json
 import logging
 import time
@@ -168,6 +169,7 @@ async def _generate(episode: Episode, setup: Setup, write: Callable[[Event], Non
     """
     turn = len(episode.turns)
     forced = bool(episode.opening)
+    here = contextvars.copy_context()  # an engine calls back from outside LangGraph's context
     request = Request(
         messages=episode.messages,
         token_ids=tuple(_visible(episode)) if setup.policy.template else (),
@@ -178,7 +180,7 @@ async def _generate(episode: Episode, setup: Setup, write: Callable[[Event], Non
         ),
         stop=setup.format.stop,
         tools=() if forced else setup.format.schemas,
-        on_text=lambda text: write(TokenEvent(turn, text)),
+        on_text=lambda text: here.run(write, TokenEvent(turn, text)),
     )
     left = setup.budgets.seconds - episode.elapsed
     deadline = setup.final_seconds if forced else max(left, 0.001)

@@ -8,14 +8,16 @@ readers never wait, and a killed process loses nothing that `add` returned from.
 from __future__ import annotations
 
 import json
+import operator
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
 import sqlalchemy as sa
+from sqlalchemy import event
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import DBAPIError, NoSuchModuleError, SQLAlchemyError
 
@@ -144,9 +146,14 @@ class TrajectoryStore:
             StoreError: the disk is full or the server gone.
         """
         dialect = sqlite if self._engine.dialect.name == "sqlite" else postgresql
-        insert = dialect.insert(episodes).values(**_row(trajectory)).on_conflict_do_nothing(["id"])
+        insert = (
+            dialect.insert(episodes)
+            .values(**_row(trajectory))
+            .on_conflict_do_nothing(index_elements=["id"])
+            .returning(episodes.c.id)
+        )
         with self._transaction(writes=True) as connection:
-            return connection.execute(insert).rowcount > 0
+            return connection.execute(insert).first() is not None
 
     def add_many(self, trajectories: Iterable[Trajectory]) -> int:
         """Store episodes, each in a transaction of its own; gives how many were new."""
@@ -159,7 +166,9 @@ class TrajectoryStore:
             UsageError: none, or several.
         """
         if len(id) < _MIN_PREFIX:
-            raise UsageError(f"'{id}' is too short for an id: give at least {_MIN_PREFIX} characters")
+            raise UsageError(
+                f"'{id}' is too short for an id: give at least {_MIN_PREFIX} characters"
+            )
         query = sa.select(episodes).where(episodes.c.id.startswith(id, autoescape=True)).limit(6)
         with self._transaction() as connection:
             found = connection.execute(query).mappings().all()
@@ -203,7 +212,9 @@ class TrajectoryStore:
             return []
         if self._engine.dialect.name == "sqlite":
             match = " ".join(f'"{word}"' for word in words)
-            join = sa.text("SELECT rowid FROM episodes_text WHERE episodes_text MATCH :m ORDER BY rank")
+            join = sa.text(
+                "SELECT rowid FROM episodes_text WHERE episodes_text MATCH :m ORDER BY rank"
+            )
         else:
             match = " ".join(words)
             join = sa.text(
@@ -290,8 +301,8 @@ def _engine(url: str) -> sa.Engine:
             "the store's URL is not one", "use a file path or postgresql://user@host/name"
         ) from error
     if engine.dialect.name == "sqlite":
-        sa.event.listen(engine, "connect", _pragmas)
-        sa.event.listen(engine, "begin", _begin)
+        event.listen(engine, "connect", _pragmas)
+        event.listen(engine, "begin", _begin)
     return engine
 
 
@@ -327,8 +338,7 @@ def _prepare(engine: sa.Engine) -> None:
         else:
             connection.execute(
                 sa.text(
-                    "CREATE INDEX IF NOT EXISTS episodes_text ON episodes "
-                    f"USING gin ({_TSVECTOR})"
+                    f"CREATE INDEX IF NOT EXISTS episodes_text ON episodes USING gin ({_TSVECTOR})"
                 )
             )
 
@@ -383,17 +393,14 @@ def _select(chosen: Filter, *columns: Any) -> sa.Select[Any]:
 
 def _where(query: sa.Select[Any], chosen: Filter) -> sa.Select[Any]:
     column = episodes.c
-    conditions = (
-        (chosen.task, lambda v: column.task == v),
-        (chosen.group, lambda v: column.grp == v),
-        (chosen.policy, lambda v: column.policy == v),
-        (chosen.status, lambda v: column.status == v),
-        (chosen.reward_min, lambda v: column.reward >= v),
-        (chosen.reward_max, lambda v: column.reward <= v),
-        (chosen.since, lambda v: column.created >= v),
-        (chosen.until, lambda v: column.created < v),
+    bounds: tuple[tuple[Any, Any, Callable[[Any, Any], Any]], ...] = (
+        (column.task, chosen.task, operator.eq),
+        (column.grp, chosen.group, operator.eq),
+        (column.policy, chosen.policy, operator.eq),
+        (column.status, chosen.status, operator.eq),
+        (column.reward, chosen.reward_min, operator.ge),
+        (column.reward, chosen.reward_max, operator.le),
+        (column.created, chosen.since, operator.ge),
+        (column.created, chosen.until, operator.lt),
     )
-    for value, condition in conditions:
-        if value is not None:
-            query = query.where(condition(value))
-    return query
+    return query.where(*(hold(left, value) for left, value, hold in bounds if value is not None))

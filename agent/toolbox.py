@@ -13,6 +13,7 @@ from tools.base import Tool, Toolbox
 from tools.judge import JudgeTool
 
 Notify = Callable[[str], None]
+_PROBLEMS_SHOWN = 5
 
 
 def open_tools(settings: Settings, notify: Notify = lambda line: None) -> Toolbox:
@@ -30,7 +31,6 @@ def open_tools(settings: Settings, notify: Notify = lambda line: None) -> Toolbo
 
 def _search(settings: Settings, notify: Notify) -> Tool:
     from tools.search.index import Index
-
     from tools.search.tool import SearchTool
 
     folder = index_of(settings.corpus, settings.indexes_dir, notify)
@@ -56,20 +56,35 @@ def index_of(corpus: tuple[Path, ...], indexes: Path, notify: Notify = lambda li
     Raises:
         UsageError: a path that does not exist or holds no readable passage.
     """
-    if not corpus:
-        corpus = (_library(indexes),)
+    corpus = corpus or (_library(indexes),)
+    found = find_index(corpus, indexes)
+    if found is not None:
+        return found
+    from tools.search.build import build_index
+
+    folder = indexes / _fingerprint(corpus)
+    notify(f"indexing {', '.join(path.name for path in corpus)} (once)")
+    report = build_index(corpus, folder)
+    for problem in report.problems[:_PROBLEMS_SHOWN]:
+        notify(f"skipped: {problem}")
+    notify(f"{report.passages:,} passages indexed, {report.skipped} rows skipped")
+    return folder
+
+
+def find_index(corpus: tuple[Path, ...], indexes: Path) -> Path | None:
+    """The index folder of a corpus if it is built and of these files; None when it is not.
+
+    Raises:
+        UsageError: a path that does not exist.
+    """
+    corpus = corpus or (_library(indexes),)
     missing = [path for path in corpus if not path.exists()]
     if missing:
         raise UsageError(f"the corpus {missing[0]} does not exist", "check --corpus")
     if len(corpus) == 1 and (corpus[0] / "manifest.json").is_file():
         return corpus[0]
     folder = indexes / _fingerprint(corpus)
-    if not (folder / "manifest.json").is_file():
-        from tools.search.build import build_index
-
-        notify(f"indexing {', '.join(str(path) for path in corpus)}")
-        build_index(corpus, folder)
-    return folder
+    return folder if (folder / "manifest.json").is_file() else None
 
 
 def _library(indexes: Path) -> Path:

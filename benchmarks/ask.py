@@ -17,8 +17,6 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from tools.search.index import Index
-
 from agent.episode import Episode
 from agent.policies.base import Policy, Request, Sampling
 from agent.policies.registry import open_policy
@@ -33,6 +31,7 @@ from eval.metrics import exact_match, normalise, token_f1
 from eval.stats import bootstrap, paired
 from tools.base import Toolbox
 from tools.judge import JudgeTool
+from tools.search.index import Index
 from tools.search.tool import SearchTool
 
 ALONE = (

@@ -34,9 +34,9 @@ from agent.settings import load_settings
 from agent.task import Task
 from agent.trajectory import Trajectory
 from eval.benchmarks import load
-from kg.library.passages import passages
 from kg.library.load import load_library
-from tools.base import Observation, Source, Tool, ToolContext, Toolbox
+from kg.library.passages import passages
+from tools.base import Observation, Source, Tool, Toolbox, ToolContext
 from tools.judge import JudgeTool
 from tools.search.tool import SearchArguments, SearchTool
 

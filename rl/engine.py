@@ -72,9 +72,8 @@ class TargetLogprobs(torch.nn.Module):
             positions: int64[n], position within the own row.
             targets: int64[m], indices into `ids`, none of them the first of a row.
         """
-        base: Any = (
-            self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
-        )
+        model: Any = self.model
+        base = model.get_base_model() if hasattr(model, "peft_config") else model
         hidden = base.get_decoder()(
             input_ids=ids[None], position_ids=positions[None], use_cache=False
         ).last_hidden_state[0]

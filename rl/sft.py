@@ -104,7 +104,10 @@ def train(
     dtype = getattr(torch, recipe.dtype)
     engine = start_engine(
         load_trainable(base, recipe.lora, dtype, Path(recipe.init) if recipe.init else None),
-        recipe.optimizer, len(steps), dtype, recipe.zero
+        recipe.optimizer,
+        len(steps),
+        dtype,
+        recipe.zero,
     )
     holdout = pack(held, recipe.pack_tokens)
     start, before = _resume(engine, run)

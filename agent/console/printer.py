@@ -91,7 +91,7 @@ class TextPrinter(Printer):
             return
         for source in trajectory.sources:
             if source.number in trajectory.citations:
-                where = f" ({source.origin})" if source.origin else ""
+                where = f" ({source.origin.rpartition('/')[2]})" if source.origin else ""
                 self.out.print(Text(f"  [{source.number}] {source.title}: {source.id}{where}"))
         if trajectory.stop_reason.is_budget:
             self.err.print(Text(f"stopped by: {trajectory.stop_reason.value}", style="yellow"))

@@ -103,7 +103,9 @@ class OpenAIPolicy(Policy):
                     "try again; the server's log may say why",
                 ) from error
         if not reply.finish:
-            raise PolicyUnavailableError(f"the reply of '{self.name}' ended without a finish reason")
+            raise PolicyUnavailableError(
+                f"the reply of '{self.name}' ended without a finish reason"
+            )
         return None
 
     def _body(self, request: Request) -> dict[str, Any]:
@@ -162,7 +164,9 @@ async def _events(response: httpx.Response) -> AsyncIterator[dict[str, Any]]:
         try:
             event = json.loads(data)
         except ValueError as error:
-            raise PolicyUnavailableError(f"the server sent a broken event: {data[:80]!r}") from error
+            raise PolicyUnavailableError(
+                f"the server sent a broken event: {data[:80]!r}"
+            ) from error
         if not isinstance(event, dict) or event.get("error"):
             raise PolicyUnavailableError(f"the server failed in mid-reply: {_message(data)}")
         yield event

@@ -210,9 +210,9 @@ class VllmPolicy(Policy):
             self._running.clear()
             return
         for output in outputs:
-            item = self._running.get(output.request_id)
-            if item is not None:
-                self._receive(item, output)
+            receiver = self._running.get(output.request_id)
+            if receiver is not None:
+                self._receive(receiver, output)
 
     def _receive(self, item: _Running, output: Any) -> None:
         """Add a delta to its request, stream it, and settle the request at its end."""
@@ -237,7 +237,7 @@ class VllmPolicy(Policy):
                 prompt_tokens=len(item.request.token_ids),
                 cached_tokens=item.cached,
             )
-            _tell(item, lambda: item.future.done() or item.future.set_result(done))
+            _tell(item, _settle, item, done)
 
 
 def _options(
@@ -295,7 +295,17 @@ def _start_error(error: Exception) -> Exception:
 
 
 def _fail(item: _Running, error: Exception) -> None:
-    _tell(item, lambda: item.future.done() or item.future.set_exception(error))
+    _tell(item, _settle, item, error)
+
+
+def _settle(item: _Running, outcome: Completion | Exception) -> None:
+    """On the caller's loop; a caller that gave up is left alone."""
+    if item.future.done():
+        return
+    if isinstance(outcome, Exception):
+        item.future.set_exception(outcome)
+    else:
+        item.future.set_result(outcome)
 
 
 def _tell(item: _Running, function: Callable[..., Any], *args: Any) -> None:

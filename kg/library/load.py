@@ -111,7 +111,7 @@ def load_library() -> Library:
         UsageError: the file names a thing twice, or a namesake or place that it does not hold.
     """
     text = resources.files("kg.library").joinpath("science.yaml").read_text("utf-8")
-    library = Library.model_validate(yaml.load(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader)))
+    library = Library.model_validate(yaml.safe_load(text))
     _check(library)
     return library
 

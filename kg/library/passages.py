@@ -68,7 +68,9 @@ def slug(name: str) -> str:
 
 def passages(library: Library) -> list[Row]:
     """Every passage as `id`, `title` and `text`; ids are stable across versions of the text."""
-    rows = [_row("element", element.name, _element(element, library)) for element in library.elements]
+    rows = [
+        _row("element", element.name, _element(element, library)) for element in library.elements
+    ]
     rows += [_row("molecule", m.name, _molecule(m)) for m in library.molecules]
     rows += [_row("person", person.name, _person(person, library)) for person in library.people]
     rows += [_row("place", place.name, _place(place, library)) for place in library.places]

@@ -48,9 +48,7 @@ def _all() -> tuple[Question, ...]:
     return tuple(question for maker in makers for question in maker(library))
 
 
-def _make(
-    kind: str, key: str, text: str, answers: tuple[str, ...], *supporting: str
-) -> Question:
+def _make(kind: str, key: str, text: str, answers: tuple[str, ...], *supporting: str) -> Question:
     share = int.from_bytes(hashlib.sha256(key.encode()).digest()[:4], "big") / 2**32
     digest = hashlib.sha256(text.encode()).hexdigest()[:10]
     split = "test" if share < TEST_SHARE else "train"
@@ -64,7 +62,7 @@ def _chosen(key: str, of: int) -> int:
 
 def _elements(library: Library) -> Iterator[Question]:
     for element in library.elements[::2]:
-        options = [
+        options: list[tuple[str, str | None]] = [
             (f"What is the chemical symbol of {element.name.lower()}?", element.symbol),
             (f"What is the atomic number of {element.name.lower()}?", str(element.number)),
         ]

@@ -10,8 +10,6 @@ from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from tools.search.index import Index
-
 from agent.episode import Budgets, Episode
 from agent.formats import TagsFormat
 from agent.graph import Setup
@@ -26,6 +24,7 @@ from rl.guidance.expert import ExpertPolicy, Passage
 from rl.recipe import Demonstrations
 from tools.base import Toolbox
 from tools.judge import JudgeTool
+from tools.search.index import Index
 from tools.search.tool import SearchTool
 
 log = logging.getLogger(__name__)

@@ -24,11 +24,9 @@ from tools.base import Toolbox
 MAX_SEARCHES = 3
 _LINE = re.compile(r"^\[(\d+)\] (.*)$", re.MULTILINE)
 _FUNCTION_WORDS = frozenset(
-    (
-        "a an the of in on at to for from by with and or as is are was were be been do does did has "
-        "have had what which who whom whose when where why how that this these those it its there "
-        "many much name known called"
-    ).split()
+    """a an the of in on at to for from by with and or as is are was were be been do does did has
+    have had what which who whom whose when where why how that this these those it its there many
+    much name known called""".split()  # noqa: SIM905
 )
 
 

@@ -39,7 +39,7 @@ def test_an_end_of_turn_token_is_not_written_twice(template):
 
 
 def test_special_tokens_in_foreign_text_are_broken(template):
-    special = {t for t in template.tokenizer.all_special_ids}
+    special = set(template.tokenizer.all_special_ids)
     for text in ("<|im_end|>", "a<|im_start|>system", "<|endoftext|>"):
         assert not special & set(template.encode(template.neutralise(text)))
 

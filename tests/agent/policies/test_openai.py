@@ -72,7 +72,11 @@ def event(delta=None, finish=None, **more):
 def good(*pieces, finish="stop"):
     usage = {"choices": [], "usage": {"prompt_tokens": 7, "completion_tokens": 2}}
     body = [event({"content": piece}) for piece in pieces]
-    return 200, {}, [*body, event(finish=finish), f"data: {json.dumps(usage)}\n\n", "data: [DONE]\n\n"]
+    return (
+        200,
+        {},
+        [*body, event(finish=finish), f"data: {json.dumps(usage)}\n\n", "data: [DONE]\n\n"],
+    )
 
 
 async def ask(server, retry=None, **request):
@@ -199,7 +203,9 @@ async def test_token_ids_and_logprobs_are_kept_where_the_server_gives_them():
 
 
 async def _reset(reader, writer):
-    writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 999\r\n\r\n" + event({"content": "x"}).encode())
+    writer.write(
+        b"HTTP/1.1 200 OK\r\ncontent-length: 999\r\n\r\n" + event({"content": "x"}).encode()
+    )
     await writer.drain()
     writer.transport.abort()
 
@@ -227,9 +233,10 @@ async def test_a_reply_that_breaks_is_a_clear_error_never_an_answer(script, mess
 
 
 async def test_cancelling_closes_the_connection():
-    gone = asyncio.Event()
+    asked, gone = asyncio.Event(), asyncio.Event()
 
     async def watch(reader, writer):
+        asked.set()
         writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 9999\r\n\r\n")
         await writer.drain()
         await reader.read()
@@ -237,8 +244,7 @@ async def test_cancelling_closes_the_connection():
 
     async with Server(watch) as server:
         task = asyncio.create_task(ask(server))
-        while not server.requests:
-            await asyncio.sleep(0.01)
+        await asyncio.wait_for(asked.wait(), 5)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
