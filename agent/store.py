@@ -356,9 +356,9 @@ def _row(trajectory: Trajectory) -> dict[str, Any]:
     return {
         "id": trajectory.id,
         "created": trajectory.created,
-        "task": trajectory.task.id,
-        "grp": trajectory.group,
-        "policy": trajectory.policy,
+        "task": _text(trajectory.task.id),
+        "grp": _text(trajectory.group),
+        "policy": _text(trajectory.policy),
         "status": trajectory.status.value,
         "stop_reason": trajectory.stop_reason.value,
         "reward": sum(rewards.values()) if rewards else None,
@@ -371,7 +371,7 @@ def _row(trajectory: Trajectory) -> dict[str, Any]:
 
 
 def _text(value: str) -> str:
-    """For the searchable columns: PostgreSQL takes neither NUL nor lone surrogates."""
+    """For the columns to search by: PostgreSQL takes neither NUL nor lone surrogates."""
     return value.replace("\x00", " ").encode("utf-8", "replace").decode("utf-8")
 
 
