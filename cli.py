@@ -165,6 +165,11 @@ def ask(
             raise
         printer.error(error)
         code = error.exit_code
+    except Exception as error:
+        if os.environ.get("AGENT_DEBUG"):
+            raise
+        printer.error(TurnwiseError(f"{type(error).__name__}: {error}", "agent --debug ask …"))
+        code = 1
     raise typer.Exit(code)
 
 

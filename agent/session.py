@@ -24,7 +24,7 @@ from agent.policies.base import Policy, Sampling
 from agent.policies.registry import open_policy
 from agent.rollout import record
 from agent.settings import Settings
-from agent.store import TrajectoryStore
+from agent.store import StoreError, TrajectoryStore
 from agent.task import Task
 from agent.toolbox import open_tools
 from agent.trajectory import (
@@ -194,6 +194,11 @@ class Session:
         try:
             async for event in stream:
                 yield cast(Event, event)
+        except sqlite3.Error as error:
+            raise UsageError(
+                f"the conversation cannot be saved: {error}",
+                "free some space, or set AGENT_HOME to another disk",
+            ) from error
         finally:
             await asyncio.shield(self._finish(thread, created))
 
@@ -207,7 +212,10 @@ class Session:
             episode = episode.end(Status.FAILED, StopReason.CANCELLED, turns=turns)
         self.last = record(episode, self.setup, created)
         if self._store is not None:
-            await asyncio.to_thread(self._store.add, self.last)
+            try:
+                await asyncio.to_thread(self._store.add, self.last)
+            except StoreError as error:  # the answer is there and must still reach the person
+                log.error("the episode was not stored: %s", error.message)
 
 
 def _history(before: Episode | None) -> tuple[tuple[str, str], ...]:

@@ -1,0 +1,83 @@
+"""Sessions: a thread goes on after the process is gone, also in the middle of an episode."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+HERE = Path(__file__).parent
+PROGRAM = """
+import asyncio, json, os, sys
+sys.path[:0] = [{here!r}, {root!r}]
+from scripted import ScriptedPolicy
+from test_graph import FactTool, HAPPY
+from agent.graph import build_graph
+from agent.policies.chat import ChatTemplate
+from agent.session import Session, _checkpoints, make_setup
+from agent.settings import load_settings
+from agent.store import TrajectoryStore
+from tools.base import Toolbox
+from tools.judge import JudgeTool
+
+class Dying(ScriptedPolicy):
+    async def generate(self, requests):
+        if not self.replies:
+            os._exit(9)
+        return await super().generate(requests)
+
+async def main(replies, question):
+    settings = load_settings()
+    template = ChatTemplate.load({model!r})
+    tools = Toolbox([FactTool(), JudgeTool()])
+    setup = make_setup(settings, Dying(replies, template), tools)
+    async with _checkpoints(settings) as saver:
+        with TrajectoryStore.open(settings.store_url) as store:
+            session = Session(setup, build_graph(tools, saver), store, settings)
+            events = session.resume("t1") if question is None else session.ask(question, "t1")
+            async for event in events:
+                pass
+            print(json.dumps(session.last.to_dict()))
+
+asyncio.run(main(*json.loads(sys.argv[1])))
+"""
+
+
+def run(base_model, home, replies, question):
+    import json
+
+    code = PROGRAM.format(here=str(HERE), root=str(HERE.parents[1]), model=str(base_model))
+    done = subprocess.run(
+        [sys.executable, "-c", code, json.dumps([replies, question])],
+        capture_output=True, text=True, timeout=60, env={**os.environ, "AGENT_HOME": str(home)},
+    )  # fmt: skip
+    return done, json.loads(done.stdout) if done.stdout else None
+
+
+SEARCH, JUDGE, ANSWER = (
+    "<search>Oganessian</search>",
+    "<judge>yes</judge>",
+    "<answer>oganesson [1]</answer>",
+)
+
+
+def test_a_killed_episode_goes_on_from_its_last_turn_and_then_the_conversation(base_model, tmp_path):
+    from agent.store import Filter, TrajectoryStore
+
+    done, _ = run(base_model, tmp_path, [SEARCH, JUDGE], "Which element?")
+    assert done.returncode == 9
+    done, finished = run(base_model, tmp_path, [ANSWER], None)
+    assert done.returncode == 0, done.stderr
+    assert finished["answer"] == "oganesson"
+    assert [turn["text"] for turn in finished["turns"]] == [SEARCH, JUDGE, ANSWER]
+    _, whole = run(base_model, tmp_path / "other", [SEARCH, JUDGE, ANSWER], "Which element?")
+    assert finished["token_ids"] == whole["token_ids"]
+    assert finished["logprobs"] == whole["logprobs"]
+    done, second = run(base_model, tmp_path, [SEARCH, JUDGE, ANSWER], "And its symbol?")
+    assert second["history"] == [["Which element?", "oganesson"]]
+    done, _ = run(base_model, tmp_path, [], None)
+    assert "no unfinished question" in done.stderr
+    with TrajectoryStore.open(tmp_path / "trajectories.sqlite") as store:
+        assert [t.task.question for t in store.query(Filter(newest_first=False))] == [
+            "Which element?",
+            "And its symbol?",
+        ]
