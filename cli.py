@@ -77,7 +77,11 @@ def _main(
     if debug:
         os.environ["AGENT_DEBUG"] = "1"
     level = logging.DEBUG if debug else logging.WARNING
-    logging.basicConfig(level=level, format="%(levelname)s %(name)s: %(message)s")
+    handler = logging.StreamHandler()
+    handler.setLevel(level)  # some libraries set their own loggers to DEBUG
+    logging.basicConfig(
+        level=level, format="%(levelname)s %(name)s: %(message)s", handlers=[handler]
+    )
     for noisy in ("httpcore", "httpx", "asyncio", "aiosqlite", "filelock"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
 

@@ -189,8 +189,9 @@ class _Decoder:
         shared = min(shared, len(prompt) - 1)
         if shared < _REUSE_AT_LEAST:
             return fresh, 0
-        if shared < cache.get_seq_length():
-            cache.crop(shared)
+        extra = cache.get_seq_length() - shared
+        if extra > 0:
+            cache.crop(-extra)
         self.rows[0].cached = shared
         return cache, shared
 

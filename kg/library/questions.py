@@ -79,6 +79,16 @@ def _elements(library: Library) -> Iterator[Question]:
             )
         text, answer = options[_chosen(element.name, len(options))]
         yield _make("one_hop", element.name, text, (str(answer),), _id("element", element))
+    for element in library.elements:
+        alone = sum(e.namesake == element.namesake for e in library.elements) == 1
+        if alone and element.namesake_kind in ("place", "sky", "myth"):
+            yield _make(
+                "one_hop",
+                element.name + "name",
+                f"Which element is named after {element.namesake}?",
+                (element.name.lower(),),
+                _id("element", element),
+            )
 
 
 def _molecules(library: Library) -> Iterator[Question]:
@@ -121,6 +131,8 @@ def _two_hops(library: Library) -> Iterator[Question]:
     )
     for element in library.elements:
         person = library.person(element.namesake)
+        if person:
+            yield from _named_after(element, person)
         if person and element.name != "Mendelevium":
             yield from _namesake(element, person)
         if len(element.discoverers) == 1:
@@ -152,6 +164,16 @@ def _two_hops(library: Library) -> Iterator[Question]:
                 _id("molecule", molecule),
                 _id("person", maker),
             )
+
+
+def _named_after(element: Element, person: Person) -> Iterator[Question]:
+    """The other way round: from the person, or what the person did, to the element."""
+    key = element.name + person.name
+    answer, source = (element.name.lower(),), _id("element", element)
+    yield _make("one_hop", key, f"Which element is named after {person.name}?", answer, source)
+    if element.name != "Mendelevium":
+        text = f"Which element is named after the person known for {person.known_for}?"
+        yield _make("two_hop", key, text, answer, source)
 
 
 def _namesake(element: Element, person: Person) -> Iterator[Question]:

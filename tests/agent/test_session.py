@@ -60,7 +60,9 @@ SEARCH, JUDGE, ANSWER = (
 )
 
 
-def test_a_killed_episode_goes_on_from_its_last_turn_and_then_the_conversation(base_model, tmp_path):
+def test_a_killed_episode_goes_on_from_its_last_turn_and_then_the_conversation(
+    base_model, tmp_path
+):
     from agent.store import Filter, TrajectoryStore
 
     done, _ = run(base_model, tmp_path, [SEARCH, JUDGE], "Which element?")

@@ -43,7 +43,14 @@ def trajectory():
 
 def test_the_text_view_tells_the_story(trajectory):
     text = render_text(trajectory)
-    for part in ("Which element?", "search: x", "let me look", "judge: no", "mendelevium [1]", "p/1"):
+    for part in (
+        "Which element?",
+        "search: x",
+        "let me look",
+        "judge: no",
+        "mendelevium [1]",
+        "p/1",
+    ):
         assert part in text
 
 
