@@ -26,7 +26,7 @@ _LINE = re.compile(r"^\[(\d+)\] (.*)$", re.MULTILINE)
 _FUNCTION_WORDS = frozenset(
     """a an the of in on at to for from by with and or as is are was were be been do does did has
     have had what which who whom whose when where why how that this these those it its there many
-    much name known called""".split()  # noqa: SIM905
+    much name known called""".split()
 )
 
 

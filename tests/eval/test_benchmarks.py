@@ -33,7 +33,7 @@ def test_missing_files_and_broken_rows_are_named(tmp_path):
         load("squad2", tmp_path)
     path = tmp_path / "x.jsonl.gz"
     path.write_bytes(gzip.compress(json.dumps({"a": 1}).encode() + b"\n{oops\n"))
-    with pytest.raises(UsageError, match="x.jsonl.gz:2"):
+    with pytest.raises(UsageError, match=r"x\.jsonl\.gz:2"):
         list(rows(path))
 
 

@@ -129,10 +129,8 @@ class LexicalIndex:
 
 def top_rows(scores: NDArray[np.float32], k: int) -> Ranking:
     """The `k` rows of the highest positive scores, ties by row."""
-    if k < len(scores):
-        rows = np.argpartition(scores, len(scores) - k)[-k:]
-    else:
-        rows = np.arange(len(scores))
+    cut = len(scores) - k
+    rows = np.argpartition(scores, cut)[cut:] if cut > 0 else np.arange(len(scores))
     rows = rows[scores[rows] > 0]
     rows = rows[np.lexsort((rows, -scores[rows]))]
     return rows.astype(np.int64), scores[rows].astype(np.float32)
