@@ -37,18 +37,24 @@ class ImportReport:
 
 
 def export(store: TrajectoryStore, path: Path, chosen: Filter | None = None) -> int:
-    """Write the chosen episodes; gives their number.
+    """Write the chosen episodes of a store; see `write`."""
+    return write(path, store.query(chosen))
+
+
+def write(path: Path, trajectories: Iterable[Trajectory]) -> int:
+    """Write trajectories to a file of the kind that its name ends in; gives their number.
 
     Raises:
         UsageError: an unknown file ending, or the file cannot be written.
         MissingExtraError: Parquet without pyarrow.
     """
-    write = {".jsonl": _write_lines, ".gz": _write_lines, ".parquet": _write_parquet}
-    if path.suffix not in write:
+    writers = {".jsonl": _write_lines, ".gz": _write_lines, ".parquet": _write_parquet}
+    if path.suffix not in writers:
         raise UsageError(f"cannot export to '{path.name}'", "use .jsonl, .jsonl.gz or .parquet")
     partial = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        count = write[path.suffix](partial, store.query(chosen), path.suffix == ".gz")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        count = writers[path.suffix](partial, trajectories, path.suffix == ".gz")
         os.replace(partial, path)
     except OSError as error:
         raise UsageError(f"cannot write {path}: {error.strerror or error}") from error
@@ -64,18 +70,27 @@ def import_(store: TrajectoryStore, path: Path) -> ImportReport:
         UsageError: the file does not exist or is of another kind.
     """
     report = ImportReport()
-    for place, row in _rows(path, report):
-        try:
-            added = store.add(Trajectory.from_dict(row))
-        except TrajectoryError as error:
-            report.problems.append(f"{place}: {error.message}")
-            continue
+    for trajectory in read(path, report.problems):
+        added = store.add(trajectory)
         report.added += added
         report.known += not added
     return report
 
 
-def _rows(path: Path, report: ImportReport) -> Iterator[tuple[str, dict[str, Any]]]:
+def read(path: Path, problems: list[str]) -> Iterator[Trajectory]:
+    """Trajectories of a file; a bad row adds its place and cause to `problems` and is skipped.
+
+    Raises:
+        UsageError: the file does not exist or is of another kind.
+    """
+    for place, row in _rows(path, problems):
+        try:
+            yield Trajectory.from_dict(row)
+        except TrajectoryError as error:
+            problems.append(f"{place}: {error.message}")
+
+
+def _rows(path: Path, problems: list[str]) -> Iterator[tuple[str, dict[str, Any]]]:
     if not path.is_file():
         raise UsageError(f"{path} does not exist")
     if path.suffix == ".parquet":
@@ -89,14 +104,14 @@ def _rows(path: Path, report: ImportReport) -> Iterator[tuple[str, dict[str, Any
                 try:
                     row = json.loads(line)
                 except ValueError as error:
-                    report.problems.append(f"{path}:{number}: not JSON: {error}")
+                    problems.append(f"{path}:{number}: not JSON: {error}")
                     continue
                 if isinstance(row, dict):
                     yield f"{path}:{number}", row
                 else:
-                    report.problems.append(f"{path}:{number}: not an object")
+                    problems.append(f"{path}:{number}: not an object")
         except (EOFError, OSError) as error:
-            report.problems.append(f"{path}: cut off after line {number}: {error}")
+            problems.append(f"{path}: cut off after line {number}: {error}")
 
 
 def _write_lines(path: Path, trajectories: Iterable[Trajectory], packed: bool) -> int:

@@ -6,19 +6,16 @@ ones.
 
 from __future__ import annotations
 
-import gzip
-import json
-import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from agent.exchange import read, write
 from agent.policies.catalog import resolve
 from agent.policies.chat import ChatTemplate
 from agent.settings import Settings
 from agent.toolbox import index_of
-from agent.trajectory import Trajectory, TrajectoryError
 from eval.benchmarks import Benchmark
 from kg.errors import UsageError
 from rl.recipe import SftRecipe, load_sft
@@ -53,7 +50,11 @@ def run(
             f"{_clock(step.seconds)} elapsed, {_clock(step.eta)} to go"
         )
 
-    report = train(recipe, base, read_all(files, notify), out, progress)
+    problems: list[str] = []
+    found = (trajectory for file in files for trajectory in read(file, problems))
+    report = train(recipe, base, found, out, progress)
+    for problem in problems:
+        notify(f"skipped: {problem}")
     return {**asdict(report), "out": str(report.out), "recipe": recipe.digest}
 
 
@@ -82,43 +83,9 @@ def _demonstrated(
     found = demonstrate(
         recipe.demonstrations, data, ChatTemplate.load(base), indexer, settings.search, recipe.seed
     )
-    count = write_all(path, found)
+    count = write(path, found)
     notify(f"{count} demonstrations in {path}")
     return path
-
-
-def write_all(path: Path, trajectories: Iterable[Trajectory]) -> int:
-    """Write trajectories as gzip JSONL, atomically; gives their number."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial, count = path.with_suffix(".part"), 0
-    with gzip.open(partial, "wt", encoding="utf-8") as lines:
-        for trajectory in trajectories:
-            lines.write(json.dumps(trajectory.to_dict()) + "\n")
-            count += 1
-    os.replace(partial, path)
-    return count
-
-
-def read_all(paths: Sequence[Path], notify: Notify) -> Iterator[Trajectory]:
-    """Trajectories of JSONL files; bad lines are reported with their number, skipped and counted.
-
-    Raises:
-        UsageError: a file does not exist.
-    """
-    bad = 0
-    for path in paths:
-        if not path.is_file():
-            raise UsageError(f"{path} does not exist", "check --demonstrations")
-        opener = gzip.open if path.suffix == ".gz" else open
-        with opener(path, "rt", encoding="utf-8") as lines:
-            for number, line in enumerate(lines, 1):
-                try:
-                    yield Trajectory.from_dict(json.loads(line))
-                except (ValueError, TrajectoryError) as error:
-                    bad += 1
-                    notify(f"{path}:{number}: skipped: {error}")
-    if bad:
-        notify(f"{bad} bad lines skipped")
 
 
 def _clock(seconds: float) -> str:

@@ -11,6 +11,7 @@ import asyncio
 import itertools
 import logging
 import os
+import sys
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
@@ -147,6 +148,7 @@ class VllmPolicy(Policy):
             from vllm.v1.engine.llm_engine import LLMEngine
         except ImportError as error:
             raise MissingExtraError("vllm", _extra(), "the vLLM policy") from error
+        _shield_llvmlite()
         self._engine = LLMEngine.from_engine_args(EngineArgs(**options))
 
     def _take(self) -> bool:
@@ -265,6 +267,17 @@ def _options(
         "enforce_eager": cpu if eager is None else eager,
         "disable_log_stats": True,
     }
+
+
+def _shield_llvmlite() -> None:
+    """Let vLLM look through every loaded module without tripping over numba's.
+
+    On a CPU without Triton, vLLM 0.32 reads `__dict__` of each module's values at start-up. For the
+    library handle of llvmlite, which bm25s loads through numba, that is a C function of that name.
+    """
+    ffi = sys.modules.get("llvmlite.binding.ffi")
+    if ffi is not None:
+        ffi.lib._fntab.setdefault("__dict__", {})
 
 
 def _tensors(folder: Path) -> Any:

@@ -17,6 +17,8 @@ QUESTIONS = ["What is the capital of France?", "Name three colours.", "Who wrote
 
 @pytest.fixture(scope="module")
 def policy(base_model):
+    import llvmlite.binding  # noqa: F401  as a search before the engine's start has it
+
     made = VllmPolicy(base_model, dtype="float32", max_model_len=1024, max_num_seqs=16)
     yield made
     asyncio.run(made.aclose())
