@@ -57,13 +57,13 @@ class SearchTool(Tool):
         query = arguments.query.strip()
         if not query:
             raise ToolError("search: the query is empty")
-        hits = await asyncio.to_thread(self.index.search, query, self.k, self.mode)
-        sources = tuple(self._source(hit, query) for hit in hits)
-        cut = any(
-            len(source.text) < len(hit.text) for source, hit in zip(sources, hits, strict=True)
-        )
-        text = "" if sources else "No passage found."
-        return Observation(self.name, text, sources, truncated=cut)
+        sources = await asyncio.to_thread(self.passages, query)
+        return Observation(self.name, "" if sources else "No passage found.", sources)
+
+    def passages(self, query: str) -> tuple[Source, ...]:
+        """What a call shows: the best passages, each cut to its best window."""
+        hits = self.index.search(query, self.k, self.mode)
+        return tuple(self._source(hit, query) for hit in hits)
 
     def _source(self, hit: Hit, query: str) -> Source:
         text = excerpt(hit.text, query, self.passage_chars)
