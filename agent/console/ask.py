@@ -93,6 +93,9 @@ async def answer(session: Session, question: str | None, thread: str, printer: P
     events = session.resume(thread) if question is None else session.ask(question, thread)
     async for event in events:
         printer.event(event)
+    current = asyncio.current_task()
+    if current is not None and current.cancelling():  # Ctrl-C in the very last moment
+        raise asyncio.CancelledError
     assert session.last is not None
     printer.result(session.last, thread, session.settings.digest)
 

@@ -186,8 +186,11 @@ class VllmPolicy(Policy):
             )
             prompt = TokensPrompt(prompt_token_ids=list(request.token_ids))
             self._engine.add_request(key, prompt, params)
-        except Exception as error:  # one bad request must not stop the engine
+        except UsageError as error:
             _fail(item, error)
+            return
+        except Exception as error:  # one bad request must not stop the engine
+            _fail(item, UsageError(f"vLLM refuses the request: {error}"))
             return
         self._running[key] = item
 

@@ -31,13 +31,17 @@ def library(template, data):
 
 def test_every_kept_demonstration_ends_right(library):
     assert len(library) > 150
+    gave_up = 0
     for done in library:
-        if done.task.answerable:
-            assert done.status is Status.ANSWERED
+        if done.status is Status.ANSWERED:
             assert exact_match(done.answer, done.task.answers)
             assert done.citations
         else:
             assert done.status is Status.ABSTAINED
+            if done.task.answerable:
+                gave_up += 1
+                assert not set(done.task.evidence) <= {s.id for s in done.sources}
+    assert gave_up <= 0.1 * len(library)
 
 
 def test_the_cited_source_is_gold_evidence(library):
