@@ -8,18 +8,23 @@ from __future__ import annotations
 
 import gzip
 import json
-import math
 import os
-from collections.abc import Iterable, Iterator
+import zlib
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from agent.store import Filter, TrajectoryStore
+from agent.store.rows import clean
 from agent.trajectory import Trajectory, TrajectoryError
 from kg.errors import MissingExtraError, UsageError
 
 _BATCH = 256
+_ARRAYS = ("token_ids", "logprobs")
+_FLAT = ("id", "created", "group", "policy", "status", "stop_reason", "answer")
 
 
 @dataclass
@@ -48,18 +53,18 @@ def write(path: Path, trajectories: Iterable[Trajectory]) -> int:
         UsageError: an unknown file ending, or the file cannot be written.
         MissingExtraError: Parquet without pyarrow.
     """
-    writers = {".jsonl": _write_lines, ".gz": _write_lines, ".parquet": _write_parquet}
-    if path.suffix not in writers:
-        raise UsageError(f"cannot export to '{path.name}'", "use .jsonl, .jsonl.gz or .parquet")
-    partial = path.with_name(f".{path.name}.{os.getpid()}.part")
+    ending = _ending(path)
+    writer = _write_parquet if ending == ".parquet" else _write_lines
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        count = writers[path.suffix](partial, trajectories, path.suffix == ".gz")
-        os.replace(partial, path)
+        count = writer(unfinished, trajectories, _opener(ending))
+        _sync(unfinished)
+        os.replace(unfinished, path)
     except OSError as error:
         raise UsageError(f"cannot write {path}: {error.strerror or error}") from error
     finally:
-        partial.unlink(missing_ok=True)
+        unfinished.unlink(missing_ok=True)
     return count
 
 
@@ -90,33 +95,58 @@ def read(path: Path, problems: list[str]) -> Iterator[Trajectory]:
             problems.append(f"{place}: {error.message}")
 
 
+def _ending(path: Path) -> str:
+    """Which of the file kinds a name is of."""
+    for ending in (".jsonl", ".jsonl.gz", ".parquet"):
+        if path.name.endswith(ending):
+            return ending
+    raise UsageError(f"'{path.name}' is no trajectory file", "use .jsonl, .jsonl.gz or .parquet")
+
+
+def _opener(ending: str) -> Callable[..., Any]:
+    return gzip.open if ending.endswith(".gz") else open
+
+
+def _sync(path: Path) -> None:
+    """Onto the disk before the name changes: a power cut must not leave an empty export."""
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+
+
 def _rows(path: Path, problems: list[str]) -> Iterator[tuple[str, dict[str, Any]]]:
+    ending = _ending(path)
     if not path.is_file():
-        raise UsageError(f"{path} does not exist")
-    if path.suffix == ".parquet":
-        yield from _read_parquet(path)
-        return
-    opener = gzip.open if path.suffix == ".gz" else open
-    with opener(path, "rb") as lines:
-        number = 0
+        raise UsageError(f"{path} does not exist or is no file")
+    pieces = _read_parquet if ending == ".parquet" else _read_lines
+    for place, made in pieces(path, problems):
         try:
+            row = made()
+        except (TypeError, ValueError, RecursionError) as error:
+            problems.append(f"{place}: not JSON: {error}")
+            continue
+        if isinstance(row, dict):
+            yield place, row
+        else:
+            problems.append(f"{place}: not an object")
+
+
+_Pieces: TypeAlias = Iterator[tuple[str, Callable[[], Any]]]
+
+
+def _read_lines(path: Path, problems: list[str]) -> _Pieces:
+    """Each line that is not blank, with what parses it."""
+    number = 0
+    try:
+        with _opener(_ending(path))(path, "rb") as lines:
             for number, line in enumerate(lines, 1):
-                try:
-                    row = json.loads(line)
-                except ValueError as error:
-                    problems.append(f"{path}:{number}: not JSON: {error}")
-                    continue
-                if isinstance(row, dict):
-                    yield f"{path}:{number}", row
-                else:
-                    problems.append(f"{path}:{number}: not an object")
-        except (EOFError, OSError) as error:
-            problems.append(f"{path}: cut off after line {number}: {error}")
+                if line.strip():
+                    yield f"{path}:{number}", partial(json.loads, line)
+    except (EOFError, OSError, zlib.error) as error:
+        problems.append(f"{path}: cut off after line {number}: {error}")
 
 
-def _write_lines(path: Path, trajectories: Iterable[Trajectory], packed: bool) -> int:
+def _write_lines(path: Path, trajectories: Iterable[Trajectory], opener: Callable[..., Any]) -> int:
     count = 0
-    opener = gzip.open if packed else open
     with opener(path, "wt", encoding="utf-8") as lines:
         for trajectory in trajectories:
             lines.write(json.dumps(trajectory.to_dict()) + "\n")
@@ -133,61 +163,55 @@ def _arrow() -> Any:
     return pyarrow
 
 
-def _write_parquet(path: Path, trajectories: Iterable[Trajectory], packed: bool) -> int:
+def _write_parquet(path: Path, trajectories: Iterable[Trajectory], _: Callable[..., Any]) -> int:
     """Columns to filter by, the two token arrays as lists, and the rest of the record as JSON."""
     pa = _arrow()
-    names = ("id", "created", "task", "policy", "status", "stop_reason", "question", "answer")
-    columns = [(name, pa.string()) for name in names]
+    columns = [(name, pa.string()) for name in (*_FLAT, "task", "question")]
     arrays = [("token_ids", pa.list_(pa.int32())), ("logprobs", pa.list_(pa.float32()))]
-    layout = pa.schema([*columns, *arrays, ("record", pa.string())])
-    count, batch = 0, []
+    layout = pa.schema([*columns, ("reward", pa.float64()), *arrays, ("record", pa.string())])
+    count = 0
     with pa.parquet.ParquetWriter(path, layout, compression="zstd") as writer:
-        for trajectory in trajectories:
-            batch.append(_flat(trajectory))
-            count += 1
-            if len(batch) == _BATCH:
-                writer.write_table(pa.Table.from_pylist(batch, layout))
-                batch = []
-        if batch:
-            writer.write_table(pa.Table.from_pylist(batch, layout))
+        for batch in _batches(trajectories):
+            writer.write_table(pa.Table.from_pylist([_flat(one) for one in batch], layout))
+            count += len(batch)
     return count
+
+
+def _batches(trajectories: Iterable[Trajectory]) -> Iterator[list[Trajectory]]:
+    rest = iter(trajectories)
+    while batch := list(islice(rest, _BATCH)):
+        yield batch
 
 
 def _flat(trajectory: Trajectory) -> dict[str, Any]:
     record = trajectory.to_dict()
-    task = record["task"]
+    task, rewards = record["task"], record["rewards"].values()
     return {
-        **{key: record[key] for key in ("id", "created", "policy", "status", "stop_reason")},
-        "answer": _clean(record["answer"]),
-        "task": task["id"],
-        "question": _clean(task["question"]),
+        **{name: clean(record[name]) for name in _FLAT},
+        "task": clean(task["id"]),
+        "question": clean(task["question"]),
+        "reward": sum(rewards) if rewards else None,
         "token_ids": record.pop("token_ids"),
         "logprobs": record.pop("logprobs"),
         "record": json.dumps(record),
     }
 
 
-def _clean(text: str) -> str:
-    """Parquet strings are UTF-8: a lone surrogate is replaced here and kept in the record."""
-    return text.encode("utf-8", "replace").decode("utf-8")
-
-
-def _read_parquet(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+def _read_parquet(path: Path, problems: list[str]) -> _Pieces:
+    """Each row, with what puts its record together."""
     pa = _arrow()
+    number = 0
     try:
-        file = pa.parquet.ParquetFile(path)
-        number = 0
-        for batch in file.iter_batches(_BATCH, columns=["record", "token_ids", "logprobs"]):
-            for row in batch.to_pylist():
-                number += 1
-                logprobs = [None if x is None or math.isnan(x) else x for x in row["logprobs"]]
-                yield (
-                    f"{path}: row {number}",
-                    {
-                        **json.loads(row["record"]),
-                        "token_ids": row["token_ids"],
-                        "logprobs": logprobs,
-                    },
-                )
-    except (pa.ArrowInvalid, KeyError, ValueError) as error:
-        raise UsageError(f"{path} is not a Parquet export of turnwise: {error}") from error
+        with pa.parquet.ParquetFile(path) as file:
+            for batch in file.iter_batches(_BATCH, columns=["record", *_ARRAYS]):
+                for row in batch.to_pylist():
+                    number += 1
+                    yield f"{path}: row {number}", partial(_whole, row)
+    except (pa.ArrowException, KeyError, OSError, ValueError) as error:
+        if not number:
+            raise UsageError(f"{path} is not a Parquet export of turnwise: {error}") from error
+        problems.append(f"{path}: cut off after row {number}: {error}")
+
+
+def _whole(row: dict[str, Any]) -> dict[str, Any]:
+    return {**json.loads(row["record"]), **{name: row[name] for name in _ARRAYS}}

@@ -21,6 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from agent.policies.base import Sampling
+from agent.record import check_id, check_types, logprob_array, token_array, utc
 from agent.task import Task
 from kg.errors import UsageError
 from tools.base import Observation, Source, Verdict, freeze
@@ -191,6 +192,11 @@ class Trajectory:
     id: str = field(default_factory=lambda: uuid.uuid4().hex)
 
     def __post_init__(self) -> None:
+        try:
+            check_id(self.id)
+            utc(self.created)
+        except (AttributeError, TypeError, ValueError) as error:
+            raise TrajectoryError(f"trajectory: {error}") from error
         if self.token_ids.shape != self.logprobs.shape or self.token_ids.ndim != 1:
             shapes = f"{self.token_ids.shape} token ids but {self.logprobs.shape} logprobs"
             raise TrajectoryError(f"trajectory {self.id}: {shapes}")
@@ -269,23 +275,24 @@ class Trajectory:
                 f"trajectory format {data.get('format')!r}; this version reads {FORMAT_VERSION}"
             )
         try:
-            return cls(
+            made = cls(
                 task=Task.from_dict(data["task"]),
                 sampling=Sampling(**data["sampling"]),
                 status=Status(data["status"]),
                 stop_reason=StopReason(data["stop_reason"]),
                 turns=tuple(turn_from_dict(turn) for turn in data["turns"]),
-                token_ids=np.asarray(data["token_ids"], dtype=np.int32),
-                logprobs=np.asarray(
-                    [math.nan if x is None else x for x in data["logprobs"]], dtype=np.float32
-                ),
+                token_ids=token_array(data["token_ids"]),
+                logprobs=logprob_array(data["logprobs"]),
                 citations=tuple(data["citations"]),
                 sources=tuple(Source(**source) for source in data["sources"]),
                 history=tuple((question, answer) for question, answer in data["history"]),
                 **{key: data[key] for key in _PLAIN},
             )
-        except (KeyError, TypeError, ValueError) as error:
-            raise TrajectoryError(f"trajectory {data.get('id', '?')}: {error!r}") from error
+            check_types(made, cls)
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            cause = f"the field {error} is missing" if isinstance(error, KeyError) else error
+            raise TrajectoryError(f"trajectory {data.get('id', '?')}: {cause}") from error
+        return made
 
     def with_rewards(self, rewards: dict[str, float]) -> Trajectory:
         """A copy with more named rewards."""
