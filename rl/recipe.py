@@ -49,11 +49,13 @@ class Demonstrations(Strict):
 
     Attributes:
         sources: benchmark name to the number of times its tasks are played (0.5: every other one).
+        unanswerable: the same for the unanswerable tasks of a source, where it is another number.
         misleading: share of first queries that go astray on purpose.
         abstain_share: most answerable questions that may end in abstention, as a share of a source.
     """
 
     sources: dict[str, float]
+    unanswerable: dict[str, float] = {}
     misleading: float = Field(0.12, ge=0, le=1)
     abstain_share: float = Field(0.1, ge=0, le=1)
 

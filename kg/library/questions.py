@@ -242,13 +242,13 @@ _MISSING_MOLECULE = ("What is the boiling point of {}?", "What is the daily dose
 
 def _unanswerable(library: Library) -> Iterator[Question]:
     """Facts of a type that the library does not hold, about things that it does."""
-    for number, element in enumerate(library.elements[1:100:7]):
+    for number, element in enumerate(library.elements[1:100:4]):
         text = _MISSING_ELEMENT[number % len(_MISSING_ELEMENT)].format(element.name.lower())
         yield _make("unanswerable", element.name + "?", text, (), _id("element", element))
-    for number, person in enumerate(library.people[1:80:7]):
+    for number, person in enumerate(library.people[1:80:4]):
         text = _MISSING_PERSON[number % len(_MISSING_PERSON)].format(person.name)
         yield _make("unanswerable", person.name + "?", text, (), _id("person", person))
-    for number, molecule in enumerate(library.molecules[3:150:12]):
+    for number, molecule in enumerate(library.molecules[3:150:7]):
         text = _MISSING_MOLECULE[number % len(_MISSING_MOLECULE)].format(molecule.name)
         yield _make("unanswerable", molecule.name + "?", text, (), _id("molecule", molecule))
 

@@ -51,7 +51,11 @@ def demonstrate(
     """
     for name, times in recipe.sources.items():
         benchmark = load(name, data, "train")
-        episodes = list(_plays(benchmark.tasks, times, seed))
+        asked, unanswerable = _by_answerable(benchmark.tasks)
+        episodes = [
+            *_plays(asked, times, seed),
+            *_plays(unanswerable, recipe.unanswerable.get(name, times), seed),
+        ]
         played = asyncio.run(
             _played(benchmark, episodes, recipe, template, indexer(benchmark), search, seed)
         )
@@ -85,6 +89,11 @@ async def _played(
         )
         played += [trajectory async for trajectory in mine]
     return played
+
+
+def _by_answerable(tasks: Sequence[Task]) -> tuple[list[Task], list[Task]]:
+    unanswerable = [task for task in tasks if task.answerable is False]
+    return [task for task in tasks if task.answerable is not False], unanswerable
 
 
 def _plays(tasks: Sequence[Task], times: float, seed: int) -> Iterator[Episode]:
