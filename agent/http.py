@@ -1,25 +1,47 @@
 """All HTTP of the project goes through here: one client, one rule for what is tried again.
 
 Tried again: connection errors, 408, 409, 429 and 5xx, with `Retry-After` where the server gives it,
-else exponential back-off with jitter, under a limit of attempts and a total deadline.
+else exponential back-off with jitter, under a limit of attempts and a total deadline. Neither keys
+nor passwords ever reach a log line or an error.
 """
 
 from __future__ import annotations
 
 import asyncio
 import email.utils
+import json
 import random
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import httpx
+from pydantic import SecretStr
 
-from kg.errors import PolicyUnavailableError
+from kg.errors import PolicyUnavailableError, UsageError
 
 RETRIED = frozenset({408, 409, 429, *range(500, 600)})
 USER_AGENT = "turnwise"
+_HINTS = {429: "the server limits the rate: wait, or ask fewer questions at once"}
+
+T = TypeVar("T")
+
+
+class PassingError(Exception):
+    """A failure that may pass: another attempt is worth it.
+
+    Args:
+        cause: what happened, one line.
+        status: of the reply, 0 when there was none.
+        after: seconds that the server asks to wait; None when it does not say.
+    """
+
+    def __init__(self, cause: str, status: int = 0, after: float | None = None) -> None:
+        super().__init__(cause)
+        self.status = status
+        self.after = after
 
 
 @dataclass(frozen=True)
@@ -37,57 +59,131 @@ class Retry:
     base: float = 0.5
     most: float = 30.0
 
-    def wait(self, attempt: int, response: httpx.Response | None) -> float:
-        """Seconds to wait before attempt number `attempt` (the first retry is 1)."""
-        asked = _retry_after(response) if response is not None else None
-        if asked is not None:
-            return asked
+    def wait(self, attempt: int, after: float | None) -> float:
+        """Seconds to wait after attempt number `attempt` (from 1); the server's wish comes first."""
+        if after is not None:
+            return after
         grown = min(self.most, self.base * 2.0 ** (attempt - 1))
         return grown * random.uniform(0.5, 1.0)
 
 
-def client(connect: float, read: float, headers: dict[str, str] | None = None) -> httpx.AsyncClient:
+@dataclass(frozen=True)
+class Endpoint:
+    """Where requests go and how they are signed.
+
+    Attributes:
+        url: without user, password or fragment.
+        headers: carries the key; not part of the repr.
+    """
+
+    url: httpx.URL
+    headers: httpx.Headers
+
+    def __repr__(self) -> str:
+        return f"Endpoint({self.shown})"
+
+    @property
+    def shown(self) -> str:
+        """The URL as messages show it: without its query, which may carry a key."""
+        return str(self.url.copy_with(query=None))
+
+
+def endpoint(base: str, path: str, api_key: SecretStr | None = None) -> Endpoint:
+    """The address `base` + `path`; user and password in `base` become basic authentication.
+
+    Raises:
+        UsageError: the URL or the key cannot be sent.
+    """
+    try:
+        url = httpx.URL(base.strip())
+    except httpx.InvalidURL as error:
+        raise UsageError(f"the server's URL is not valid: {error}", "http://HOST:PORT/v1") from None
+    if url.scheme not in ("http", "https") or not url.host:
+        raise UsageError("the server's URL needs http:// or https:// and a host")
+    headers = httpx.Headers({"User-Agent": USER_AGENT})
+    key = api_key.get_secret_value().strip() if api_key else ""
+    if key:
+        if not (key.isascii() and key.isprintable()) or " " in key:
+            raise UsageError(
+                "the API key has characters that no HTTP header can carry", "check AGENT_API_KEY"
+            )
+        headers["Authorization"] = f"Bearer {key}"
+    elif url.userinfo:
+        basic = httpx.BasicAuth(url.username, url.password)
+        headers["Authorization"] = next(basic.auth_flow(httpx.Request("GET", url))).headers[
+            "Authorization"
+        ]
+    full = url.path.rstrip("/") + path
+    return Endpoint(url.copy_with(userinfo=b"", path=full, fragment=None), headers)
+
+
+def client(connect: float, read: float) -> httpx.AsyncClient:
     """An HTTP client with time-outs in seconds; redirects are not followed."""
     return httpx.AsyncClient(
         timeout=httpx.Timeout(read, connect=connect),
-        headers={"User-Agent": USER_AGENT, **(headers or {})},
         limits=httpx.Limits(max_connections=None, max_keepalive_connections=64),
     )
 
 
 @asynccontextmanager
-async def stream(
-    http: httpx.AsyncClient, url: str, body: object, retry: Retry
+async def post(
+    http: httpx.AsyncClient, to: Endpoint, body: dict[str, Any]
 ) -> AsyncIterator[httpx.Response]:
-    """POST JSON and stream the reply; the status is below 400 or not one that is tried again.
+    """POST JSON once and stream the reply; leaving the block early closes the connection.
 
     Raises:
-        PolicyUnavailableError: no answer within the limits of `retry`.
+        PassingError: no connection, one that broke (also while the reply is read in the block), or
+            a status that is tried again.
     """
-    began, attempt = time.monotonic(), 0
-    while True:
-        attempt += 1
-        response, cause = None, ""
-        try:
-            response = await http.send(http.build_request("POST", url, json=body), stream=True)
-            if response.status_code not in RETRIED:
-                break
-            cause = f"status {response.status_code}"
-            await response.aclose()
-        except httpx.TransportError as error:
-            cause = f"{type(error).__name__}: {error}".rstrip(": ")
-        wait = retry.wait(attempt, response)
-        late = time.monotonic() - began + wait > retry.deadline
-        if attempt >= retry.attempts or late:
-            raise PolicyUnavailableError(
-                f"{_shown(url)} did not answer after {attempt} attempts: {cause}",
-                "is the server running, and is the URL right?",
-            )
-        await asyncio.sleep(wait)
+    headers = {**to.headers, "Content-Type": "application/json"}
+    content = json.dumps(body).encode()  # ASCII, so that half of a surrogate pair does no harm
     try:
-        yield response
-    finally:
-        await response.aclose()
+        async with http.stream("POST", to.url, content=content, headers=headers) as response:
+            if response.status_code in RETRIED:
+                text = complaint((await response.aread()).decode("utf-8", "replace"))
+                cause = f"status {response.status_code}: {text}".rstrip(": ")
+                raise PassingError(cause, response.status_code, _retry_after(response))
+            yield response
+    except httpx.RequestError as error:
+        raise PassingError(f"{type(error).__name__}: {error}".rstrip(": ")) from error
+
+
+async def persist(attempt: Callable[[], Awaitable[T]], retry: Retry, what: str) -> T:
+    """Make attempts until one does not end in a `PassingError`.
+
+    Args:
+        attempt: makes one.
+        retry: when to give up.
+        what: is asked, for the error message.
+
+    Raises:
+        PolicyUnavailableError: the limits of `retry` are spent.
+    """
+    began, count = time.monotonic(), 0
+    while True:
+        count += 1
+        try:
+            return await attempt()
+        except PassingError as error:
+            wait = retry.wait(count, error.after)
+            late = time.monotonic() - began + wait > retry.deadline
+            if count >= retry.attempts or late:
+                times = f"{count} attempt{'s' * (count > 1)}"
+                raise PolicyUnavailableError(
+                    f"{what} did not answer after {times}: {error}",
+                    _HINTS.get(error.status, "is the server running, and is the URL right?"),
+                ) from error
+        await asyncio.sleep(wait)
+
+
+def complaint(text: str) -> str:
+    """A server's own words for an error: one line of at most 200 characters."""
+    try:
+        error = json.loads(text).get("error")
+        text = error.get("message", text) if isinstance(error, dict) else str(error or text)
+    except (ValueError, AttributeError, RecursionError):
+        pass
+    return " ".join(str(text).split())[:200]
 
 
 def _retry_after(response: httpx.Response) -> float | None:
@@ -101,11 +197,5 @@ def _retry_after(response: httpx.Response) -> float | None:
         pass
     try:
         return max(0.0, email.utils.parsedate_to_datetime(value).timestamp() - time.time())
-    except ValueError:
+    except (ValueError, OverflowError):
         return None
-
-
-def _shown(url: str) -> str:
-    """The URL without user, password and query."""
-    parts = httpx.URL(url)
-    return str(parts.copy_with(username=None, password=None, query=None))

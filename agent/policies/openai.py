@@ -1,52 +1,71 @@
 """Any OpenAI-compatible server as a policy, by Chat Completions.
 
 Replies are always streamed, so that giving up on one closes the connection and stops the server.
-`reasoning` and `reasoning_content` are both read. A server that rejects an optional field is asked
-again without it, and not sent it any more.
+A server that rejects an optional field is asked again without it, and, where that helped, not sent
+it any more. What was handed on as text is never asked for twice.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+import logging
+import re
+from collections.abc import Sequence
+from functools import partial
+from typing import Any, Literal
 
 import httpx
 from pydantic import SecretStr
 
-from agent.http import Retry, client, stream
-from agent.policies.base import Completion, FinishReason, Policy, Request
+from agent.http import PassingError, Retry, client, complaint, endpoint, persist, post
+from agent.policies.base import Completion, Policy, Request
+from agent.policies.openai_reply import Reply, read
 from kg.errors import PolicyUnavailableError
 
-_OPTIONAL = ("return_token_ids", "logprobs", "stream_options", "seed")
-_ALWAYS = frozenset({"messages", "model", "stream"})
+log = logging.getLogger(__name__)
+
+# what a server may refuse and the reply still means the same, or nearly so; never tools or messages
+_OPTIONAL = (
+    *("return_token_ids", "logprobs", "stream_options", "seed"),
+    *("top_k", "top_p", "temperature", "stop"),
+)
+_STOPS = 4  # as many as the API takes; the others are looked for here
+_HINTS = {
+    401: "set AGENT_API_KEY",
+    403: "this key may not use the model",
+    404: "check the URL (it ends in /v1) and --model; GET /v1/models lists the names",
+    413: "ask a shorter question or show fewer passages",
+}
 
 
-@dataclass
-class _Reply:
-    """A streamed reply while it is put together."""
+class _FieldRefusedError(Exception):
+    """The server does not take a field that can be left out or renamed."""
 
-    text: str = ""
-    reasoning: str = ""
-    finish: str = ""
-    token_ids: list[int] = field(default_factory=list)
-    logprobs: list[float] = field(default_factory=list)
-    calls: dict[int, dict[str, str]] = field(default_factory=dict)
-    usage: dict[str, Any] = field(default_factory=dict)
+    def __init__(self, name: str) -> None:
+        super().__init__(name)
+        self.name = name
 
 
 class OpenAIPolicy(Policy):
     """A model behind an OpenAI-compatible server.
+
+    Token ids and log-probabilities that the server returns are in `Completion.meta`
+    (`prompt_token_ids`, `token_ids`, `logprobs`), not among the completion's own: a conversation
+    that the server tokenises anew each turn is not token-exact.
 
     Args:
         base_url: up to and including `/v1`.
         model: its name there.
         api_key: sent as a bearer token; never logged.
         connect, read: time-outs in seconds; `read` is the longest silence within a reply.
+        total: seconds that one completion may take, all attempts together.
         concurrency: requests in flight.
         retry: what is tried again, and how long.
+        tokens: `auto` asks for token ids and log-probabilities, `never` does not.
+
+    Raises:
+        UsageError: the URL or the key cannot be sent.
     """
 
     native_tools = True
@@ -58,64 +77,100 @@ class OpenAIPolicy(Policy):
         api_key: SecretStr | None = None,
         connect: float = 10.0,
         read: float = 120.0,
+        total: float = 600.0,
         concurrency: int = 64,
         retry: Retry | None = None,
+        tokens: Literal["auto", "never"] = "auto",
     ) -> None:
         self.name = model
         self.version = "remote"
-        self._url = base_url.rstrip("/") + "/chat/completions"
-        headers = {"Authorization": f"Bearer {api_key.get_secret_value()}"} if api_key else None
-        self._http = client(connect, read, headers)
+        self._to = endpoint(base_url, "/chat/completions", api_key)
+        self._secret = api_key
+        self._http = client(connect, read)
+        self._total = total
         self._gate = asyncio.Semaphore(concurrency)
         self._retry = retry or Retry()
-        self._refused: set[str] = set()
+        self._refused = frozenset[str]()
+        if tokens == "never":
+            self._refused |= {"logprobs", "return_token_ids"}
 
     async def generate(self, requests: Sequence[Request]) -> list[Completion]:
-        """See `Policy.generate`. Cancelling the call closes the connections."""
-        return list(await asyncio.gather(*(self._one(request) for request in requests)))
+        """See `Policy.generate`. Cancelling the call, or one failure in it, closes the connections
+        of all its requests."""
+        tasks = [asyncio.create_task(self._one(request)) for request in requests]
+        try:
+            return list(await asyncio.gather(*tasks))
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
 
     async def aclose(self) -> None:
         """Close the connections."""
         await self._http.aclose()
 
     async def _one(self, request: Request) -> Completion:
+        """One completion within the limits of concurrency and time."""
         async with self._gate:
-            while True:
-                reply = _Reply()
-                refused = await self._ask(request, reply)
-                if refused is None:
-                    return _completion(request, reply)
-                self._refused.add(refused)
-
-    async def _ask(self, request: Request, reply: _Reply) -> str | None:
-        """Fill the reply; gives the name of an optional field that the server refuses."""
-        body = self._body(request)
-        async with stream(self._http, self._url, body, self._retry) as response:
-            if response.status_code >= 400:
-                return await self._refusal(response, body)
             try:
-                async for chunk in _events(response):
-                    _receive(reply, chunk, request)
-            except httpx.TransportError as error:
+                async with asyncio.timeout(self._total):
+                    return await self._complete(request)
+            except TimeoutError:
                 raise PolicyUnavailableError(
-                    f"the connection to '{self.name}' broke off in mid-reply: "
-                    f"{type(error).__name__}",
-                    "try again; the server's log may say why",
-                ) from error
-        if not reply.finish:
-            raise PolicyUnavailableError(
-                f"the reply of '{self.name}' ended without a finish reason"
-            )
-        return None
+                    f"'{self.name}' did not finish its reply within {self._total:g} s",
+                    "lower max_tokens, or the number of questions at once",
+                ) from None
 
-    def _body(self, request: Request) -> dict[str, Any]:
+    async def _complete(self, request: Request) -> Completion:
+        """Ask, with fewer fields as long as the server refuses one."""
+        refused = self._refused
+        while True:
+            attempt = partial(self._attempt, request, refused)
+            try:
+                completion = await persist(attempt, self._retry, self._to.shown)
+            except _FieldRefusedError as error:
+                refused |= {error.name}
+                continue
+            if refused - self._refused:
+                names = ", ".join(sorted(refused - self._refused))
+                log.warning("%s does not take %s: not sent any more", self._to.shown, names)
+                self._refused |= refused
+            return completion
+
+    async def _attempt(self, request: Request, refused: frozenset[str]) -> Completion:
+        """One HTTP request.
+
+        Raises:
+            PassingError: it is worth another attempt, and none of its text was handed on.
+        """
+        reply = Reply(() if request.tools else request.stop, request.on_text)
+        body = self._body(request, refused)
+        try:
+            async with post(self._http, self._to, body) as response:
+                if not response.is_success:
+                    raise await self._refusal(response, body)
+                await read(response, reply)
+            return reply.completion()
+        except PassingError as error:
+            cause = self._redacted(str(error))
+            if not reply.delivered:
+                raise PassingError(cause, error.status, error.after) from None
+            raise PolicyUnavailableError(
+                f"the reply of '{self.name}' broke off: {cause}",
+                "try again; the server's log may say why",
+            ) from None
+        except PolicyUnavailableError as error:
+            raise PolicyUnavailableError(self._redacted(error.message), error.hint) from None
+
+    def _body(self, request: Request, refused: frozenset[str]) -> dict[str, Any]:
         sampling = request.sampling
+        length = "max_completion_tokens" if "max_tokens" in refused else "max_tokens"
         body: dict[str, Any] = {
             "model": self.name,
             "messages": list(request.messages),
             "temperature": sampling.temperature,
             "top_p": sampling.top_p,
-            "max_tokens": sampling.max_tokens,
+            length: sampling.max_tokens,
             "seed": sampling.seed,
             "stream": True,
             "stream_options": {"include_usage": True},
@@ -124,113 +179,43 @@ class OpenAIPolicy(Policy):
         }
         if sampling.top_k:
             body["top_k"] = sampling.top_k
-        if request.tools:
+        if request.tools:  # the server parses the calls itself: a stop string would hide their end
             body["tools"] = list(request.tools)
         elif request.stop:
-            body["stop"] = list(request.stop)[:4]
-        return {key: value for key, value in body.items() if key not in self._refused}
+            body["stop"] = list(request.stop)[:_STOPS]
+        return {key: value for key, value in body.items() if key not in refused}
 
-    async def _refusal(self, response: httpx.Response, body: dict[str, Any]) -> str | None:
-        """The optional field that a 400 or 422 is about; any other refusal is an error."""
+    async def _refusal(self, response: httpx.Response, body: dict[str, Any]) -> Exception:
+        """What a reply that is not a success means."""
         text = (await response.aread()).decode("utf-8", "replace")
         status = response.status_code
-        if status in (400, 422):
-            for name in (*_OPTIONAL, *sorted(set(body) - _ALWAYS - set(_OPTIONAL))):
-                if name in body and f"{name}" in text and name not in self._refused:
-                    return name
-        hints = {
-            401: "set AGENT_API_KEY",
-            403: "this key may not use the model",
-            404: "check the URL (it ends in /v1) and --model; GET /v1/models lists the names",
-        }
-        raise PolicyUnavailableError(
-            f"'{self.name}' refused the request: status {status}: {_message(text)}",
-            hints.get(status, "see the server's documentation"),
+        if status in (400, 403, 422) and (name := _refused_field(text, body)):
+            return _FieldRefusedError(name)
+        if response.is_redirect:
+            return PolicyUnavailableError(
+                f"{self._to.shown} redirects (status {status})", "use the URL it leads to"
+            )
+        return PolicyUnavailableError(
+            f"'{self.name}' refused the request: status {status}: {complaint(text)}",
+            _HINTS.get(status, "see the server's documentation"),
         )
 
-
-async def _events(response: httpx.Response) -> AsyncIterator[dict[str, Any]]:
-    """The JSON of each server-sent event until `[DONE]`.
-
-    Raises:
-        PolicyUnavailableError: a line is not JSON, or the server reports an error in the stream.
-    """
-    async for line in response.aiter_lines():
-        if not line.startswith("data:"):
-            continue
-        data = line[5:].strip()
-        if data == "[DONE]":
-            return
-        try:
-            event = json.loads(data)
-        except ValueError as error:
-            raise PolicyUnavailableError(
-                f"the server sent a broken event: {data[:80]!r}"
-            ) from error
-        if not isinstance(event, dict) or event.get("error"):
-            raise PolicyUnavailableError(f"the server failed in mid-reply: {_message(data)}")
-        yield event
+    def _redacted(self, text: str) -> str:
+        """Servers echo keys in their complaints."""
+        key = self._secret.get_secret_value().strip() if self._secret else ""
+        return text.replace(key, "***") if key else text
 
 
-def _receive(reply: _Reply, event: dict[str, Any], request: Request) -> None:
-    """Add one event to the reply."""
-    reply.usage = event.get("usage") or reply.usage
-    for choice in (event.get("choices") or [])[:1]:
-        delta = choice.get("delta") or choice.get("message") or {}
-        piece = delta.get("content") or ""
-        reply.text += piece
-        reply.reasoning += delta.get("reasoning") or delta.get("reasoning_content") or ""
-        reply.finish = choice.get("finish_reason") or reply.finish
-        reply.token_ids += choice.get("token_ids") or []
-        entries = (choice.get("logprobs") or {}).get("content") or []
-        reply.logprobs += [float(entry["logprob"]) for entry in entries]
-        for part in delta.get("tool_calls") or []:
-            _receive_call(reply, part)
-        if piece and request.on_text:
-            request.on_text(piece)
-
-
-def _receive_call(reply: _Reply, part: dict[str, Any]) -> None:
-    """Tool calls come in pieces; `index` tells which call a piece belongs to."""
-    index = part.get("index", len(reply.calls))
-    call = reply.calls.setdefault(index, {"id": f"call_{index}", "name": "", "arguments": ""})
-    function = part.get("function") or {}
-    call["id"] = part.get("id") or call["id"]
-    call["name"] += function.get("name") or ""
-    call["arguments"] += function.get("arguments") or ""
-
-
-def _completion(request: Request, reply: _Reply) -> Completion:
-    ids, logprobs = tuple(reply.token_ids), tuple(reply.logprobs)
-    if len(ids) != len(logprobs):  # half of the truth is of no use to anybody
-        ids, logprobs = (), ()
-    text = reply.text if reply.finish != "stop" else _closed(reply.text, request.stop)
-    calls = tuple(call for _, call in sorted(reply.calls.items()))
-    by_name = {"length": FinishReason.LENGTH, "tool_calls": FinishReason.TOOL_CALLS}
-    return Completion(
-        text=text,
-        reasoning=reply.reasoning,
-        finish=by_name.get(reply.finish, FinishReason.STOP),
-        tool_calls=calls,
-        prompt_tokens=int(reply.usage.get("prompt_tokens") or 0),
-        meta={"token_ids": list(ids), "logprobs": list(logprobs), "usage": reply.usage},
-    )
-
-
-def _closed(text: str, stops: Sequence[str]) -> str:
-    """Servers cut the stop string off: put back the closing tag of the tag left open."""
-    for stop in stops:
-        opening = stop.replace("</", "<", 1)
-        if text.count(opening) > text.count(stop):
-            return text + stop
-    return text
-
-
-def _message(text: str) -> str:
-    """The server's own words for an error, one line."""
+def _refused_field(text: str, body: dict[str, Any]) -> str | None:
+    """The field that a refusal is about, if the request can do without it or under another name."""
     try:
-        error = json.loads(text).get("error")
-        text = error.get("message", text) if isinstance(error, dict) else str(error or text)
-    except (ValueError, AttributeError):
-        pass
-    return " ".join(text.split())[:200]
+        error = json.loads(text).get("error") or {}
+        named = error.get("param") if isinstance(error, dict) else None
+    except (ValueError, AttributeError, RecursionError):
+        named = None
+    if "max_tokens" in body and re.search(r"[Uu]se '?max_completion_tokens", text):
+        return "max_tokens"
+    present = [name for name in _OPTIONAL if name in body]
+    if named in present:
+        return str(named)
+    return next((name for name in present if re.search(rf"\b{name}\b", text)), None)

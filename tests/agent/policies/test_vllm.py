@@ -1,6 +1,7 @@
 """The vLLM policy with the real engine, against the embedded policy on the same weights."""
 
 import asyncio
+import sys
 
 import numpy as np
 import pytest
@@ -8,7 +9,7 @@ import pytest
 from agent.policies.base import FinishReason, Request, Sampling
 from agent.policies.transformers import TransformersPolicy
 from agent.policies.vllm import VllmPolicy
-from kg.errors import PolicyUnavailableError, UsageError
+from kg.errors import MissingExtraError, PolicyUnavailableError, UsageError
 
 pytest.importorskip("vllm", reason="vLLM is not installed")
 
@@ -19,7 +20,7 @@ QUESTIONS = ["What is the capital of France?", "Name three colours.", "Who wrote
 def policy(base_model):
     import llvmlite.binding  # noqa: F401  as a search before the engine's start has it
 
-    made = VllmPolicy(base_model, dtype="float32", max_model_len=1024, max_num_seqs=16)
+    made = VllmPolicy(base_model, dtype="float32", max_model_len=1024, max_num_seqs=16, cache_gib=1)
     yield made
     asyncio.run(made.aclose())
 
@@ -66,7 +67,31 @@ async def test_each_request_stops_at_its_own_string_and_streams_its_text(policy)
     assert first.text.endswith("France")
     assert second.text.endswith("Paris")
     assert "".join(pieces) == second.text
-    assert policy.template.decode(first.token_ids).startswith(first.text.rstrip())
+    for done in (first, second):  # the token that completed the stop string is there
+        assert policy.template.decode(done.token_ids).startswith(done.text)
+        assert not policy.template.decode(done.token_ids[:-1]).endswith(done.text)
+        assert len(done.logprobs) == len(done.token_ids)
+
+
+async def test_a_shared_prefix_is_read_once(policy):
+    messages = ({"role": "user", "content": "one two three " * 40},)
+    ids = tuple(policy.template.opening(messages))
+    asked = Request(messages, ids, Sampling(max_tokens=1))
+    await policy.generate([asked])
+    [again] = await policy.generate([asked])
+    assert len(ids) - 128 <= again.cached_tokens < len(ids) == again.prompt_tokens
+
+
+async def test_sixty_four_callers_at_once_each_get_their_own(policy):
+    texts = [f"Count from {i} upwards." for i in range(64)]
+    asked = [
+        request(policy, text, max_tokens=6, temperature=1.0, seed=i) for i, text in enumerate(texts)
+    ]
+    together = await asyncio.gather(*(policy.generate([r]) for r in asked))
+    for i in (0, 31, 63):
+        [alone] = await policy.generate([asked[i]])
+        assert together[i][0].token_ids == alone.token_ids
+    assert len({done[0].token_ids for done in together}) > 32
 
 
 async def test_length_is_told(policy):
@@ -97,31 +122,131 @@ async def test_cancelling_aborts_in_the_engine(policy):
 async def test_a_bad_request_does_not_stop_the_engine(policy):
     with pytest.raises(UsageError, match="empty prompt"):
         await policy.generate([Request((), ())])
-    with pytest.raises(UsageError, match="maximum context length"):
+    with pytest.raises(PolicyUnavailableError, match="5000 tokens; the policy reads 1024"):
         await policy.generate([Request((), tuple([5] * 5000))])
+    with pytest.raises(PolicyUnavailableError, match="vLLM refuses"):
+        await policy.generate([Request((), (10**6,))])
     [done] = await policy.generate([request(policy, QUESTIONS[0], max_tokens=2)])
     assert len(done.token_ids) == 2
 
 
-async def test_weights_are_replaced_and_put_back(policy, base_model, tmp_path):
+NAME = "model.layers.0.mlp.down_proj.weight"
+
+
+def changed_model(base_model, folder, change):
+    """A copy of the model whose tensors went through `change`."""
     from safetensors.torch import load_file, save_file
 
     for file in base_model.iterdir():
         if file.suffix != ".safetensors":
-            (tmp_path / file.name).write_bytes(file.read_bytes())
+            (folder / file.name).write_bytes(file.read_bytes())
     tensors = load_file(base_model / "model.safetensors")
-    name = "model.layers.0.mlp.down_proj.weight"
-    tensors[name] = tensors[name] * -3
-    save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    change(tensors)
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
+
+
+async def test_weights_are_replaced_and_put_back(policy, base_model, tmp_path):
+    other = changed_model(base_model, tmp_path, lambda t: t.update({NAME: t[NAME] * -3}))
     asked, version = request(policy, QUESTIONS[0]), policy.version
     [before] = await policy.generate([asked])
-    await policy.load(tmp_path)
+    await policy.load(other)
     [changed] = await policy.generate([asked])
     assert policy.version != version
+    embedded = TransformersPolicy(other, dtype="float32")
+    [theirs] = await embedded.generate([asked])
+    await embedded.aclose()
+    np.testing.assert_allclose(changed.logprobs, theirs.logprobs, atol=1e-3)
     await policy.load(base_model)
     [after] = await policy.generate([asked])
     assert before.token_ids == after.token_ids != changed.token_ids
     np.testing.assert_allclose(before.logprobs, after.logprobs, atol=1e-5)
+    assert policy.version == version
+
+
+async def test_what_runs_ends_under_the_weights_it_began_with(policy, base_model, tmp_path):
+    other = changed_model(base_model, tmp_path, lambda t: t.update({NAME: t[NAME] * -3}))
+    asked = request(policy, "one two three " * 60 + QUESTIONS[1], max_tokens=40)
+    [before] = await policy.generate([asked])
+    [again] = await policy.generate([asked])
+    assert again.cached_tokens > 0
+    running = asyncio.create_task(policy.generate([asked]))
+    await asyncio.sleep(0.2)
+    await policy.load(other)
+    [during], [after] = await running, (await policy.generate([asked]))
+    await policy.load(base_model)
+    assert during.token_ids == before.token_ids != after.token_ids
+    assert after.cached_tokens == 0  # no prefix of the old weights
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda t: t.pop(NAME), "absent"),
+        (lambda t: t.update(extra=t[NAME].clone()), "the model's absent"),
+        (lambda t: t.update({NAME: t[NAME][:1].clone()}), "is 1x1536, the model's 576x1536"),
+    ],
+)
+async def test_weights_that_do_not_fit_leave_the_old_ones(
+    policy, base_model, tmp_path, change, message
+):
+    other, version = changed_model(base_model, tmp_path, change), policy.version
+    asked = request(policy, QUESTIONS[0])
+    [before] = await policy.generate([asked])
+    with pytest.raises(PolicyUnavailableError, match=message):
+        await policy.load(other)
+    [after] = await policy.generate([asked])
+    assert (after.token_ids, policy.version) == (before.token_ids, version)
+
+
+async def test_a_folder_without_weights_is_not_taken_for_new_ones(policy, tmp_path):
+    with pytest.raises(PolicyUnavailableError, match="no model weights"):
+        await policy.load(tmp_path)
+    (tmp_path / "model.safetensors").write_bytes(b"not tensors")
+    with pytest.raises(PolicyUnavailableError, match="cannot be read"):
+        await policy.load(tmp_path)
+
+
+async def test_one_failure_aborts_the_other_requests_of_the_call(policy):
+    long = request(policy, QUESTIONS[1], max_tokens=900)
+    with pytest.raises(UsageError):
+        await policy.generate([long, Request((), ())])
+    await asyncio.wait_for(policy.generate([request(policy, QUESTIONS[0], max_tokens=1)]), 5)
+    assert not policy._running
+
+
+async def test_a_failed_step_fails_its_callers_and_not_the_engine(policy, monkeypatch):
+    def broken():
+        monkeypatch.undo()
+        raise RuntimeError("boom")
+
+    asked = request(policy, QUESTIONS[0], max_tokens=4)
+    monkeypatch.setattr(policy._engine, "step", broken)
+    with pytest.raises(PolicyUnavailableError, match="boom"):
+        await asyncio.wait_for(policy.generate([asked]), 30)
+    [done] = await asyncio.wait_for(policy.generate([asked]), 30)
+    assert len(done.token_ids) == 4
+
+
+def test_without_vllm_the_extra_is_named(base_model, monkeypatch):
+    monkeypatch.setitem(sys.modules, "vllm", None)
+    with pytest.raises(MissingExtraError, match="'vllm'") as caught:
+        VllmPolicy(base_model)
+    assert "turnwise[vllm" in caught.value.hint
+
+
+async def test_a_second_engine_in_the_process_starts_and_closes_cleanly(base_model):
+    second = VllmPolicy(base_model, max_model_len=256, max_num_seqs=2, cache_gib=0.25)
+    running = asyncio.create_task(second.generate([request(second, QUESTIONS[1], max_tokens=200)]))
+    await asyncio.sleep(0.3)
+    await second.aclose()
+    await second.aclose()
+    with pytest.raises(PolicyUnavailableError, match="was closed"):
+        await running
+    with pytest.raises(PolicyUnavailableError, match="is closed"):
+        await asyncio.wait_for(second.generate([request(second, QUESTIONS[0])]), 5)
+    with pytest.raises(PolicyUnavailableError, match="is closed"):
+        await asyncio.wait_for(second.load(base_model), 5)
 
 
 async def test_a_folder_without_a_model_is_a_clear_error(base_model, tmp_path):
