@@ -1,0 +1,92 @@
+"""Supporting facts, evidence triples and joint scores of multi-hop sets. Pure.
+
+Sources: the evaluation scripts of HotpotQA, 2WikiMultihopQA v1.1 and MuSiQue.
+"""
+
+from __future__ import annotations
+
+import string
+from collections.abc import Collection, Hashable, Iterable, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from math import prod
+
+from eval.metrics.text import FULL, Overlap, set_overlap
+
+_DROPPED = str.maketrans("", "", string.punctuation)
+
+
+@dataclass(frozen=True, slots=True)
+class SupportScore:
+    """Scores of predicted against gold support; `em`: nothing missing, nothing more."""
+
+    em: float
+    overlap: Overlap
+
+    @property
+    def f1(self) -> float:
+        """Of the overlap."""
+        return self.overlap.f1
+
+
+def supporting_facts(
+    predicted: Collection[Hashable], gold: Collection[Hashable], both_empty_is_right: bool = False
+) -> SupportScore:
+    """Facts such as (title, sentence number), as sets.
+
+    Args:
+        predicted, gold: facts; 2WikiMultihopQA lower-cases titles first.
+        both_empty_is_right: MuSiQue gives F1 1 when there is neither; HotpotQA gives 0.
+    """
+    ours, theirs = set(predicted), set(gold)
+    if both_empty_is_right and not ours and not theirs:
+        return SupportScore(1.0, FULL)
+    return SupportScore(float(ours == theirs), set_overlap(ours, theirs))
+
+
+def evidence_triples(
+    predicted: Iterable[Sequence[str]], gold: Iterable[Iterable[Sequence[str]]]
+) -> SupportScore:
+    """2WikiMultihopQA's evidence: triples after lower case and without punctuation.
+
+    Args:
+        predicted: triples.
+        gold: for each gold triple all its spellings; a prediction may match any of them.
+    """
+    ours = {_plain(triple) for triple in predicted}
+    theirs = [{_plain(triple) for triple in spellings} for spellings in gold]
+    matches = sum(any(triple in spellings for spellings in theirs) for triple in ours)
+    overlap = Overlap(
+        matches / len(ours) if ours else 0.0, matches / len(theirs) if theirs else 0.0
+    )
+    return SupportScore(float(matches == len(ours) == len(theirs)), overlap)
+
+
+def joint(*parts: SupportScore) -> SupportScore:
+    """HotpotQA's joint score: products of exact matches, of precisions and of recalls."""
+    overlap = Overlap(
+        prod(part.overlap.precision for part in parts), prod(part.overlap.recall for part in parts)
+    )
+    return SupportScore(prod(part.em for part in parts), overlap)
+
+
+def sufficiency_f1(rows: Iterable[tuple[str, float, bool, bool]]) -> float:
+    """MuSiQue-Full's grouped score: the mean over questions of the worse of its two contexts.
+
+    A question counts its score where the sufficiency of every one of its contexts was told right,
+    and 0 elsewhere.
+
+    Args:
+        rows: question id, score of the answerable row (1 for the other), predicted and true
+            sufficiency; the rows of a question in any order.
+    """
+    groups = [list(group) for _, group in groupby(sorted(rows), key=lambda row: row[0])]
+    values = [
+        min(score for _, score, _, _ in group) * all(said == true for _, _, said, true in group)
+        for group in groups
+    ]
+    return sum(values) / len(values) if values else 0.0
+
+
+def _plain(triple: Sequence[str]) -> tuple[str, ...]:
+    return tuple(" ".join(part.lower().translate(_DROPPED).split()) for part in triple)
