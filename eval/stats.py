@@ -1,16 +1,24 @@
-"""Intervals on means and on paired differences, by bootstrap over questions."""
+"""Intervals, paired tests and corrections: how sure a figure is.
+
+The unit of account is the question. Several samples of one question are one cluster: they are drawn
+together, so that more samples of the same questions do not pretend to be more questions.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
+
+_MAX_CELLS = 2_000_000  # of one block of bootstrap draws: bounds the memory
 
 
 @dataclass(frozen=True)
 class Interval:
-    """A mean with its 95 % percentile-bootstrap interval over `n` questions."""
+    """A mean with its 95 % interval over `n` questions."""
 
     mean: float
     low: float
@@ -20,27 +28,150 @@ class Interval:
     def __str__(self) -> str:
         return f"{100 * self.mean:5.1f} [{100 * self.low:5.1f}, {100 * self.high:5.1f}]"
 
+    def excludes(self, value: float) -> bool:
+        """Whether `value` lies outside."""
+        return not self.low <= value <= self.high
 
-def bootstrap(values: Sequence[float], draws: int = 10_000, seed: int = 0) -> Interval:
-    """The mean of `values` with its interval.
+
+def bootstrap(
+    values: Sequence[float],
+    draws: int = 10_000,
+    seed: int = 0,
+    clusters: Sequence[Hashable] | None = None,
+) -> Interval:
+    """The mean with its percentile-bootstrap interval.
+
+    With clusters, whole clusters are drawn and `n` is their number; the mean is that of the means of
+    the clusters, so that a question with more samples weighs no more.
+
+    Args:
+        values: float[m].
+        draws: bootstrap samples.
+        seed: of the draws.
+        clusters: the question of each value; None when each value is a question of its own.
 
     Raises:
         ValueError: no values, or one that is not finite.
     """
-    data = np.asarray(values, dtype=np.float64)
-    if data.size == 0 or not np.isfinite(data).all():
-        raise ValueError("bootstrap needs at least one value, all of them finite")
-    picks = np.random.default_rng(seed).integers(0, data.size, (draws, data.size))
-    low, high = np.percentile(data[picks].mean(axis=1), [2.5, 97.5])
+    data = _finite(values)
+    if clusters is not None:
+        data = _cluster_means(data, clusters)
+    means = _resampled_means(data, draws, seed)
+    low, high = np.percentile(means, [2.5, 97.5])
     return Interval(float(data.mean()), float(low), float(high), data.size)
 
 
-def paired(ours: Sequence[float], theirs: Sequence[float], draws: int = 10_000) -> Interval:
+def paired(
+    ours: Sequence[float],
+    theirs: Sequence[float],
+    draws: int = 10_000,
+    seed: int = 0,
+    clusters: Sequence[Hashable] | None = None,
+) -> Interval:
     """The mean difference `ours - theirs` on the same questions, with its interval.
+
+    Raises:
+        ValueError: different numbers of questions, or as `bootstrap`.
+    """
+    if len(ours) != len(theirs):
+        raise ValueError(f"paired comparison of {len(ours)} and {len(theirs)} questions")
+    differences = [a - b for a, b in zip(ours, theirs, strict=True)]
+    return bootstrap(differences, draws, seed, clusters)
+
+
+def permutation_p(ours: Sequence[float], theirs: Sequence[float], draws: int = 10_000) -> float:
+    """Two-sided p of the mean difference when the two labels of each question may be swapped.
+
+    One is added to both counts, so that it is never 0 (Phipson and Smyth 2010).
+
+    Raises:
+        ValueError: as `paired`.
+    """
+    if len(ours) != len(theirs):
+        raise ValueError(f"paired comparison of {len(ours)} and {len(theirs)} questions")
+    data = _finite([a - b for a, b in zip(ours, theirs, strict=True)])
+    data = data[data != 0]
+    if not data.size:
+        return 1.0
+    random, seen, least = np.random.default_rng(0), 0, abs(data.sum()) - 1e-12
+    block = max(1, _MAX_CELLS // data.size)
+    for first in range(0, draws, block):
+        signs = random.integers(0, 2, (min(block, draws - first), data.size), dtype=np.int8)
+        seen += int((abs(((2.0 * signs - 1) * data).sum(axis=1)) >= least).sum())
+    return (seen + 1) / (draws + 1)
+
+
+def mcnemar_p(ours: Sequence[bool], theirs: Sequence[bool]) -> float:
+    """Exact two-sided McNemar test that both are right equally often on the same questions.
 
     Raises:
         ValueError: different numbers of questions.
     """
+    from scipy.stats import binomtest
+
     if len(ours) != len(theirs):
         raise ValueError(f"paired comparison of {len(ours)} and {len(theirs)} questions")
-    return bootstrap([a - b for a, b in zip(ours, theirs, strict=True)], draws)
+    won = sum(bool(a) and not b for a, b in zip(ours, theirs, strict=True))
+    lost = sum(bool(b) and not a for a, b in zip(ours, theirs, strict=True))
+    return float(binomtest(won, won + lost, 0.5).pvalue) if won + lost else 1.0
+
+
+def wilson(right: int, n: int) -> Interval:
+    """Wilson's 95 % score interval of a proportion.
+
+    Raises:
+        ValueError: n is 0, or `right` is not between 0 and n.
+    """
+    from scipy.stats import binomtest
+
+    if n < 1 or not 0 <= right <= n:
+        raise ValueError(f"{right} right of {n}")
+    found = binomtest(right, n).proportion_ci(0.95, method="wilson")
+    return Interval(right / n, float(found.low), float(found.high), n)
+
+
+def holm(p_values: Mapping[str, float]) -> dict[str, float]:
+    """Holm's step-down adjustment over several tests; order as given.
+
+    Raises:
+        ValueError: a p that is not between 0 and 1.
+    """
+    for name, p in p_values.items():
+        if not 0 <= p <= 1:
+            raise ValueError(f"p of {name} is {p}")
+    adjusted, least = {}, 0.0
+    for rank, name in enumerate(sorted(p_values, key=lambda name: p_values[name])):
+        least = max(least, min(1.0, (len(p_values) - rank) * p_values[name]))
+        adjusted[name] = least
+    return {name: adjusted[name] for name in p_values}
+
+
+def _finite(values: Sequence[float]) -> npt.NDArray[np.float64]:
+    data = np.asarray(values, dtype=np.float64)
+    if data.size == 0:
+        raise ValueError("there is no value")
+    for place in np.flatnonzero(~np.isfinite(data))[:1]:
+        raise ValueError(f"value {place} is {data[place]}")
+    return data
+
+
+def _cluster_means(
+    data: npt.NDArray[np.float64], clusters: Sequence[Hashable]
+) -> npt.NDArray[np.float64]:
+    if len(clusters) != data.size:
+        raise ValueError(f"{data.size} values in {len(clusters)} clusters")
+    grouped: dict[Hashable, list[float]] = {}
+    for cluster, value in zip(clusters, data, strict=True):
+        grouped.setdefault(cluster, []).append(float(value))
+    return np.asarray([math.fsum(group) / len(group) for group in grouped.values()])
+
+
+def _resampled_means(
+    data: npt.NDArray[np.float64], draws: int, seed: int
+) -> npt.NDArray[np.float64]:
+    random, block = np.random.default_rng(seed), max(1, _MAX_CELLS // data.size)
+    parts = [
+        data[random.integers(0, data.size, (min(block, draws - first), data.size))].mean(axis=1)
+        for first in range(0, draws, block)
+    ]
+    return np.concatenate(parts)

@@ -8,7 +8,6 @@ from __future__ import annotations
 import string
 from collections.abc import Collection, Hashable, Iterable, Sequence
 from dataclasses import dataclass
-from itertools import groupby
 from math import prod
 
 from eval.metrics.text import FULL, Overlap, set_overlap
@@ -68,24 +67,6 @@ def joint(*parts: SupportScore) -> SupportScore:
         prod(part.overlap.precision for part in parts), prod(part.overlap.recall for part in parts)
     )
     return SupportScore(prod(part.em for part in parts), overlap)
-
-
-def sufficiency_f1(rows: Iterable[tuple[str, float, bool, bool]]) -> float:
-    """MuSiQue-Full's grouped score: the mean over questions of the worse of its two contexts.
-
-    A question counts its score where the sufficiency of every one of its contexts was told right,
-    and 0 elsewhere.
-
-    Args:
-        rows: question id, score of the answerable row (1 for the other), predicted and true
-            sufficiency; the rows of a question in any order.
-    """
-    groups = [list(group) for _, group in groupby(sorted(rows), key=lambda row: row[0])]
-    values = [
-        min(score for _, score, _, _ in group) * all(said == true for _, _, said, true in group)
-        for group in groups
-    ]
-    return sum(values) / len(values) if values else 0.0
 
 
 def _plain(triple: Sequence[str]) -> tuple[str, ...]:

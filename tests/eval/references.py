@@ -1,0 +1,130 @@
+"""The official scorers once more, written from their definitions in another way than `eval.metrics`.
+
+Characters are looked at one by one, bags of tokens are lists from which matches are taken out, and
+nothing is imported from the package.
+"""
+
+import math
+import re
+import unicodedata
+
+PUNCTUATION = "!\"#$%&'()*+,-./:;<=>?@[\\]^_`{|}~"
+
+
+def squad_normal(text):
+    kept = "".join(c for c in text.lower() if c not in PUNCTUATION)
+    for article in ("a", "an", "the"):
+        kept = re.sub(rf"\b{article}\b", " ", kept)
+    return " ".join(kept.split())
+
+
+def trivia_normal(text):
+    kept = text.replace("_", " ").lower()
+    kept = "".join(" " if c in PUNCTUATION + "‘’´`" else c for c in kept)
+    return " ".join(re.sub(r"\b(a|an|the)\b", " ", kept).split())
+
+
+def nq_normal(text):
+    return squad_normal(unicodedata.normalize("NFD", text))
+
+
+def igpo_normal(text):
+    return " ".join("".join(" " if c in PUNCTUATION else c for c in text.lower()).split())
+
+
+def plain_prf(predicted, gold):
+    left, same = list(gold), 0
+    for token in predicted:
+        if token in left:
+            left.remove(token)
+            same += 1
+    if same == 0:
+        return 0.0, 0.0, 0.0
+    p, r = same / len(predicted), same / len(gold)
+    return p, r, 2 * p * r / (p + r)
+
+
+def squad1(prediction, golds):
+    pairs = [(squad_normal(prediction), squad_normal(g)) for g in golds]
+    return max(a == b for a, b in pairs), max(plain_prf(a.split(), b.split())[2] for a, b in pairs)
+
+
+def squad2(prediction, golds):
+    golds = [g for g in golds if squad_normal(g)] or [""]
+    best_em, best_f1 = 0, 0.0
+    for gold in golds:
+        ours, theirs = squad_normal(prediction).split(), squad_normal(gold).split()
+        both = bool(ours) and bool(theirs)
+        f1 = plain_prf(ours, theirs)[2] if both else float(ours == theirs)
+        best_em = max(best_em, int(squad_normal(prediction) == squad_normal(gold)))
+        best_f1 = max(best_f1, f1)
+    return best_em, best_f1
+
+
+def hotpot_one(prediction, gold):
+    ours, theirs = squad_normal(prediction), squad_normal(gold)
+    closed = {"yes", "no", "noanswer"}
+    if (ours in closed or theirs in closed) and ours != theirs:
+        return 0.0, 0.0, 0.0, 0.0
+    return (float(ours == theirs), *plain_prf(ours.split(), theirs.split()))
+
+
+def two_wiki(prediction, golds):
+    found = [hotpot_one(prediction, g) for g in golds]
+    return tuple(max(column) for column in zip(*found, strict=True))  # em, p, r, f1
+
+
+def musique(prediction, golds):
+    best_em, best_f1 = 0, 0.0
+    for gold in golds:
+        ours, theirs = squad_normal(prediction).split(), squad_normal(gold).split()
+        both = bool(ours) and bool(theirs)
+        f1 = plain_prf(ours, theirs)[2] if both else float(ours == theirs)
+        best_em, best_f1 = max(best_em, int(ours == theirs)), max(best_f1, f1)
+    return best_em, best_f1
+
+
+def trivia(prediction, golds):
+    pairs = [(trivia_normal(prediction), trivia_normal(g)) for g in golds]
+    return max(a == b for a, b in pairs), max(plain_prf(a.split(), b.split())[2] for a, b in pairs)
+
+
+def nq(prediction, golds):
+    return any(nq_normal(prediction) == nq_normal(g) for g in golds)
+
+
+def igpo(prediction, golds):
+    em, f1 = 0, 0.0
+    for gold in golds:
+        ours, theirs = set(igpo_normal(prediction).split()), set(igpo_normal(gold).split())
+        same = sum(token in theirs for token in ours)
+        if same:
+            p, r = same / len(ours), same / len(theirs)
+            f1 = max(f1, 2 * p * r / (p + r))
+        em = max(em, int(igpo_normal(prediction) == igpo_normal(gold)))
+    return em, f1
+
+
+def substring_em(prediction, golds):
+    return any(squad_normal(g) in squad_normal(prediction) for g in golds)
+
+
+def hotpot_support(predicted, gold):
+    ours, theirs = {tuple(x) for x in predicted}, {tuple(x) for x in gold}
+    right = len([x for x in ours if x in theirs])
+    p = right / len(ours) if ours else 0.0
+    r = right / len(theirs) if theirs else 0.0
+    f1 = 2 * p * r / (p + r) if p + r > 0 else 0.0
+    wrong = len(ours) - right + len(theirs) - right
+    return float(wrong == 0), p, r, f1
+
+
+def hotpot_joint(answer, support):
+    em, p, r = answer[0] * support[0], answer[1] * support[1], answer[2] * support[2]
+    return em, p, r, (2 * p * r / (p + r) if p + r > 0 else 0.0)
+
+
+def ndcg(ranked, relevant, k):
+    gain = sum(1 / math.log2(i + 2) for i, d in enumerate(ranked[:k]) if d in relevant)
+    best = sum(1 / math.log2(i + 2) for i in range(min(k, len(relevant))))
+    return gain / best

@@ -1,0 +1,175 @@
+"""Every scorer against an independent one: fuzzed pairs, real answers, and published examples."""
+
+import random
+
+import pytest
+
+from eval.benchmarks import load
+from eval.metrics import SCORERS, contains, exact_match, scorer, token_f1
+from eval.metrics.evidence import evidence_triples, joint, supporting_facts
+from kg.errors import UsageError
+from tests.eval import references as ref
+
+WORDS = (
+    *("the", "The", "a", "An", "an", "Paris", "paris,", "New", "York", "U.S.", "o'clock", "1,000"),
+    *("yes", "no", "NO", "noanswer", "Noël", "Noël", "naïve", "‘quoted’", "rock'n'roll", "A-ha"),
+    *(
+        "",
+        " ",
+        "...",
+        "!",
+        "_under_score_",
+        "42",
+        "forty two",
+        "İstanbul",
+        "ﬁn",
+        "ß",
+        "１２",
+        "a.",
+        "\t",
+    ),
+)
+
+
+def fuzzed(count, seed):
+    """Pairs of a prediction and its golds, often close to each other."""
+    chance = random.Random(seed)
+    for _ in range(count):
+        golds = [
+            " ".join(chance.choices(WORDS, k=chance.randint(0, 5)))
+            for _ in range(chance.randint(1, 3))
+        ]
+        if chance.random() < 0.6:
+            tokens = chance.choice(golds).split(" ")
+            for _ in range(chance.randint(0, 2)):
+                tokens.insert(chance.randint(0, len(tokens)), chance.choice(WORDS))
+            if tokens and chance.random() < 0.3:
+                tokens.pop(chance.randrange(len(tokens)))
+            prediction = " ".join(tokens)
+        else:
+            prediction = " ".join(chance.choices(WORDS, k=chance.randint(0, 5)))
+        yield prediction, golds
+
+
+def close(ours, theirs):
+    return all(abs(a - b) < 1e-9 for a, b in zip(ours, theirs, strict=True))
+
+
+REFERENCES = {
+    "squad": ref.squad1,
+    "squad2": ref.squad2,
+    "musique": ref.musique,
+    "triviaqa": ref.trivia,
+    "igpo": ref.igpo,
+    "search_r1": ref.squad1,
+    "reseek": ref.squad1,
+    "ikea": ref.squad1,
+}
+
+
+def compared(name, prediction, golds):
+    """Our scores and the reference's, in one order."""
+    ours = SCORERS[name](prediction, golds)
+    if name in ("hotpotqa", "2wikimultihopqa", "flashrag"):
+        return (ours.em, ours.precision, ours.recall, ours.f1), ref.two_wiki(prediction, golds)
+    if name == "nq_open":
+        return (ours.em,), (ref.nq(prediction, golds),)
+    return (ours.em, ours.f1), REFERENCES[name](prediction, golds)
+
+
+@pytest.mark.parametrize("name", SCORERS)
+def test_three_thousand_fuzzed_pairs_score_as_the_reference(name):
+    for prediction, golds in fuzzed(3000, seed=name):
+        ours, theirs = compared(name, prediction, golds)
+        assert close(ours, theirs), (prediction, golds, ours, theirs)
+
+
+@pytest.mark.parametrize("name", ["search_r1", "flashrag"])
+def test_papers_that_match_substrings_do_so_here(name):
+    for prediction, golds in fuzzed(2000, seed=1):
+        assert SCORERS[name](prediction, golds).cover == ref.substring_em(prediction, golds)
+
+
+@pytest.mark.data
+@pytest.mark.parametrize("name", ["squad2", "hotpotqa", "2wikimultihopqa", "musique", "nq_open"])
+def test_real_answers_score_as_the_reference(name, data):
+    """Gold answers of other questions of the same kind are what real wrong predictions look like."""
+    tasks = [t for t in load(name, data, "train").tasks if t.answers]
+    predictions = [a for t in tasks for a in t.answers]
+    chance = random.Random(0)
+    for task in tasks:
+        for prediction in (chance.choice(predictions), chance.choice(task.answers), task.question):
+            assert close(*compared(name, prediction, task.answers))
+
+
+def test_published_examples():
+    # HotpotQA: yes/no must match as a whole; SQuAD gives "no way" half a point against "no"
+    assert scorer("hotpotqa")("no way", ["no"]).f1 == 0
+    assert scorer("squad")("no way", ["no"]).f1 == pytest.approx(2 / 3)
+    # SQuAD 2.0: no answer against no answer is right, against an answer wrong
+    assert (exact_match("", []), token_f1("", [])) == (1, 1)
+    assert (exact_match("x", []), token_f1("", ["x"])) == (0, 0)
+    # TriviaQA: punctuation becomes a space
+    assert scorer("triviaqa")("rock n roll", ["rock'n'roll"]).em == 1
+    assert scorer("squad")("rock n roll", ["rock'n'roll"]).em == 0
+    # NQ-open: composed and decomposed accents are the same
+    assert scorer("nq_open")("Noe\u0308l", ["No\u00ebl"]).em == 1
+    assert scorer("squad")("Noe\u0308l", ["No\u00ebl"]).em == 0
+    # IGPO: articles stay, repeated words count once
+    assert scorer("igpo")("the cat", ["cat"]).em == 0
+    assert scorer("igpo")("cat cat", ["cat"]).f1 == 1
+    # FlashRAG and Search-R1: "no" is inside "november"
+    assert scorer("search_r1")("November", ["no"]).cover == 1
+    assert scorer("squad")("November", ["no"]).cover == 0
+
+
+def test_cover_is_on_token_boundaries():
+    assert contains("It was in the New York, of course", "new york")
+    assert not contains("newer yorkshire", "new york")
+    assert not contains("anything", "the")
+
+
+def test_a_scorer_without_a_rule_for_no_answer_says_so():
+    with pytest.raises(ValueError, match="needs a gold answer"):
+        scorer("hotpotqa")("x", [])
+    with pytest.raises(UsageError) as caught:
+        scorer("hotpot")
+    assert "hotpotqa" in caught.value.hint
+
+
+def facts(chance):
+    return [(chance.choice("ABC"), chance.randint(0, 3)) for _ in range(chance.randint(0, 4))]
+
+
+def test_supporting_facts_and_joint_scores_equal_the_reference():
+    chance = random.Random(3)
+    for prediction, golds in fuzzed(2000, seed=5):
+        predicted, gold = facts(chance), facts(chance)
+        ours = supporting_facts(predicted, gold)
+        theirs = ref.hotpot_support(predicted, gold)
+        assert close((ours.em, ours.overlap.precision, ours.overlap.recall, ours.f1), theirs)
+        answer = SCORERS["hotpotqa"](prediction, golds[:1])
+        both = joint(_as_support(answer), ours)
+        expected = ref.hotpot_joint(ref.hotpot_one(prediction, golds[0])[:3], theirs[:3])
+        assert close((both.em, both.overlap.precision, both.overlap.recall, both.f1), expected)
+
+
+def _as_support(answer):
+    from eval.metrics import Overlap
+    from eval.metrics.evidence import SupportScore
+
+    return SupportScore(answer.em, Overlap(answer.precision, answer.recall))
+
+
+def test_no_support_on_either_side():
+    assert supporting_facts([], []).f1 == 0
+    assert supporting_facts([], []).em == 1
+    assert supporting_facts([], [], both_empty_is_right=True).f1 == 1
+
+
+def test_evidence_triples_match_any_spelling():
+    gold = [[("Ann Lee", "born in", "Leeds"), ("A. Lee", "born in", "Leeds")], [("x", "y", "z")]]
+    found = evidence_triples([("a lee", "Born in", "leeds"), ("q", "y", "z")], gold)
+    assert (found.em, found.overlap.precision, found.overlap.recall) == (0, 0.5, 0.5)
+    assert evidence_triples([("x", "y", "z.")], gold[1:]).em == 1
+    assert evidence_triples([], []).em == 1

@@ -1,0 +1,146 @@
+"""Retrieval, samples, choices, abstention."""
+
+import math
+import random
+from itertools import combinations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from eval.metrics.abstention import (
+    Reply,
+    abstention,
+    aurc,
+    confidence_auroc,
+    ece,
+    reliability,
+    risk_coverage,
+)
+from eval.metrics.choice import entity_overlap, hits_at_1, multiple_choice, rmse, roc_auc
+from eval.metrics.retrieval import hit_at_k, mrr, ndcg_at_k, recall_at_k
+from eval.metrics.sampling import majority, pass_at_k, pass_hat_k
+from tests.eval import references as ref
+
+
+def test_retrieval():
+    ranked = ["d", "a", "c", "b"]
+    assert (hit_at_k(ranked, ["a"], 1), hit_at_k(ranked, ["a"], 2)) == (0, 1)
+    assert recall_at_k(ranked, ["a", "b", "x", "y"], 4) == 0.5
+    assert (mrr(ranked, ["c", "b"]), mrr(ranked, ["c"], 2)) == (pytest.approx(1 / 3), 0)
+    with pytest.raises(ValueError, match="relevant"):
+        recall_at_k(ranked, [], 1)
+
+
+@given(
+    st.permutations(list("abcdefgh")),
+    st.sets(st.sampled_from("abcdefgh"), min_size=1),
+    st.integers(1, 9),
+)
+def test_ndcg_equals_the_definition_and_is_1_for_the_best_ranking(ranked, relevant, k):
+    assert ndcg_at_k(ranked, relevant, k) == pytest.approx(ref.ndcg(ranked, relevant, k))
+    best = sorted(ranked, key=lambda document: document not in relevant)
+    assert ndcg_at_k(best, relevant, k) == pytest.approx(1)
+
+
+def test_a_repeated_document_counts_once():
+    assert recall_at_k(["a", "a", "a", "b"], ["b"], 2) == 1
+    assert ndcg_at_k(["a", "a"], ["a"], 2) == 1
+
+
+@pytest.mark.parametrize(("n", "c", "k"), [(5, 2, 1), (5, 2, 3), (6, 0, 2), (4, 4, 2), (5, 1, 5)])
+def test_pass_at_k_is_what_enumeration_gives(n, c, k):
+    draws = list(combinations([True] * c + [False] * (n - c), k))
+    assert pass_at_k(n, c, k) == pytest.approx(sum(map(any, draws)) / len(draws))
+    assert pass_hat_k(n, c, k) == pytest.approx(sum(map(all, draws)) / len(draws))
+
+
+def test_pass_at_k_refuses_what_cannot_be():
+    for n, c, k in ((3, 1, 4), (3, 1, 0), (3, 4, 1)):
+        with pytest.raises(ValueError, match="samples"):
+            pass_at_k(n, c, k)
+
+
+def test_majority_is_after_normalisation_and_the_earlier_wins_ties():
+    assert majority(["The cat", "dog", "cat!"]) == "The cat"
+    assert majority(["b", "a"]) == "b"
+    assert majority(["", "", "x"]) == ""
+
+
+@pytest.mark.parametrize(
+    ("said", "score"),
+    [("B", 1), ("(b)", 1), ("b) blue", 1), ("Blue.", 1), ("the blue", 1), ("A", 0), ("red", 0),
+     ("", 0), ("Answer: B", 1), ("Because", 0), ("C", 0)],
+)  # fmt: skip
+def test_multiple_choice(said, score):
+    assert multiple_choice(said, ["red", "blue", "green"], 1) == score
+
+
+def test_a_choice_text_that_is_a_letter_counts_as_text():
+    assert multiple_choice("B", ["B", "C", "D"], 0) == 1
+    with pytest.raises(ValueError, match="choice 3 of 2"):
+        multiple_choice("a", ["x", "y"], 3)
+
+
+def test_entities():
+    assert hits_at_1(["The Hague", "x"], ["hague"]) == 1
+    assert hits_at_1([], ["x"]) == 0
+    found = entity_overlap(["Ann", "ann!", "Bob"], ["bob", "Cid", "Dan"])
+    assert (found.precision, found.recall) == (1 / 2, 1 / 3)
+    assert found.f1 == pytest.approx(0.4)
+    assert entity_overlap([], ["x"]).f1 == 0
+
+
+def test_roc_auc_is_the_share_of_ordered_pairs_and_rmse_by_hand():
+    chance = random.Random(0)
+    labels = [chance.random() < 0.4 for _ in range(60)]
+    scores = [round(chance.random(), 1) for _ in labels]
+    pairs = [
+        1.0 if p > n else 0.5 if p == n else 0.0
+        for p, yes in zip(scores, labels, strict=True) if yes
+        for n, other in zip(scores, labels, strict=True) if not other
+    ]  # fmt: skip
+    assert roc_auc(labels, scores) == pytest.approx(sum(pairs) / len(pairs))
+    assert math.isnan(roc_auc([True, True], [0.1, 0.2]))
+    assert rmse([1, 2, 3], [1, 4, 3]) == pytest.approx(math.sqrt(4 / 3))
+    with pytest.raises(ValueError, match="value 1 is nan"):
+        rmse([1, math.nan], [1, 2])
+
+
+R = [
+    Reply(True, True, True, 0.9), Reply(True, False, True, 0.8), Reply(True, True, True, 0.6),
+    Reply(False, False, False), Reply(False, False, True), Reply(True, False, False, 0.2),
+]  # fmt: skip
+
+
+def test_abstention_by_hand():
+    found = abstention(R)
+    assert (found.n, found.coverage, found.accuracy) == (6, 4 / 6, 3 / 6)
+    assert found.selective_accuracy == 2 / 4
+    assert found.simpleqa_f1 == pytest.approx(2 * (2 / 4) * (2 / 6) / (2 / 4 + 2 / 6))
+    assert (found.unanswerable.precision, found.unanswerable.recall) == (1 / 2, 1 / 2)
+    assert (found.answerable.precision, found.answerable.recall) == (3 / 4, 3 / 4)
+
+
+def test_always_abstaining_has_no_selective_accuracy():
+    found = abstention([Reply(False, False, True)] * 3)
+    assert (found.coverage, found.accuracy, found.simpleqa_f1) == (0, 0, 0)
+    assert math.isnan(found.selective_accuracy)
+
+
+def test_confidence_by_hand():
+    assert risk_coverage(R) == [(0.25, 0), (0.5, 0.5), (0.75, pytest.approx(1 / 3)), (1, 0.5)]
+    assert aurc(R) == pytest.approx(0.25 * (0 + 0.5 + 1 / 3 + 0.5))
+    assert confidence_auroc(R) == 0.75
+    assert sum(count for _, _, count in reliability(R)) == 4
+    assert ece(R) == pytest.approx((0.1 + 0.8 + 0.4 + 0.2) / 4)
+
+
+def test_equal_confidence_enters_together_whatever_the_order():
+    tied = [Reply(True, right, True, 0.5) for right in (True, False, True, False)]
+    assert aurc(tied) == aurc(tied[::-1]) == 0.5
+
+
+def test_a_confidence_that_is_none_is_refused():
+    with pytest.raises(ValueError, match="between 0 and 1"):
+        ece([Reply(True, True, True, 1.2)])

@@ -1,0 +1,122 @@
+"""Intervals and tests: their nominal rates on simulated runs, and hand-worked values."""
+
+import math
+
+import numpy as np
+import pytest
+
+from eval.stats import bootstrap, holm, mcnemar_p, paired, permutation_p, wilson
+
+
+def test_the_interval_of_a_mean():
+    found = bootstrap([0, 1] * 50)
+    assert (found.mean, found.n) == (0.5, 100)
+    assert found.low == pytest.approx(0.4, abs=0.02)
+    assert found.high == pytest.approx(0.6, abs=0.02)
+    assert found == bootstrap([0, 1] * 50)
+
+
+@pytest.mark.parametrize("bad", [[], [math.nan], [1.0, math.inf]])
+def test_values_that_are_none_are_refused(bad):
+    with pytest.raises(ValueError, match="value"):
+        bootstrap(bad)
+
+
+def test_a_cluster_is_one_question_however_many_samples_it_has():
+    alone = bootstrap([1.0, 0.0, 1.0, 1.0])
+    many = bootstrap(
+        [1.0] * 5 + [0.0] * 5 + [1.0] * 5 + [1.0] * 5, clusters=[i // 5 for i in range(20)]
+    )
+    assert (alone.mean, alone.low, alone.high, alone.n) == (many.mean, many.low, many.high, many.n)
+    uneven = bootstrap([1.0] * 9 + [0.0], clusters=[0] * 9 + [1])
+    assert uneven.mean == 0.5
+
+
+def test_memory_stays_bounded_and_the_draws_do_not_depend_on_it():
+    values = np.random.default_rng(0).random(30_000)
+    found = bootstrap(values.tolist(), draws=200)
+    assert found.low < values.mean() < found.high
+
+
+def simulated(n, gap, seed, correlation=0.6):
+    """Two runs of right and wrong on the same n questions; the second is better by `gap`."""
+    random = np.random.default_rng(seed)
+    hardness = random.random(n)
+    shared = random.random(n) < correlation
+    common = random.random(n)
+    draw = [np.where(shared, common, random.random(n)) for _ in range(2)]
+    rate = np.clip(hardness * 0.7 + 0.1, 0, 1)
+    return draw[0] < rate, draw[1] < np.clip(rate + gap, 0, 1)
+
+
+def test_runs_that_differ_by_seed_only_are_told_equal_in_95_of_100():
+    told = [mcnemar_p(*simulated(1000, 0.0, seed)) < 0.05 for seed in range(100)]
+    assert sum(told) <= 5
+    excluded = [
+        paired(*(x.astype(float).tolist() for x in simulated(500, 0.0, seed)), draws=1000).excludes(
+            0
+        )
+        for seed in range(100)
+    ]
+    assert sum(excluded) <= 9  # 5 expected; above 9 in 3 of 100 such tests
+
+
+def test_a_planted_five_points_are_found_at_n_1000_in_80_of_100():
+    told = [mcnemar_p(*simulated(1000, 0.05, seed)) < 0.05 for seed in range(100)]
+    assert sum(told) >= 80
+
+
+def test_mcnemar_by_hand():
+    ours, theirs = [True] * 5 + [False], [False] * 5 + [True]
+    assert mcnemar_p(ours, theirs) == pytest.approx(2 * 7 / 64)
+    assert mcnemar_p([True], [True]) == 1
+    with pytest.raises(ValueError, match="2 and 1"):
+        mcnemar_p([True, False], [True])
+
+
+def test_a_permutation_test_agrees_with_mcnemar_on_right_and_wrong():
+    a, b = simulated(300, 0.08, 4)
+    p = permutation_p(a.astype(float).tolist(), b.astype(float).tolist())
+    assert p == pytest.approx(mcnemar_p(a.tolist(), b.tolist()), abs=0.02)
+    assert permutation_p([1.0, 0.0], [1.0, 0.0]) == 1
+
+
+def test_wilson_by_hand():
+    found = wilson(8, 10)
+    assert (found.low, found.high) == (
+        pytest.approx(0.4902, abs=1e-4),
+        pytest.approx(0.9433, abs=1e-4),
+    )
+    assert wilson(0, 20).low == pytest.approx(0, abs=1e-12)
+    with pytest.raises(ValueError, match="3 right of 2"):
+        wilson(3, 2)
+
+
+def test_holm_by_hand():
+    assert holm({"a": 0.01, "b": 0.04, "c": 0.03}) == pytest.approx(
+        {"a": 0.03, "b": 0.06, "c": 0.06}
+    )
+    assert holm({}) == {}
+    with pytest.raises(ValueError, match="p of x"):
+        holm({"x": 1.5})
+
+
+def test_an_interval_holds_its_mean_and_narrows_with_n():
+    few, many = bootstrap([0, 1] * 10), bootstrap([0, 1] * 1000)
+    assert few.low < 0.5 < few.high
+    assert many.high - many.low < few.high - few.low
+
+
+def test_the_interval_covers_the_truth_about_as_often_as_it_says():
+    rng = np.random.default_rng(1)
+    inside = 0
+    for _ in range(200):
+        found = bootstrap(rng.random(80) < 0.3, draws=500, seed=int(rng.integers(1e9)))
+        inside += found.low <= 0.3 <= found.high
+    assert 0.88 <= inside / 200 <= 0.99
+
+
+def test_paired_difference():
+    assert paired([1, 1, 0], [0, 1, 0]).mean == pytest.approx(1 / 3)
+    with pytest.raises(ValueError, match="paired comparison"):
+        paired([1], [1, 0])
