@@ -205,7 +205,8 @@ def sft(
     recipe: Annotated[str, typer.Argument(help="A recipe that ships, or a YAML file.")],
     out: Annotated[Path, typer.Option(help="Folder of the run; an interrupted one is resumed.")],
     data: Annotated[
-        Path | None, typer.Option(envvar="AGENT_DATA", help="Folder of the benchmark data.")
+        str | None,
+        typer.Option(envvar="AGENT_DATA", help="Folder, https:// or hf:// of the benchmark data."),
     ] = None,
     demonstrations: Annotated[
         list[Path] | None,

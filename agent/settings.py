@@ -112,6 +112,11 @@ class Settings(BaseSettings):
         return (self.home or _xdg("XDG_CACHE_HOME", ".cache")) / "indexes"
 
     @property
+    def benchmarks_dir(self) -> Path:
+        """Where fetched and derived benchmark files lie."""
+        return (self.home or _xdg("XDG_CACHE_HOME", ".cache")) / "benchmarks"
+
+    @property
     def data_dir(self) -> Path:
         """Where history lies: trajectories and conversations."""
         return self.home or _xdg("XDG_DATA_HOME", ".local/share")

@@ -26,7 +26,7 @@ from agent.settings import load_settings
 from agent.task import Task
 from agent.toolbox import index_of
 from agent.trajectory import Status
-from eval.benchmarks import load
+from eval.benchmarks import DataFolder, load
 from eval.metrics import exact_match, normalise, token_f1
 from eval.stats import bootstrap, paired
 from tools.base import Toolbox
@@ -96,7 +96,7 @@ def sets(data: Path, limit: int) -> dict[str, tuple[list[Task], Path]]:
     indexes = load_settings().indexes_dir
     out = {}
     for name in ("library", "hotpotqa", "squad2"):
-        benchmark = load(name, data, "test")
+        benchmark = load(name, DataFolder(data, load_settings().benchmarks_dir), "test")
         folder = index_of(benchmark.corpus, indexes, print)
         for answerable in (True, False):
             # the published order of SQuAD groups an article's questions: spread over all of them

@@ -33,7 +33,7 @@ from agent.session import make_setup
 from agent.settings import load_settings
 from agent.task import Task
 from agent.trajectory import Trajectory
-from eval.benchmarks import load
+from eval.benchmarks import DataFolder, load
 from kg.library.load import load_library
 from kg.library.passages import passages
 from tools.base import Observation, Source, Tool, Toolbox, ToolContext
@@ -168,7 +168,8 @@ async def main() -> None:
     parser.add_argument("--concurrency", type=int, nargs="+", default=[1, 8, 64])
     parser.add_argument("--out", type=Path, default=Path("benchmarks/out/rollout.json"))
     args = parser.parse_args()
-    tasks = [*load("library", Path(), "train").tasks, *load("library", Path(), "test").tasks]
+    data = DataFolder(Path(), load_settings().benchmarks_dir)  # the library reads no file
+    tasks = [*load("library", data, "train").tasks, *load("library", data, "test").tasks]
     folder = resolve(args.policy, load_settings().models_dir)
     rows = []
     for reuse in (True, False):

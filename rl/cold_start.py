@@ -16,7 +16,7 @@ from agent.policies.catalog import resolve
 from agent.policies.chat import ChatTemplate
 from agent.settings import Settings
 from agent.toolbox import index_of
-from eval.benchmarks import Benchmark
+from eval.benchmarks import Benchmark, DataFolder
 from kg.errors import UsageError
 from rl.recipe import SftRecipe, load_sft
 
@@ -27,7 +27,7 @@ def run(
     recipe_name: str,
     overrides: Sequence[str],
     out: Path,
-    data: Path | None,
+    data: str | None,
     demonstrations: Sequence[Path],
     settings: Settings,
     notify: Notify = lambda line: None,
@@ -62,7 +62,7 @@ def _demonstrated(
     recipe: SftRecipe,
     base: Path,
     out: Path,
-    data: Path | None,
+    data: str | None,
     settings: Settings,
     notify: Notify,
 ) -> Path:
@@ -81,7 +81,12 @@ def _demonstrated(
 
     notify("playing demonstrations")
     found = demonstrate(
-        recipe.demonstrations, data, ChatTemplate.load(base), indexer, settings.search, recipe.seed
+        recipe.demonstrations,
+        DataFolder(data, settings.benchmarks_dir),
+        ChatTemplate.load(base),
+        indexer,
+        settings.search,
+        recipe.seed,
     )
     count = write(path, found)
     notify(f"{count} demonstrations in {path}")

@@ -29,8 +29,10 @@ def _has_gpu() -> bool:
 
 
 @pytest.fixture(scope="session")
-def data() -> Path:
-    return data_folder()
+def data(tmp_path_factory):
+    from eval.data import DataFolder
+
+    return DataFolder(data_folder(), tmp_path_factory.mktemp("benchmarks"))
 
 
 @pytest.fixture(scope="session")

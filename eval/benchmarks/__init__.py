@@ -7,30 +7,52 @@ from importlib import import_module
 from pathlib import Path
 
 from eval.benchmarks.base import Benchmark, Split, split_of
+from eval.data import DataFolder
 from kg.errors import UsageError
 
-NAMES = ("library", "hotpotqa", "2wikimultihopqa", "musique", "squad2", "nq_open")
-_MODULES = {"2wikimultihopqa": "twowiki"}
+# name to module beside this file; its `load(data, split)` gives the benchmark
+_MODULES = {
+    "library": "library",
+    "hotpotqa": "hotpotqa",
+    "2wikimultihopqa": "twowiki",
+    "musique": "musique",
+    "squad2": "squad2",
+    "nq_open": "nq_open",
+    "triviaqa": "triviaqa",
+    "bamboogle": "bamboogle",
+    "simpleqa": "simpleqa",
+    "strategyqa": "strategyqa",
+    "selfaware": "selfaware",
+    "scifact": "scifact",
+    "pubmedqa": "pubmedqa",
+    "medqa": "medqa",
+    "medmcqa": "medmcqa",
+}
+NAMES = tuple(_MODULES)
 
 
-def load(name: str, data: Path, split: Split = "test") -> Benchmark:
-    """The benchmark of that name.
+def load(name: str, data: DataFolder, split: Split = "test") -> Benchmark:
+    """The benchmark of that name, or of a file of questions (see `eval.benchmarks.own`).
 
     Args:
-        name: one of `NAMES`.
-        data: folder that holds one sub-folder a set.
+        name: one of `NAMES`, or a path that ends in .jsonl or .jsonl.gz.
+        data: holds one sub-folder a set.
         split: part to load.
 
     Raises:
         UsageError: no such benchmark (the nearest name is suggested), or its files are missing.
     """
-    if name not in NAMES:
+    if name.endswith((".jsonl", ".jsonl.gz")):
+        from eval.benchmarks.own import load_file
+
+        return load_file(Path(name))
+    if name not in _MODULES:
         near = difflib.get_close_matches(name, NAMES, 1)
         hint = f"did you mean '{near[0]}'?" if near else f"there are: {', '.join(NAMES)}"
         raise UsageError(f"no benchmark '{name}'", hint)
-    module = import_module(f"eval.benchmarks.{_MODULES.get(name, name)}")
+    module = import_module(f"eval.benchmarks.{_MODULES[name]}")
     benchmark: Benchmark = module.load(data, split)
     return benchmark
 
 
-__all__ = ["NAMES", "Benchmark", "Split", "load", "split_of"]
+__all__ = ["NAMES", "Benchmark", "DataFolder", "Split", "load", "split_of"]

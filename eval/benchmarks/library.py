@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from agent.task import Task
 from eval.benchmarks.base import Benchmark, Split
+from eval.data import DataFolder
 
 
-def load(data: Path, split: Split) -> Benchmark:
+def load(data: DataFolder, split: Split) -> Benchmark:
     """Questions of the library's split; no data folder is read, its corpus is the built-in one."""
     from kg.library.questions import load_questions
 

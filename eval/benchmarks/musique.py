@@ -2,26 +2,26 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from typing import Any
 
 from agent.task import Task
-from eval.benchmarks.base import Benchmark, Split, rows, split_of
+from eval.benchmarks.base import Benchmark, Split, read_tasks
+from eval.data import DataFolder
 
 
-def load(data: Path, split: Split) -> Benchmark:
+def load(data: DataFolder, split: Split) -> Benchmark:
     """Questions whose id falls into `split`."""
-    tasks = tuple(
-        Task(
-            id=row["id"],
-            question=row["question"],
-            answers=(row["answer"], *row["answer_aliases"]),
-            answerable=row["answerable"],
-            kind=f"{row['hop']}hop",
-            evidence=tuple(
-                row["context_ids"][i] for i in row["supporting_idx"] if i < len(row["context_ids"])
-            ),
-        )
-        for row in rows(data / "musique" / "qa.jsonl.gz")
-        if split_of(row["id"]) == split
+    tasks, skipped = read_tasks(data.file("musique/qa.jsonl.gz"), _task, split)
+    return Benchmark("musique", tasks, (data.file("musique/corpus.jsonl.gz"),), "musique", skipped)
+
+
+def _task(row: dict[str, Any]) -> Task:
+    context = row["context_ids"]  # exact duplicates of paragraphs are dropped from it
+    return Task(
+        id=row["id"],
+        question=row["question"],
+        answers=(row["answer"], *row["answer_aliases"]),
+        answerable=row["answerable"],
+        kind=f"{row['hop']}hop",
+        evidence=tuple(context[i] for i in row["supporting_idx"] if i < len(context)),
     )
-    return Benchmark("musique", tasks, (data / "musique" / "corpus.jsonl.gz",))

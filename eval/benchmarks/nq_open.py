@@ -1,24 +1,24 @@
-"""NQ-open: real search-engine questions with short answers; passages from the Wikipedia sample."""
+"""NQ-open: real search-engine questions with short answers; passages from a Wikipedia sample."""
 
 from __future__ import annotations
 
-from pathlib import Path
+from typing import Any
 
 from agent.task import Task
-from eval.benchmarks.base import Benchmark, Split, rows, split_of
+from eval.benchmarks.base import WIKI, Benchmark, Split, read_tasks
+from eval.data import DataFolder
 
 
-def load(data: Path, split: Split) -> Benchmark:
+def load(data: DataFolder, split: Split) -> Benchmark:
     """Questions whose row falls into `split`; which passages support them is not known."""
-    tasks = tuple(
-        Task(
-            id=f"nq-{row['row']}",
-            question=row["question"],
-            answers=tuple(row["answer"]),
-            answerable=None,
-            kind="one_hop",
-        )
-        for row in rows(data / "nq_open" / "qa.jsonl.gz")
-        if split_of(f"nq-{row['row']}") == split
+    tasks, skipped = read_tasks(data.file("nq_open/qa.jsonl.gz"), _task, split)
+    return Benchmark("nq_open", tasks, (data.file(WIKI),), "nq_open", skipped)
+
+
+def _task(row: dict[str, Any]) -> Task:
+    return Task(
+        id=f"nq-{row['row']}",
+        question=row["question"],
+        answers=tuple(row["answer"]),
+        kind="one_hop",
     )
-    return Benchmark("nq_open", tasks, (data / "wiki_passages" / "corpus.jsonl.gz",))

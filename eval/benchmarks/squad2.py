@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from typing import Any
 
 from agent.task import Task
-from eval.benchmarks.base import Benchmark, Split, rows, split_of
+from eval.benchmarks.base import Benchmark, Split, read_tasks
+from eval.data import DataFolder
 
 
-def load(data: Path, split: Split) -> Benchmark:
+def load(data: DataFolder, split: Split) -> Benchmark:
     """Questions of the articles that fall into `split`."""
-    tasks = tuple(
-        Task(
-            id=row["id"],
-            question=row["question"].strip(),
-            answers=tuple(dict.fromkeys(row["all_answers"] or row["answers"])),
-            answerable=not row["is_impossible"],
-            kind="unanswerable" if row["is_impossible"] else "one_hop",
-            evidence=(row["context_id"],),
-        )
-        for row in rows(data / "squad2" / "qa.jsonl.gz")
-        if split_of(row["title"]) == split
+    tasks, skipped = read_tasks(
+        data.file("squad2/qa.jsonl.gz"), _task, split, lambda task: str(task.meta["article"])
     )
-    return Benchmark("squad2", tasks, (data / "squad2" / "corpus.jsonl.gz",))
+    return Benchmark("squad2", tasks, (data.file("squad2/corpus.jsonl.gz"),), "squad2", skipped)
+
+
+def _task(row: dict[str, Any]) -> Task:
+    return Task(
+        id=row["id"],
+        question=row["question"].strip(),
+        answers=tuple(dict.fromkeys(row["all_answers"] or row["answers"])),
+        answerable=not row["is_impossible"],
+        kind="unanswerable" if row["is_impossible"] else "one_hop",
+        evidence=(row["context_id"],),
+        meta={"article": row["title"]},
+    )

@@ -1,13 +1,12 @@
-"""2WikiMultihopQA: same shape as HotpotQA."""
+"""2WikiMultihopQA: two to four hops with evidence triples; laid out as HotpotQA."""
 
 from __future__ import annotations
 
-from pathlib import Path
-
-from eval.benchmarks import hotpotqa
+from eval.benchmarks import multihop
 from eval.benchmarks.base import Benchmark, Split
+from eval.data import DataFolder
 
 
-def load(data: Path, split: Split) -> Benchmark:
-    """See `hotpotqa.load`."""
-    return hotpotqa.load(data, split, "2wikimultihopqa")
+def load(data: DataFolder, split: Split) -> Benchmark:
+    """See `multihop.load`."""
+    return multihop.load("2wikimultihopqa", data, split)

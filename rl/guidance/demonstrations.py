@@ -18,7 +18,7 @@ from agent.rollout import rollout
 from agent.settings import SearchSettings
 from agent.task import Task
 from agent.trajectory import Status, Trajectory
-from eval.benchmarks import Benchmark, load
+from eval.benchmarks import Benchmark, DataFolder, load
 from eval.metrics import exact_match
 from rl.guidance.expert import ExpertPolicy, Passage
 from rl.recipe import Demonstrations
@@ -33,7 +33,7 @@ Indexer = Callable[[Benchmark], Path]
 
 def demonstrate(
     recipe: Demonstrations,
-    data: Path,
+    data: DataFolder,
     template: ChatTemplate,
     indexer: Indexer,
     search: SearchSettings,
@@ -43,7 +43,7 @@ def demonstrate(
 
     Args:
         recipe: sources and shares.
-        data: folder of the benchmarks.
+        data: where the benchmarks are.
         template: of the policy to be trained, so that the tokens are its own.
         indexer: gives the index folder of a benchmark, building it when needed.
         search: how the search tool reads it, as the trained policy will meet it.

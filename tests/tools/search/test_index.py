@@ -215,7 +215,7 @@ def test_opening_and_lexical_search_do_not_import_torch(built):
 
 @pytest.mark.data
 def test_hotpotqa_titles_are_found(data, tmp_path, lexical_settings):
-    build_index([data / "hotpotqa" / "corpus.jsonl.gz"], tmp_path / "index", lexical_settings)
+    build_index([data.file("hotpotqa/corpus.jsonl.gz")], tmp_path / "index", lexical_settings)
     with Index.open(tmp_path / "index") as opened:
         hits = opened.search("actress who portrayed Corliss Archer in the film Kiss and Tell", 5)
     assert "Kiss and Tell (1945 film)" in [hit.title for hit in hits]

@@ -1,0 +1,97 @@
+"""Where the files of benchmarks are: a local folder, a web folder, or a dataset on the Hub.
+
+Remote files are fetched once, whole, into a cache. Files that a benchmark makes out of others (a
+corpus out of the contexts of its questions) lie in the cache too.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from kg.errors import UsageError
+
+_HUB = "hf://"
+_SECONDS = 60.0
+
+
+class DataFolder:
+    """A folder of benchmark files.
+
+    Args:
+        location: a path; `https://…/`, under which the files lie by their relative names; or
+            `hf://owner/name[@revision]`, a dataset on the Hugging Face Hub.
+        cache: where fetched and derived files go.
+    """
+
+    def __init__(self, location: str | Path, cache: Path) -> None:
+        self.location = str(location)
+        self._cache = cache / hashlib.sha256(self.location.encode()).hexdigest()[:12]
+
+    def file(self, name: str) -> Path:
+        """A local path of the file `name`, fetched when it is remote.
+
+        Raises:
+            UsageError: there is no such file, or it cannot be fetched.
+        """
+        if self.location.startswith(_HUB):
+            return self._from_hub(name)
+        if self.location.startswith(("https://", "http://")):
+            return self._from_web(name)
+        path = Path(self.location) / name
+        if not path.is_file():
+            raise UsageError(
+                f"{path} does not exist", "point --data or AGENT_DATA at the data folder"
+            )
+        return path
+
+    def derived(self, name: str, rows: Iterable[dict[str, Any]]) -> Path:
+        """A JSONL file of these rows in the cache; left alone when it holds them already."""
+        path = self._cache / name
+        text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        if not path.is_file() or path.read_text("utf-8") != text:
+            _write(path, text.encode())
+        return path
+
+    def _from_web(self, name: str) -> Path:
+        import httpx
+
+        path = self._cache / name
+        if path.is_file():
+            return path
+        url = f"{self.location.rstrip('/')}/{quote(name)}"
+        try:
+            found = httpx.get(url, follow_redirects=True, timeout=_SECONDS)
+            found.raise_for_status()
+        except httpx.HTTPError as error:
+            cause = str(error).split("\n")[0]
+            raise UsageError(f"{url} cannot be fetched: {cause}", "check --data") from error
+        _write(path, found.content)
+        return path
+
+    def _from_hub(self, name: str) -> Path:
+        from huggingface_hub import hf_hub_download
+        from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+        repo, _, revision = self.location.removeprefix(_HUB).partition("@")
+        try:
+            found = hf_hub_download(repo, name, repo_type="dataset", revision=revision or None)
+        except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
+            cause = str(error).strip().split("\n")[0]
+            raise UsageError(f"{name} of {self.location}: {cause}", "check --data") from error
+        return Path(found)
+
+
+def _write(path: Path, content: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        partial.write_bytes(content)
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
