@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from kg.errors import TurnwiseError, UsageError
 
@@ -25,8 +26,19 @@ if TYPE_CHECKING:
 _HELP = {"help_option_names": ["-h", "--help"]}
 
 
-def _app(text: str, examples: str = "") -> typer.Typer:
+class _RunByDefault(TyperGroup):
+    """`agent eval NAME` is `agent eval run NAME`."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Insert `run` where no sub-command is named."""
+        if args and args[0] not in (*self.commands, "--help", "-h"):
+            args = ["run", *args]
+        return super().parse_args(ctx, args)
+
+
+def _app(text: str, examples: str = "", group: type[TyperGroup] = TyperGroup) -> typer.Typer:
     return typer.Typer(
+        cls=group,
         help=text,
         epilog=examples,
         no_args_is_help=True,
@@ -42,6 +54,10 @@ app = _app(
 index_app = _app("Build, change and inspect search indexes.")
 models_app = _app("List and fetch models.")
 trace_app = _app("Look at past episodes; needs no model.")
+eval_app = _app(
+    "Run question sets and score them: agent eval BENCHMARK… --out DIR.", group=_RunByDefault
+)
+app.add_typer(eval_app, name="eval")
 app.add_typer(index_app, name="index")
 app.add_typer(models_app, name="models")
 app.add_typer(trace_app, name="trace")
@@ -224,6 +240,81 @@ def sft(
     typer.echo(json.dumps(report, indent=2))
 
 
+@eval_app.command(
+    "run",
+    epilog="Examples: agent eval hotpotqa squad2 --data DATA --limit 100 --out runs/a · "
+    "agent eval my-questions.jsonl --corpus notes/ --out runs/mine",
+)
+def eval_run(
+    benchmarks: Annotated[list[str], typer.Argument(help="Names, or JSONL files of questions.")],
+    out: Annotated[Path, typer.Option(help="Folder of the run; the same command goes on with it.")],
+    policy: PolicyName = None,
+    model: Annotated[str | None, typer.Option("--model", "-m", help="Model of a server.")] = None,
+    data: Annotated[
+        str | None,
+        typer.Option(envvar="AGENT_DATA", help="Folder, https:// or hf:// of the benchmark data."),
+    ] = None,
+    corpus: Corpus = None,
+    limit: Annotated[int, typer.Option(help="Questions a set, spread over it; 0 is all.")] = 0,
+    samples: Annotated[int, typer.Option(help="Episodes a question.")] = 1,
+    temperature: Annotated[float | None, typer.Option(help="0 is greedy.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Of the first sample.")] = None,
+    scorer: Annotated[str, typer.Option(help="Instead of each set's own, such as igpo.")] = "",
+    concurrency: Annotated[int, typer.Option(help="Episodes at once.")] = 8,
+    no_cache: Annotated[
+        bool, typer.Option("--no-cache", help="Do not take episodes of earlier runs.")
+    ] = False,
+    json_: AsJson = False,
+) -> None:
+    """Run question sets through the agent, score them and write a report."""
+    from eval.command import evaluate
+
+    sampling = {"temperature": temperature} if temperature is not None else None
+    settings = _settings(
+        policy=policy,
+        model=model,
+        corpus=tuple(corpus) if corpus else None,
+        sampling=sampling,
+        seed=seed,
+    )
+    options = {
+        "data": data or "",
+        "limit": limit,
+        "samples": samples,
+        "scorer": scorer,
+        "concurrency": concurrency,
+        "cache": not no_cache,
+    }
+    typer.echo(evaluate(benchmarks, options, settings, out, json_, _stderr))
+
+
+@eval_app.command(
+    "score", epilog="Examples: agent eval score runs/a · agent eval score runs/a --scorer igpo"
+)
+def eval_score(
+    run: Path,
+    scorer: Annotated[str, typer.Option(help="Instead of each set's own.")] = "",
+    json_: AsJson = False,
+) -> None:
+    """Score a run again and write its report; needs no model."""
+    from eval.command import score
+
+    typer.echo(score(run, scorer, json_))
+
+
+@app.command(epilog="Examples: agent compare runs/a runs/b · agent compare runs/a runs/b --json")
+def compare(
+    a: Path,
+    b: Path,
+    scorer: Annotated[str, typer.Option(help="Instead of each set's own.")] = "",
+    json_: AsJson = False,
+) -> None:
+    """Compare two runs on the questions that both answered: intervals, exact tests, Holm."""
+    from eval.command import compared
+
+    typer.echo(compared(a, b, scorer, json_))
+
+
 @index_app.command("build", epilog="Examples: agent index build notes/ papers.jsonl.gz my-index")
 def index_build(
     paths: Annotated[
@@ -380,6 +471,29 @@ def trace_html(
 
     with _store(store) as opened:
         typer.echo(str(write_html(opened, ids or [], out, _settings().models_dir)))
+
+
+@trace_app.command(
+    "regress",
+    epilog='Example: agent trace regress 3f2a --answer "mendelevium" --out regressions.jsonl',
+)
+def trace_regress(
+    id: str,
+    answer: Annotated[
+        list[str] | None, typer.Option(help="Right answer; repeatable. Default: the task's own.")
+    ] = None,
+    unanswerable: Annotated[
+        bool, typer.Option("--unanswerable", help="The right reply is to decline.")
+    ] = False,
+    out: Annotated[Path, typer.Option("--out", "-o")] = Path("regressions.jsonl"),
+    store: Store = None,
+) -> None:
+    """Make a question that went wrong a regression task; run them with agent eval FILE."""
+    from eval.regressions import add_regression
+
+    with _store(store) as opened:
+        added = add_regression(opened.get(id), answer or [], unanswerable, out)
+    typer.echo(f"{'added to' if added else 'already in'} {out}; run: agent eval {out} --out DIR")
 
 
 @trace_app.command("rm", epilog="Example: agent trace rm 3f2a…")

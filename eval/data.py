@@ -39,6 +39,10 @@ class DataFolder:
         Raises:
             UsageError: there is no such file, or it cannot be fetched.
         """
+        if not self.location:
+            raise UsageError(
+                f"{name} is read from a data folder", "add --data DIR or set AGENT_DATA"
+            )
         if self.location.startswith(_HUB):
             return self._from_hub(name)
         if self.location.startswith(("https://", "http://")):

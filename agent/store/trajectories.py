@@ -118,6 +118,13 @@ class TrajectoryStore:
         with transaction(self._engine) as connection:
             return set(connection.execute(sa.select(episodes.c.id)).scalars())
 
+    def keys(self) -> dict[tuple[str, int], tuple[str, str]]:
+        """Id and status of the newest episode of every group and seed."""
+        columns = (episodes.c.grp, episodes.c.seed, episodes.c.id, episodes.c.status)
+        with transaction(self._engine) as connection:
+            found = connection.execute(sa.select(*columns).order_by(episodes.c.seq)).all()
+        return {(group, int(seed)): (id, status) for group, seed, id, status in found}
+
     def delete(self, ids: Sequence[str]) -> int:
         """Remove episodes by full id, all or none; gives how many there were."""
         parts = [ids[i : i + _IDS_A_STATEMENT] for i in range(0, len(ids), _IDS_A_STATEMENT)]

@@ -127,5 +127,10 @@ document.addEventListener("keydown", (event) => {
   if (next) next.focus();
 });
 document.body.classList.toggle("single", episodes.length < 2);
+function linked() {
+  return Math.max(0, episodes.findIndex((episode) => `#${episode.id}` === location.hash));
+}
+
+window.addEventListener("hashchange", () => show(linked()));
 fill("");
-if (episodes.length) show(0);
+if (episodes.length) show(linked());

@@ -1,0 +1,54 @@
+"""Episodes of earlier evaluations, found by everything that shapes an episode."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import replace
+
+from agent.episode import Episode
+from agent.graph import Setup
+from agent.settings import Settings
+from agent.store import Filter, TrajectoryStore
+from agent.task import Task
+from agent.trajectory import Status, StopReason, Trajectory
+from eval.folder import shape_of
+
+
+class EpisodeCache:
+    """The cache, for one setup.
+
+    The key holds the question, the seed, the policy's weights, sampling, prompt, format, budgets, the
+    tools' data versions and turnwise's own version; use `--no-cache` while changing its code.
+    """
+
+    def __init__(self, store: TrajectoryStore, setup: Setup) -> None:
+        self._store = store
+        self._setup = setup
+
+    @classmethod
+    def open(cls, setup: Setup, settings: Settings) -> EpisodeCache | None:
+        """None for a policy whose weights are not known: a server may change them any time."""
+        if setup.policy.template is None:
+            return None
+        return cls(TrajectoryStore.open(settings.benchmarks_dir / "episodes.sqlite"), setup)
+
+    def get(self, episode: Episode) -> Trajectory | None:
+        """The trajectory that this episode would become, if it is known."""
+        key = self._key(episode.task, episode.seed)
+        found = next(self._store.query(Filter(group=key, limit=1)), None)
+        return replace(found, task=episode.task) if found is not None else None
+
+    def add(self, found: Trajectory) -> None:
+        """Keep a finished episode; failures and what a time limit cut are not kept."""
+        if found.status is not Status.FAILED and found.stop_reason is not StopReason.MAX_SECONDS:
+            self._store.add(replace(found, group=self._key(found.task, found.seed)))
+
+    def close(self) -> None:
+        """Release the store."""
+        self._store.close()
+
+    def _key(self, task: Task, seed: int) -> str:
+        parts = {"question": task.question, "seed": seed, **shape_of(self._setup)}
+        text = json.dumps({**parts, "policy": self._setup.policy_id}, sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()

@@ -1,0 +1,59 @@
+"""What `agent eval` and `agent compare` run: plain values in, text for stdout out."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from agent.settings import Settings
+from eval.compare import compare, table
+from eval.report import markdown, write_reports
+from eval.run import EvalRequest, run
+from eval.score import score_run
+from kg.errors import UsageError
+from tools.progress import bar
+
+
+def evaluate(
+    benchmarks: Sequence[str],
+    options: Mapping[str, Any],
+    settings: Settings,
+    out: Path,
+    as_json: bool,
+    notify: Callable[[str], None],
+) -> str:
+    """Run, score, report; see `eval.run.run`.
+
+    Raises:
+        UsageError: an option out of range, or as `run`.
+    """
+    try:
+        request = EvalRequest(benchmarks=tuple(benchmarks), **options)
+    except ValidationError as error:
+        problem = error.errors()[0]
+        raise UsageError(f"--{problem['loc'][0]}: {problem['msg']}") from error
+    with bar(lines=True) as advance:
+        run(request, settings, out, notify, advance)
+    text = score(out, "", as_json)
+    notify(f"report: {out / 'report.html'}")
+    return text
+
+
+def score(run_folder: Path, scorer: str, as_json: bool) -> str:
+    """Score a run and write its reports into it."""
+    scores = score_run(run_folder, scorer)
+    write_reports(scores, run_folder)
+    return json.dumps(scores.to_dict()) if as_json else markdown(scores)
+
+
+def compared(a: Path, b: Path, scorer: str, as_json: bool) -> str:
+    """Compare two runs."""
+    found = compare(a, b, scorer)
+    if as_json:
+        return json.dumps([{**asdict(one), "differs": one.differs} for one in found])
+    return table(found)

@@ -1,0 +1,132 @@
+"""Two runs on the same questions: differences with intervals, exact tests, and a correction.
+
+Only questions that both runs scored are compared; the others are counted.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from eval.score import Sample, score_run
+from eval.stats import Interval, holm, mcnemar_p, paired, permutation_p
+from kg.errors import UsageError
+
+ALPHA = 0.05
+
+
+@dataclass(frozen=True)
+class SetComparison:
+    """One set, B against A.
+
+    Attributes:
+        n: questions that both scored.
+        only_a, only_b: questions that one of them has alone.
+        a, b: headline score of each, 0 to 1.
+        difference: of the headline, B - A, with its paired-bootstrap interval.
+        f1_difference: the same for F1.
+        test: `McNemar` for single samples, `permutation` for means of several.
+        p: of the headline's difference; `adjusted` after Holm over the sets of the comparison.
+        won, lost: questions that only B, or only A, has right (single samples).
+    """
+
+    name: str
+    n: int
+    only_a: int
+    only_b: int
+    a: float
+    b: float
+    difference: Interval
+    f1_difference: Interval
+    test: str
+    p: float
+    adjusted: float
+    won: int
+    lost: int
+
+    @property
+    def differs(self) -> bool:
+        """Whether the difference stands after correction."""
+        return self.adjusted < ALPHA
+
+
+def compare(a: Path, b: Path, scorer: str = "") -> list[SetComparison]:
+    """Compare two run folders set by set.
+
+    Raises:
+        UsageError: not runs, or they have no scored question in common.
+    """
+    first, second = _by_set(score_run(a, scorer).samples), _by_set(score_run(b, scorer).samples)
+    found = [
+        _compared(name, first[name], second[name])
+        for name in first
+        if set(first[name]) & set(second.get(name, {}))
+    ]
+    if not found:
+        raise UsageError(f"{a} and {b} have no scored question in common")
+    adjusted = holm({one.name: one.p for one in found})
+    return [replace(one, adjusted=adjusted[one.name]) for one in found]
+
+
+def table(found: Sequence[SetComparison]) -> str:
+    """The comparison as Markdown."""
+    head = "| set | n | A | B | B - A (95 %) | F1: B - A | won / lost | test | p | p (Holm) | differs |"
+    lines = [head, "|" + " --- |" * 11]
+    lines += [
+        f"| {one.name} | {one.n}{_alone(one)} | {100 * one.a:.1f} | {100 * one.b:.1f} | "
+        f"{str(one.difference).strip()} | {str(one.f1_difference).strip()} | {one.won} / {one.lost} | "
+        f"{one.test} | {one.p:.3g} | {one.adjusted:.3g} | {'yes' if one.differs else 'no'} |"
+        for one in found
+    ]
+    return "\n".join(lines)
+
+
+def _alone(one: SetComparison) -> str:
+    return f" (+{one.only_a} only A, +{one.only_b} only B)" if one.only_a or one.only_b else ""
+
+
+def _by_set(samples: Sequence[Sample]) -> dict[str, dict[str, list[Sample]]]:
+    out: dict[str, dict[str, list[Sample]]] = {}
+    for sample in samples:
+        if not sample.excluded:
+            out.setdefault(sample.benchmark, {}).setdefault(sample.task, []).append(sample)
+    return out
+
+
+def _compared(
+    name: str, first: dict[str, list[Sample]], second: dict[str, list[Sample]]
+) -> SetComparison:
+    shared = [task for task in first if task in second]
+    rights = [[_mean(run[task], "right") for task in shared] for run in (first, second)]
+    f1s = [[_mean(run[task], "f1") for task in shared] for run in (first, second)]
+    single = all(value in (0, 1) for run in rights for value in run)
+    won, lost = (
+        sum(x == 0 and y == 1 for x, y in zip(*pair, strict=True))
+        for pair in (rights, rights[::-1])
+    )
+    p = (
+        mcnemar_p([v == 1 for v in rights[1]], [v == 1 for v in rights[0]])
+        if single
+        else permutation_p(rights[1], rights[0])
+    )
+    return SetComparison(
+        name=name,
+        n=len(shared),
+        only_a=len(first) - len(shared),
+        only_b=len(second) - len(shared),
+        a=math.fsum(rights[0]) / len(shared),
+        b=math.fsum(rights[1]) / len(shared),
+        difference=paired(rights[1], rights[0]),
+        f1_difference=paired(f1s[1], f1s[0]),
+        test="McNemar" if single else "permutation",
+        p=p,
+        adjusted=p,
+        won=won,
+        lost=lost,
+    )
+
+
+def _mean(samples: Sequence[Sample], name: str) -> float:
+    return math.fsum(getattr(sample, name) for sample in samples) / len(samples)

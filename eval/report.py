@@ -1,0 +1,267 @@
+"""Reports of a scored run: Markdown for reading anywhere, one self-contained HTML page with plots.
+
+What a policy or a document wrote is text here and nothing else: escaped in the page, one line in
+Markdown.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from agent.viewer import render_html
+from eval import plots
+from eval.folder import open_store, write
+from eval.score import RunScores, Sample, SetScores
+from eval.stats import Interval
+from kg.errors import MissingExtraError
+
+_TRACES = 100
+_MARK = str.maketrans({"|": "\\|", "\n": " ", "\r": " ", "<": "&lt;", "`": "'"})
+_STYLE = """
+body{font:15px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem;color:#222}
+table{border-collapse:collapse;margin:.6rem 0}td,th{padding:.2rem .6rem;border-bottom:1px solid #ddd;
+text-align:left;vertical-align:top}td.n{text-align:right;font-variant-numeric:tabular-nums}
+figure{display:inline-block;margin:.4rem}svg{max-width:100%;height:auto}.bad{color:#a33}
+@media(prefers-color-scheme:dark){body{background:#181818;color:#ddd}td,th{border-color:#444}
+svg{background:#fff}}
+"""
+
+Table = tuple[str, Sequence[str], list[Sequence[str]]]
+
+
+def write_reports(scores: RunScores, run: Path) -> list[Path]:
+    """Write `scores.json`, `samples.jsonl`, `report.md`, `report.html` and `traces.html` into the run.
+
+    Without the extra `eval` the page has no plots, and says so.
+
+    Raises:
+        UsageError: a file cannot be written.
+    """
+    rows = [json.dumps(_sample_row(sample)) for sample in scores.samples]
+    files = {
+        "scores.json": json.dumps(scores.to_dict(), indent=1),
+        "samples.jsonl": "\n".join(rows) + "\n",
+        "report.md": markdown(scores),
+        "report.html": page(scores),
+        "traces.html": _traces(scores, run),
+    }
+    for name, text in files.items():
+        write(run / name, text.encode("utf-8", "replace"))
+    return [run / name for name in files]
+
+
+def markdown(scores: RunScores) -> str:
+    """The whole report as Markdown."""
+    head = [f"# Evaluation of {_line(scores.header.policy)}", "", _facts(scores), ""]
+    parts = [_markdown_table(table) for table in tables(scores)]
+    return "\n".join([*head, *parts])
+
+
+def page(scores: RunScores) -> str:
+    """The whole report as one HTML page."""
+    body = [
+        f"<h1>Evaluation of {escape(scores.header.policy)}</h1>",
+        f"<p>{escape(_facts(scores))}</p>",
+    ]
+    for title, head, rows in tables(scores):
+        body.append(f"<h2>{escape(title)}</h2>{_html_table(head, rows)}")
+    body += _figures(scores)
+    body.append(_wrong_answers(scores.samples))
+    return (
+        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
+        '<meta http-equiv="Content-Security-Policy" content="default-src \'none\'; '
+        "style-src 'unsafe-inline'\">"
+        '<meta name="viewport" content="width=device-width"><title>turnwise evaluation</title>'
+        f"<style>{_STYLE}</style></head><body>{''.join(body)}</body></html>"
+    )
+
+
+def tables(scores: RunScores) -> list[Table]:
+    """Title, head and rows of every table."""
+    return [
+        _answers_table(scores.sets),
+        *([_retrieval_table(scores.sets)] if any(one.retrieval for one in scores.sets) else []),
+        _mapping_table(
+            "Abstention", {one.name: one.abstention for one in scores.sets}, percent=True
+        ),
+        *_optional("Several samples", {one.name: one.several for one in scores.sets}),
+        *[
+            _interval_table(f"{one.name} by {what}", values)
+            for one in scores.sets
+            for what, values in (("kind", one.kinds), ("number of searches", one.by_searches))
+            if len(values) > 1
+        ],
+        _mapping_table("Cost", {one.name: one.usage for one in scores.sets}),
+        _mapping_table("Stop reasons", {one.name: one.stop_reasons for one in scores.sets}),
+        *_left_out(scores.sets),
+    ]
+
+
+def _answers_table(sets: Sequence[SetScores]) -> Table:
+    head = ("set", "scorer", "n", "accuracy", "EM", "F1", "cover-EM", "errors", "without errors")
+    rows = [
+        (
+            one.name,
+            one.scorer,
+            str(one.answers["right"].n if one.answers else 0),
+            *(_interval(one.answers.get(key)) for key in ("right", "em", "f1", "cover")),
+            str(one.errors),
+            _interval(one.without_errors) if one.errors else "",
+        )
+        for one in sets
+    ]
+    return "Answers (%, 95 % intervals over questions)", head, list(rows)
+
+
+def _retrieval_table(sets: Sequence[SetScores]) -> Table:
+    keys = ("hit", "recall", "mrr")
+    head = ("set", "n", "gold evidence hit", "recall", "MRR")
+    rows = [
+        (
+            one.name,
+            str(one.retrieval["hit"].n),
+            *(_interval(one.retrieval[key]) for key in keys),
+        )
+        for one in sets
+        if one.retrieval
+    ]
+    return "Retrieval (%, everything an episode was shown)", head, list(rows)
+
+
+def _interval_table(title: str, values: Mapping[Any, Interval]) -> Table:
+    rows = [(str(key) or "-", str(value.n), _interval(value)) for key, value in values.items()]
+    return title, ("", "n", "accuracy"), list(rows)
+
+
+def _mapping_table(
+    title: str, values: Mapping[str, Mapping[str, float]], percent: bool = False
+) -> Table:
+    names = list(dict.fromkeys(name for one in values.values() for name in one))
+    rows = [
+        (key, *(_number(one.get(name), percent) for name in names)) for key, one in values.items()
+    ]
+    return title + (" (%)" if percent else ""), ("set", *names), list(rows)
+
+
+def _optional(title: str, values: Mapping[str, Mapping[str, float]]) -> list[Table]:
+    kept = {name: one for name, one in values.items() if one}
+    return [_mapping_table(title, kept, percent=True)] if kept else []
+
+
+def _left_out(sets: Sequence[SetScores]) -> list[Table]:
+    rows: list[Sequence[str]] = []
+    for one in sets:
+        rows += [(one.name, str(count), reason) for reason, count in one.excluded.items()]
+        rows += [(one.name, "1", problem) for problem in one.skipped[:20]]
+        if len(one.skipped) > 20:
+            rows.append((one.name, str(len(one.skipped) - 20), "more rows skipped"))
+    return [("Left out of the answer scores", ("set", "n", "why"), rows)] if rows else []
+
+
+def _figures(scores: RunScores) -> list[str]:
+    try:
+        drawn = [
+            plots.interval_bars(
+                "accuracy", {s.name: s.answers["right"] for s in scores.sets if s.answers}
+            )
+        ]
+        for one in scores.sets:
+            drawn += [
+                plots.interval_bars(f"{one.name} by {what}", {str(k): v for k, v in values.items()})
+                for what, values in (("kind", one.kinds), ("searches", one.by_searches))
+                if len(values) > 1
+            ]
+    except MissingExtraError as error:
+        return [f"<p>{escape(str(error))}</p>"]
+    return ["<h2>Plots</h2>", *(f"<figure>{svg}</figure>" for svg in drawn)]
+
+
+def _wrong_answers(samples: Sequence[Sample]) -> str:
+    wrong = _wrong(samples)
+    rows = [
+        (s.benchmark, s.id, s.question[:200], ", ".join(s.gold[:3]) or "(none)", _said(s)[:200])
+        for s in wrong[:_TRACES]
+    ]
+    lines = [
+        f'<tr><td>{escape(name)}</td><td><a href="traces.html#{escape(id)}">{escape(question)}</a>'
+        f'</td><td>{escape(gold)}</td><td class="bad">{escape(said)}</td></tr>'
+        for name, id, question, gold, said in rows
+    ]
+    shown = f", the first {_TRACES}" if len(wrong) > _TRACES else ""
+    return (
+        f"<h2>Wrong answers ({len(wrong)}{shown})</h2>"
+        "<table><tr><th>set</th><th>question</th><th>gold</th><th>said</th></tr>"
+        f"{''.join(lines)}</table>"
+    )
+
+
+def _said(sample: Sample) -> str:
+    return sample.error or sample.answer or "(declined)"
+
+
+def _wrong(samples: Iterable[Sample]) -> list[Sample]:
+    return [sample for sample in samples if not sample.excluded and sample.right < 1]
+
+
+def _traces(scores: RunScores, run: Path) -> str:
+    with open_store(run) as store:
+        chosen = [store.get(sample.id) for sample in _wrong(scores.samples)[:_TRACES]]
+    return render_html(chosen, None)
+
+
+def _facts(scores: RunScores) -> str:
+    header = scores.header
+    sampling = header.setup["sampling"]
+    return (
+        f"{header.created}; {header.samples} episode(s) a question from seed {header.seed}, "
+        f"temperature {sampling['temperature']}, format {header.setup['format']}, "
+        f"turnwise {header.packages.get('turnwise', '?')}."
+    )
+
+
+def _sample_row(sample: Sample) -> dict[str, object]:
+    row = asdict(sample)
+    return {
+        key: None if isinstance(value, float) and math.isnan(value) else value
+        for key, value in row.items()
+    }
+
+
+def _markdown_table(table: Table) -> str:
+    title, head, rows = table
+    lines = [f"## {title}", "", f"| {' | '.join(head)} |", "|" + " --- |" * len(head)]
+    lines += [f"| {' | '.join(_line(cell) for cell in row)} |" for row in rows]
+    return "\n".join([*lines, ""])
+
+
+def _html_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    cells = "".join(f"<th>{escape(name)}</th>" for name in head)
+    lines = ("".join(_cell(cell) for cell in row) for row in rows)
+    return f"<table><tr>{cells}</tr>{''.join(f'<tr>{line}</tr>' for line in lines)}</table>"
+
+
+def _cell(text: str) -> str:
+    kind = ' class="n"' if text[:1].isdigit() else ""
+    return f"<td{kind}>{escape(text)}</td>"
+
+
+def _interval(value: Interval | None) -> str:
+    return "" if value is None else str(value).strip()
+
+
+def _number(value: float | None, percent: bool) -> str:
+    if value is None or math.isnan(value):
+        return ""
+    if percent:
+        return f"{100 * value:.1f}"
+    return str(value) if isinstance(value, int) else f"{value:.2f}"
+
+
+def _line(text: str) -> str:
+    return text.translate(_MARK)

@@ -1,0 +1,240 @@
+"""Question sets through the agent, into one folder that survives a kill.
+
+Running the same command again goes on where it stopped, and asks failed questions again. Scores are
+made afterwards, by `eval.score`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from agent.episode import Episode
+from agent.graph import Setup
+from agent.policies.base import Policy
+from agent.policies.registry import open_policy
+from agent.rollout import rollout
+from agent.session import make_setup
+from agent.settings import Settings
+from agent.store import TrajectoryStore
+from agent.task import Task
+from agent.toolbox import open_tools
+from agent.trajectory import Status, StopReason, Trajectory
+from eval.benchmarks import Benchmark, DataFolder, load
+from eval.cache import EpisodeCache
+from eval.folder import RunHeader, SetHeader, claim, group_of, open_store, packages, shape_of
+from eval.metrics import scorer
+from kg.errors import PolicyUnavailableError, UsageError
+
+_GIVE_UP = 8  # policy failures in a row that end a run
+
+Notify = Callable[[str], None]
+Advance = Callable[[str, int, int], None]
+
+
+class EvalRequest(BaseModel):
+    """What to evaluate.
+
+    Attributes:
+        benchmarks: names or files of questions.
+        data: where their files are; see `eval.data.DataFolder`.
+        limit: questions a set, spread evenly over it; 0 for all.
+        samples: episodes a question; above 1 the temperature must be above 0.
+        scorer: instead of each set's own.
+        concurrency: episodes at once.
+        cache: take episodes of earlier runs that are the same in everything.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    benchmarks: tuple[str, ...]
+    data: str = ""
+    limit: int = Field(0, ge=0)
+    samples: int = Field(1, ge=1)
+    scorer: str = ""
+    concurrency: int = Field(8, ge=1)
+    cache: bool = True
+
+
+@dataclass(frozen=True)
+class _Set:
+    """A question set that is ready to run."""
+
+    benchmark: Benchmark
+    tasks: tuple[Task, ...]
+    setup: Setup
+
+    @property
+    def name(self) -> str:
+        return self.benchmark.name
+
+    @property
+    def header(self) -> SetHeader:
+        return SetHeader(
+            name=self.name,
+            scorer=self.benchmark.scorer,
+            tasks=len(self.tasks),
+            skipped=list(self.benchmark.skipped),
+            tools=dict(self.setup.tools.versions),
+        )
+
+
+def run(
+    request: EvalRequest,
+    settings: Settings,
+    out: Path,
+    notify: Notify = lambda line: None,
+    advance: Advance = lambda stage, done, total: None,
+) -> RunHeader:
+    """Carry out an evaluation, or go on with one.
+
+    Args:
+        request: what to evaluate.
+        settings: policy, tools and budgets, as for `agent ask`.
+        out: folder of the run.
+        notify: gets one line a stage (download, index build).
+        advance: gets set name, finished episodes and their total.
+
+    Raises:
+        UsageError: unknown names, no question, or `out` holds another run.
+        PolicyUnavailableError: the policy cannot be had, or failed many times in a row; what is
+            finished is kept.
+    """
+    if request.samples > 1 and settings.sampling.temperature == 0:
+        raise UsageError("several samples at temperature 0 are all the same", "--temperature 1.0")
+    loaded = [_load(name, request, settings) for name in request.benchmarks]
+    names = [benchmark.name for benchmark in loaded]
+    if len(set(names)) < len(names):
+        raise UsageError(f"a benchmark is named twice: {', '.join(names)}")
+    return asyncio.run(_run(loaded, request, settings, out, notify, advance))
+
+
+async def _run(
+    loaded: Sequence[Benchmark],
+    request: EvalRequest,
+    settings: Settings,
+    out: Path,
+    notify: Notify,
+    advance: Advance,
+) -> RunHeader:
+    policy = open_policy(
+        settings.policy,
+        settings.models_dir,
+        dtype=settings.dtype,
+        model=settings.model,
+        api_key=settings.api_key,
+        notify=notify,
+    )
+    try:
+        sets = [
+            _Set(b, spread(b.tasks, request.limit), _setup(settings, policy, b, notify))
+            for b in loaded
+        ]
+        header = claim(
+            out, _header(sets, request, settings), [(s.name, t) for s in sets for t in s.tasks]
+        )
+        with open_store(out) as store:
+            for one in sets:
+                await _play(one, store, request, settings, advance)
+        return header
+    finally:
+        await policy.aclose()
+
+
+async def _play(
+    one: _Set, store: TrajectoryStore, request: EvalRequest, settings: Settings, advance: Advance
+) -> None:
+    """Run what a set still lacks."""
+    total = len(one.tasks) * request.samples
+    with ExitStack() as stack:
+        cache = EpisodeCache.open(one.setup, settings) if request.cache else None
+        if cache is not None:
+            stack.callback(cache.close)
+        missing = _uncached(_missing(one, store, request, settings), one.name, store, cache)
+        done, failures = total - len(missing), 0
+        advance(one.name, done, total)
+        async for found in rollout(missing, one.setup, request.concurrency):
+            await asyncio.to_thread(_keep, found, one.name, store, cache)
+            done += 1
+            advance(one.name, done, total)
+            failures = failures + 1 if found.stop_reason is StopReason.POLICY_ERROR else 0
+            if failures == _GIVE_UP:
+                raise PolicyUnavailableError(
+                    f"the policy failed {failures} times in a row: {found.error}",
+                    "run the same command again to go on from here",
+                )
+
+
+def _keep(found: Trajectory, name: str, store: TrajectoryStore, cache: EpisodeCache | None) -> None:
+    store.add(replace(found, group=group_of(name, found.task)))
+    if cache is not None:
+        cache.add(found)
+
+
+def _missing(
+    one: _Set, store: TrajectoryStore, request: EvalRequest, settings: Settings
+) -> list[Episode]:
+    """Episodes that are not in the store; failed ones are removed from it and asked again."""
+    known = store.keys()
+    seeds = range(settings.seed, settings.seed + request.samples)
+    out, failed = [], []
+    for task in one.tasks:
+        for seed in seeds:
+            id, status = known.get((group_of(one.name, task), seed), ("", ""))
+            if status == Status.FAILED:
+                failed.append(id)
+            if status in ("", Status.FAILED):
+                out.append(Episode(task, seed=seed))
+    if failed:
+        store.delete(failed)
+    return out
+
+
+def _uncached(
+    episodes: Sequence[Episode], name: str, store: TrajectoryStore, cache: EpisodeCache | None
+) -> list[Episode]:
+    """Copy what the cache knows into the store; gives the rest."""
+    rest = []
+    for episode in episodes:
+        found = cache.get(episode) if cache is not None else None
+        if found is None or not store.add(replace(found, group=group_of(name, episode.task))):
+            rest.append(episode)
+    return rest
+
+
+def spread(tasks: Sequence[Task], limit: int) -> tuple[Task, ...]:
+    """At most `limit` tasks, evenly over the set: the order of many goes by article or kind."""
+    if not limit or limit >= len(tasks):
+        return tuple(tasks)
+    return tuple(tasks[i * len(tasks) // limit] for i in range(limit))
+
+
+def _load(name: str, request: EvalRequest, settings: Settings) -> Benchmark:
+    found = load(name, DataFolder(request.data, settings.benchmarks_dir))
+    if not found.tasks:
+        raise UsageError(f"'{name}' holds no question", next(iter(found.skipped), ""))
+    return replace(found, scorer=scorer(request.scorer).name) if request.scorer else found
+
+
+def _setup(settings: Settings, policy: Policy, benchmark: Benchmark, notify: Notify) -> Setup:
+    own = settings.model_copy(update={"corpus": settings.corpus or benchmark.corpus})
+    return make_setup(own, policy, open_tools(own, notify))
+
+
+def _header(sets: Sequence[_Set], request: EvalRequest, settings: Settings) -> RunHeader:
+    shape = shape_of(sets[0].setup)
+    return RunHeader(
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        policy=sets[0].setup.policy_id,
+        sets=[one.header for one in sets],
+        samples=request.samples,
+        seed=settings.seed,
+        setup={key: value for key, value in shape.items() if key != "tools"},
+        packages=packages(),
+    )
