@@ -155,7 +155,7 @@ def score_run(run: Path, scorer: str = "") -> RunScores:
 
 def score_one(benchmark: str, scorer: str, task: Task, done: Trajectory) -> Sample:
     """Score one episode of a task."""
-    answer = done.answer if done.status is not Status.FAILED else ""
+    answer = "" if done.status in (Status.FAILED, Status.ABSTAINED) else done.answer.strip()
     excluded = "" if task.answers or task.answerable is False else NO_GOLD
     right, em, f1, cover = (
         (math.nan,) * 4 if excluded else _answer_scores(scorer, task, answer, done)
@@ -176,7 +176,7 @@ def score_one(benchmark: str, scorer: str, task: Task, done: Trajectory) -> Samp
         answer=answer,
         status=done.status,
         stop_reason=done.stop_reason,
-        error=done.error,
+        error=done.error if done.status is Status.FAILED else "",
         excluded=excluded,
         right=right,
         em=em,
@@ -194,7 +194,7 @@ def _answer_scores(
 ) -> tuple[float, float, float, float]:
     """Headline, exact match, F1 and cover of an answer."""
     if task.answerable is False:
-        declined = float(done.status is not Status.FAILED and not answer.strip())
+        declined = float(done.status is not Status.FAILED and not answer)
         return (declined,) * 4
     if done.status is Status.FAILED:
         return (0.0,) * 4
@@ -265,9 +265,7 @@ def _grouped(samples: Sequence[Sample], by: Callable[[Sample], Any]) -> dict[Any
 
 
 def _abstention(samples: Sequence[Sample]) -> dict[str, float]:
-    replies = [
-        Reply(bool(s.answer.strip()), s.answerable and s.right == 1, s.answerable) for s in samples
-    ]
+    replies = [Reply(bool(s.answer), s.answerable and s.right == 1, s.answerable) for s in samples]
     found = abstention(replies)
     return {
         "coverage": found.coverage,

@@ -1,0 +1,428 @@
+"""Questions about a world, each with its answer, gold evidence and gold tool sequence.
+
+A question is made from its number alone: the kind and what it is about follow from chance, tried again
+under the next key where the world does not know enough.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from agent.task import Task
+from eval.fictional.graph import select
+from eval.fictional.passages import former_source_of, passages_of, source_of
+from eval.fictional.schema import KINDS, RELATIONS, Relation, relation, relations_of
+from eval.fictional.world import Entity, World, path, told
+
+# share of each kind of question
+SHARES = {
+    "1hop": 0.22,
+    "2hop": 0.18,
+    "3hop": 0.10,
+    "4hop": 0.06,
+    "comparison": 0.09,
+    "counting": 0.05,
+    "temporal": 0.08,
+    "graph": 0.06,
+    "chemistry": 0.05,
+    "false_premise": 0.05,
+    "unanswerable": 0.06,
+}
+_TRIES = 40
+_TEST_SHARE = 0.3
+_WHAT = {"person": "Who", "city": "Which city", "country": "Which country", "year": "Which year"}
+_ELEMENTS = (
+    ("C", "carbon"),
+    ("N", "nitrogen"),
+    ("O", "oxygen"),
+    ("S", "sulfur"),
+    ("Cl", "chlorine"),
+)
+
+
+@dataclass(frozen=True)
+class Call:
+    """One step of a gold tool sequence.
+
+    Attributes:
+        tool: `search`, `graph` or `chemistry`.
+        query: what is asked of it: words, SPARQL, or a property of the structure that was read.
+    """
+
+    tool: str
+    query: str
+
+
+@dataclass(frozen=True)
+class Question:
+    """One question.
+
+    Attributes:
+        anchor: what it is about; decides the split.
+        answers: accepted; none when the right reply is to decline.
+        evidence: ids of passages that hold what is needed.
+        calls: gold tool sequence.
+        difficulty: 1 (one passage) upwards.
+        taught: for each fact on the way, whether it is one to be taught.
+        plan: the question as sub-questions, and `knowledge` what they find.
+    """
+
+    kind: str
+    text: str
+    anchor: str
+    answers: tuple[str, ...]
+    evidence: tuple[str, ...]
+    calls: tuple[Call, ...]
+    difficulty: int
+    taught: tuple[bool, ...] = ()
+    plan: tuple[str, ...] = ()
+    knowledge: tuple[str, ...] = ()
+    extra: dict[str, Any] = field(default_factory=dict)
+
+    def task(self, world: World, number: int) -> Task:
+        """As a task; its split and everything else is in `meta`."""
+        return Task(
+            id=f"world-{world.seed}-{number}",
+            question=self.text,
+            answers=self.answers,
+            answerable=bool(self.answers),
+            kind=self.kind,
+            evidence=self.evidence,
+            meta={
+                "split": split_of(world, self.anchor),
+                "difficulty": self.difficulty,
+                "calls": [{"tool": call.tool, "query": call.query} for call in self.calls],
+                "taught": list(self.taught),
+                "plan": list(self.plan),
+                "knowledge": list(self.knowledge),
+                **self.extra,
+            },
+        )
+
+
+def split_of(world: World, anchor: str) -> str:
+    """`train` or `test`, by what a question is about."""
+    return "test" if world.chance.share("split", anchor) < _TEST_SHARE else "train"
+
+
+def questions(world: World, count: int) -> Iterator[Question]:
+    """Up to `count` different questions; fewer when a small world has no more."""
+    seen: set[str] = set()
+    for number in range(count):
+        kind = _kind(world, number)
+        for attempt in range(_TRIES):
+            made = _MAKERS[kind](world, (number, attempt))
+            if made is not None and made.text not in seen:
+                seen.add(made.text)
+                yield made
+                break
+
+
+def _kind(world: World, number: int) -> str:
+    point = world.chance.share("kind", number)
+    for kind, share in SHARES.items():
+        point -= share
+        if point < 0:
+            return kind
+    return "1hop"
+
+
+Key = tuple[int, int]
+Maker = Callable[[World, Key], Question | None]
+
+
+def _some(world: World, kind: str, *key: object) -> Entity:
+    return Entity(kind, world.chance.below(world.counts[kind], "about", kind, *key))
+
+
+def _hops(length: int) -> Maker:
+    def make(world: World, key: Key) -> Question | None:
+        chains = _CHAINS[length]
+        start_kind, names = world.chance.pick(chains, "chain", *key)
+        start = _some(world, start_kind, *key)
+        values = path(world, start, names)
+        if values is None:
+            return None
+        return _chain(world, f"{length}hop", start, names)
+
+    return make
+
+
+def _chain(world: World, kind: str, start: Entity, names: tuple[str, ...]) -> Question | None:
+    """A question along a chain of relations that are told in passages."""
+    at, subjects, relations = start, [], []
+    for name in names:
+        subjects.append(at)
+        relations.append(relation(at.kind, name))
+        found = world.value(at, relations[-1])
+        if isinstance(found, Entity):
+            at = found
+    values = path(world, start, names)
+    if values is None or len({s.id for s in subjects}) < len(subjects):
+        return None
+    steps = list(zip(subjects, relations, strict=True))
+    plan = tuple(of.question.format(s=world.name(s)) for s, of in steps)
+    return Question(
+        kind=kind,
+        text=plan[0] if len(steps) == 1 else _nested(world, start, relations),
+        anchor=start.id,
+        answers=(world.name(values[-1]),),
+        evidence=tuple(dict.fromkeys(source_of(world, s, of) for s, of in steps)),
+        calls=tuple(Call("search", query) for query in plan),
+        difficulty=len(steps),
+        taught=tuple(world.taught(s, of) for s, of in steps),
+        plan=plan,
+        knowledge=tuple(
+            f"{of.noun.format(s=world.name(s))}: {world.name(v)}"
+            for (s, of), v in zip(steps, values, strict=True)
+        ),
+    )
+
+
+def _nested(world: World, start: Entity, relations: list[Relation]) -> str:
+    """`What is the capital of the country of …?`, from the inside out."""
+    phrase = world.name(start)
+    for of in relations:
+        phrase = of.noun.format(s=phrase)
+    what = _WHAT.get(relations[-1].target, "What")
+    return f"{what} is {phrase}?"
+
+
+def _comparison(world: World, key: Key) -> Question | None:
+    of = world.chance.pick([one for one in RELATIONS if one.order], "compare", *key)
+    a, b = (_some(world, of.kind, side, *key) for side in ("a", "b"))
+    values = [world.value(a, of), world.value(b, of)]
+    if a == b or None in values or values[0] == values[1]:
+        return None
+    numbers = [int(str(value)) for value in values]
+    winner = a if (numbers[0] > numbers[1]) == of.larger else b
+    plan = tuple(of.question.format(s=world.name(one)) for one in (a, b))
+    return Question(
+        kind="comparison",
+        text=of.order.format(a=world.name(a), b=world.name(b)),
+        anchor=min(a.id, b.id),
+        answers=(world.name(winner),),
+        evidence=(source_of(world, a, of), source_of(world, b, of)),
+        calls=tuple(Call("search", query) for query in plan),
+        difficulty=2,
+        taught=(world.taught(a, of), world.taught(b, of)),
+        plan=plan,
+        knowledge=tuple(
+            f"{of.noun.format(s=world.name(x))}: {n}" for x, n in ((a, numbers[0]), (b, numbers[1]))
+        ),
+    )
+
+
+def _counting(world: World, key: Key) -> Question | None:
+    book = _some(
+        world, "book", *key
+    )  # from a book to its author: people without any are not asked for
+    author = world.value(book, relation("book", "author"))
+    assert isinstance(author, Entity)
+    books = world.books_of(author)
+    if not 1 <= len(books) <= 3:
+        return None
+    name, of = world.name(author), relation("book", "author")
+    return Question(
+        kind="counting",
+        text=f"How many books did {name} write?",
+        anchor=author.id,
+        answers=(str(len(books)), ("one", "two", "three")[len(books) - 1]),
+        evidence=tuple(source_of(world, one, of) for one in books),
+        calls=(Call("search", f"a book by {name}"),),
+        difficulty=1 + len(books),
+        taught=tuple(world.taught(one, of) for one in books),
+        plan=(f"Which books did {name} write?",),
+        knowledge=tuple(f"{world.name(one)}: by {name}" for one in books),
+    )
+
+
+def _temporal(world: World, key: Key) -> Question | None:
+    of = world.chance.pick([one for one in RELATIONS if one.temporal], "temporal", *key)
+    subject = _some(world, of.kind, *key)
+    change, now = world.change(subject, of), world.value(subject, of)
+    source = former_source_of(world, subject)
+    if change is None or now is None or source is None:
+        return None
+    name = world.name(subject)
+    past = world.chance.share("past", *key) < 0.5
+    asked = f"{of.question[:-1].format(s=name)} today?"
+    if past:
+        year = change.year - 1 - world.chance.below(5, "asked", *key)
+        was = of.question.replace(" is ", " was ")[:-1].format(s=name)
+        asked = f"{was} in {year}?"
+    now_source = source_of(world, subject, of)
+    return Question(
+        kind="temporal",
+        text=asked,
+        anchor=subject.id,
+        answers=(world.name(change.before if past else now),),
+        evidence=(source, now_source) if past else (now_source,),
+        calls=(Call("search", of.question.format(s=name)),),
+        difficulty=2,
+        taught=(world.taught(subject, of),),
+        plan=(f"When did {of.noun.format(s=name)} change, and from what to what?",),
+        knowledge=(
+            f"{of.noun.format(s=name)}: {world.name(change.before)} before {change.year}, "
+            f"{world.name(now)} since",
+        ),
+    )
+
+
+def _graph(world: World, key: Key) -> Question | None:
+    """A fact that no passage tells, reached over none or one that passages do."""
+    hidden = world.chance.pick(
+        [o for o in RELATIONS if not o.statements and not o.temporal], "hidden", *key
+    )
+    before = [o for o in RELATIONS if o.target == hidden.kind and o.statements]
+    names: tuple[str, ...] = (hidden.name,)
+    start = _some(world, hidden.kind, *key)
+    if world.chance.share("deep", *key) < 0.5:
+        first = world.chance.pick(before, "before", *key)
+        start, names = _some(world, first.kind, *key), (first.name, hidden.name)
+    values = path(world, start, names)
+    if values is None:
+        return None
+    at, relations = start, []
+    for name, value in zip(names, values, strict=True):
+        relations.append(relation(at.kind, name))
+        at = value if isinstance(value, Entity) else at
+    single = relations[0].question.format(s=world.name(start))
+    return Question(
+        kind="graph",
+        text=single if len(names) == 1 else _nested(world, start, relations),
+        anchor=start.id,
+        answers=(world.name(values[-1]),),
+        evidence=(),
+        calls=(Call("graph", select(world.name(start), names)),),
+        difficulty=1 + len(names),
+    )
+
+
+def _chemistry(world: World, key: Key) -> Question | None:
+    """A property of a structure that a passage gives."""
+    compound = _some(world, "compound", *key)
+    name, molecule = world.name(compound), world.molecule(compound)
+    of = relation("compound", "structure")
+    counts = _atoms(molecule.formula)
+    present = [(symbol, word) for symbol, word in _ELEMENTS if symbol in counts]
+    symbol, word = world.chance.pick(present, "element", *key) if present else ("", "")
+    if symbol and world.chance.share("asked", *key) < 0.5:
+        text, answer = f"How many {word} atoms are in a molecule of {name}?", str(counts[symbol])
+        query = f"count {symbol}"
+    else:
+        text, answer, query = (
+            f"What is the molecular formula of {name}?",
+            molecule.formula,
+            "formula",
+        )
+    return Question(
+        kind="chemistry",
+        text=text,
+        anchor=compound.id,
+        answers=(answer,),
+        evidence=(source_of(world, compound, of),),
+        calls=(Call("search", of.question.format(s=name)), Call("chemistry", query)),
+        difficulty=2,
+        taught=(world.taught(compound, of),),
+        plan=(of.question.format(s=name), text),
+        knowledge=(f"{of.noun.format(s=name)}: {molecule.smiles}",),
+    )
+
+
+def _false_premise(world: World, key: Key) -> Question | None:
+    """A question about something that did not happen: the wrong author, the wrong founder."""
+    thing, of, asks = world.chance.pick(_PREMISES, "premise", *key)
+    subject, person = _some(world, thing, *key), _some(world, "person", "wrong", *key)
+    truth = world.value(subject, relation(thing, of))
+    if truth == person:
+        return None
+    text = asks.format(s=world.name(subject), p=world.name(person))
+    return Question(
+        kind="false_premise",
+        text=text,
+        anchor=subject.id,
+        answers=(),
+        evidence=(source_of(world, subject, relation(thing, of)),),
+        calls=(Call("search", text),),
+        difficulty=2,
+        plan=(relation(thing, of).question.format(s=world.name(subject)),),
+    )
+
+
+def _unanswerable(world: World, key: Key) -> Question | None:
+    """A fact that the world does not know about this thing, and does about others of its kind."""
+    kind = world.chance.pick(
+        [k for k in KINDS if any(o.missing for o in relations_of(k))], "un", *key
+    )
+    subject = _some(world, kind, *key)
+    unknown = [of for of in told(kind) if world.value(subject, of) is None]
+    if not unknown:
+        return None
+    of = world.chance.pick(unknown, "unknown", *key)
+    text = of.question.format(s=world.name(subject))
+    return Question(
+        kind="unanswerable",
+        text=text,
+        anchor=subject.id,
+        answers=(),
+        evidence=(),
+        calls=(Call("search", text),),
+        difficulty=2,
+        plan=(text,),
+        extra={"about": [one.id for one in passages_of(world, subject)]},
+    )
+
+
+_PREMISES = (
+    ("book", "author", "In which year did {p} publish {s}?"),
+    ("company", "founder", "In which year did {p} found {s}?"),
+    ("compound", "discoverer", "Where did {p} study before discovering {s}?"),
+)
+_MAKERS: dict[str, Maker] = {
+    **{f"{length}hop": _hops(length) for length in range(1, 5)},
+    "comparison": _comparison,
+    "counting": _counting,
+    "temporal": _temporal,
+    "graph": _graph,
+    "chemistry": _chemistry,
+    "false_premise": _false_premise,
+    "unanswerable": _unanswerable,
+}
+
+
+def _atoms(formula: str) -> dict[str, int]:
+    """Atoms by symbol of a plain formula such as C8H10N4O2."""
+    import re
+
+    counts: dict[str, int] = {}
+    for symbol, number in re.findall(r"([A-Z][a-z]?)(\d*)", formula):
+        counts[symbol] = counts.get(symbol, 0) + int(number or 1)
+    return counts
+
+
+def _chains(length: int) -> list[tuple[str, tuple[str, ...]]]:
+    """Every chain of relations that are told and do not change, of a length, from every kind.
+
+    A capital of one's own country and the like come back to where they began: such chains are
+    left to the check for repeated subjects.
+    """
+    found: list[tuple[str, tuple[str, ...]]] = []
+
+    def extend(kind: str, at: str, names: tuple[str, ...]) -> None:
+        if len(names) == length:
+            found.append((kind, names))
+            return
+        for of in relations_of(at):
+            last = len(names) + 1 == length
+            if of.statements and of.target != "smiles" and of.literal <= last:
+                extend(kind, of.target if not of.literal else at, (*names, of.name))
+
+    for kind in KINDS:
+        extend(kind, kind, ())
+    return found
+
+
+_CHAINS = {length: _chains(length) for length in range(1, 5)}

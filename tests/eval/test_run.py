@@ -1,0 +1,315 @@
+"""Evaluation runs through the real graph, search and store, played by the scripted expert."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+import eval.run as eval_run
+from agent.exchange import read
+from agent.settings import Settings, load_settings
+from agent.store import TrajectoryStore
+from agent.trajectory import Status
+from eval.benchmarks import DataFolder, load
+from eval.command import compared, evaluate, score
+from eval.compare import compare
+from eval.folder import read_header
+from eval.metrics import exact_match
+from eval.run import EvalRequest, run, spread
+from eval.score import score_run
+from kg.errors import PolicyUnavailableError, UsageError
+from kg.library.load import load_library
+from kg.library.passages import passages
+from rl.guidance.expert import ExpertPolicy, Passage
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+class Failing(ExpertPolicy):
+    """Plays on until it has replied `after` times, then nobody answers."""
+
+    after = 10**9
+    calls = 0
+
+    async def generate(self, requests):
+        self.calls += 1
+        if self.calls > self.after:
+            raise PolicyUnavailableError("the server is gone")
+        return await super().generate(requests)
+
+
+def expert(template, kind=Failing):
+    tasks = load("library", DataFolder("", Path()), "test").tasks
+    corpus = {row["id"]: Passage(row["title"], row["text"]) for row in passages(load_library())}
+    return kind(template, tasks, corpus, misleading=0.2)
+
+
+class Own(Settings):
+    """The user's models and indexes; the rest in a folder of the test."""
+
+    @property
+    def benchmarks_dir(self):
+        return self.home / "benchmarks"
+
+    @property
+    def models_dir(self):
+        return load_settings().models_dir
+
+    @property
+    def indexes_dir(self):
+        return load_settings().indexes_dir
+
+
+@pytest.fixture
+def settings(tmp_path):
+    return Own(home=tmp_path / "home")
+
+
+@pytest.fixture
+def policy(template, monkeypatch):
+    made = []
+
+    def opened(*_, **__):
+        made.append(expert(template))
+        if opened.after is not None:
+            made[-1].after = opened.after
+        return made[-1]
+
+    opened.after = None
+    opened.made = made
+    monkeypatch.setattr(eval_run, "open_policy", opened)
+    return opened
+
+
+def ask(settings, out, **options):
+    run(EvalRequest(benchmarks=("library",), **{"limit": 24, **options}), settings, out)
+    return score_run(out)
+
+
+def test_a_run_is_scored_from_its_folder_alone(policy, settings, tmp_path):
+    found = ask(settings, tmp_path / "a")
+    [one] = found.sets
+    assert (one.questions, one.episodes, one.errors, one.scorer) == (24, 24, 0, "squad2")
+    assert one.answers["right"].mean > 0.8
+    assert one.answers["right"].n == 24
+    assert one.retrieval["recall"].mean > 0.7
+    for sample in found.samples:
+        expected = exact_match(sample.answer, sample.gold)
+        assert sample.right == sample.em == expected
+    [kind] = [s for s in found.samples if s.kind == "two_hop"][:1]
+    assert kind.usage.searches >= 1
+    assert kind.usage.turns > kind.usage.searches
+    assert sum(one.stop_reasons.values()) == 24
+    assert one.usage["sampled_tokens / question"] > 5
+
+
+def test_reports_hold_every_set_and_escape_what_was_said(policy, settings, tmp_path):
+    out = tmp_path / "a"
+    text = evaluate(["library"], {"limit": 12}, settings, out, False, lambda line: None)
+    assert "| library | squad2 | 12 |" in text
+    assert (out / "report.md").read_text() == text
+    with TrajectoryStore.open(out / "trajectories.sqlite") as store:
+        first = next(store.query())
+        store.delete([first.id])
+        store.add(replace(first, answer="<script>alert(1)</script> | x", status=Status.ANSWERED, error=""))
+    markdown = score(out, "", False)
+    page = (out / "report.html").read_text()
+    assert "<script>" not in page
+    assert "&lt;script&gt;alert(1)" in page
+    assert "<script>" not in markdown
+    assert page.count("<svg") >= 2
+    assert re.search(r'href="traces.html#\w+"', page)
+    data = json.loads((out / "scores.json").read_text())
+    assert data["sets"][0]["answers"]["right"]["n"] == 12
+    assert len((out / "samples.jsonl").read_text().splitlines()) == 12
+
+
+def test_going_on_asks_only_what_is_missing_and_what_failed(policy, settings, tmp_path):
+    out = tmp_path / "a"
+    policy.after = 20
+    with pytest.raises(PolicyUnavailableError, match="times in a row"):
+        ask(settings, out, cache=False)
+    broken = score_run(out).sets[0]
+    assert 0 < broken.errors < 24
+    assert broken.excluded.get("not run", 0) + broken.episodes == 24
+    assert broken.answers["right"].mean < 1
+    assert broken.without_errors.n + broken.errors == broken.episodes
+    policy.after = None
+    whole = ask(settings, out, cache=False)
+    assert (whole.sets[0].episodes, whole.sets[0].errors) == (24, 0)
+    calls = policy.made[-1].calls
+    again = ask(settings, tmp_path / "b", cache=False)
+    assert calls < policy.made[-1].calls
+    assert outcome(whole) == outcome(again)
+    ask(settings, out, cache=False)
+    assert policy.made[-1].calls == 0
+
+
+def outcome(scores):
+    return sorted(
+        (s.benchmark, s.task, s.seed, s.answer, s.right, s.usage.turns) for s in scores.samples
+    )
+
+
+def test_the_cache_knows_everything_that_shapes_an_episode(policy, settings, tmp_path):
+    first = ask(settings, tmp_path / "a")
+    assert policy.made[-1].calls > 0
+    second = ask(settings, tmp_path / "b")
+    assert policy.made[-1].calls == 0
+    assert outcome(first) == outcome(second)
+    assert compare(tmp_path / "a", tmp_path / "b")[0].p == 1
+    other = settings.model_copy(update={"observation_chars": 3000})
+    ask(other, tmp_path / "c")
+    assert policy.made[-1].calls > 0
+    seeded = settings.model_copy(update={"seed": 5})
+    ask(seeded, tmp_path / "d")
+    assert policy.made[-1].calls > 0
+
+
+def test_a_folder_takes_no_other_run(policy, settings, tmp_path):
+    ask(settings, tmp_path / "a", limit=4)
+    with pytest.raises(UsageError, match="another sets"):
+        ask(settings, tmp_path / "a", limit=5)
+    with pytest.raises(UsageError, match="another seed"):
+        ask(settings.model_copy(update={"seed": 3}), tmp_path / "a", limit=4)
+
+
+def test_what_cannot_be_run_says_so(settings, tmp_path):
+    for benchmarks, options, message in (
+        (("librar",), {}, "no benchmark"),
+        (("library", "library"), {}, "twice"),
+        (("library",), {"samples": 3}, "all the same"),
+        (("squad2",), {}, "data folder"),
+        (("library",), {"scorer": "squat"}, "no scorer"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            run(EvalRequest(benchmarks=benchmarks, **options), settings, tmp_path / "x")
+    with pytest.raises(UsageError, match="--limit"):
+        evaluate(["library"], {"limit": -1}, settings, tmp_path / "x", False, print)
+    assert not (tmp_path / "x").exists()
+    with pytest.raises(UsageError, match="not an evaluation run"):
+        score_run(tmp_path)
+    (tmp_path / "run.json").write_text('{"format": 7}')
+    with pytest.raises(UsageError, match="format 7"):
+        read_header(tmp_path)
+    (tmp_path / "run.json").write_text("{")
+    with pytest.raises(UsageError, match="damaged"):
+        read_header(tmp_path)
+
+
+def test_own_questions_rows_that_are_broken_are_counted(policy, settings, tmp_path):
+    task = load("library", DataFolder("", Path()), "test").tasks[0]
+    path = tmp_path / "mine.jsonl"
+    path.write_text(
+        json.dumps({"id": "m1", "question": task.question, "answers": list(task.answers)})
+        + "\n{oops\n"
+    )
+    run(EvalRequest(benchmarks=(str(path),)), settings, tmp_path / "a")
+    [one] = score_run(tmp_path / "a").sets
+    assert (one.name, one.questions, len(one.skipped)) == ("mine", 1, 1)
+    assert "mine.jsonl:2" in score(tmp_path / "a", "", False)
+
+
+def test_comparisons_say_what_each_run_has_alone(policy, settings, tmp_path):
+    ask(settings, tmp_path / "a", limit=24)
+    ask(settings, tmp_path / "b", limit=12)
+    [one] = compare(tmp_path / "a", tmp_path / "b")
+    assert one.n + one.only_a == 24
+    assert one.n + one.only_b == 12
+    assert not one.differs
+    assert "McNemar" in compared(tmp_path / "a", tmp_path / "b", "", False)
+    assert json.loads(compared(tmp_path / "a", tmp_path / "b", "", True))[0]["n"] == one.n
+
+
+def test_spread_takes_from_the_whole_set():
+    assert spread(range(10), 0) == tuple(range(10))
+    assert spread(range(100), 4) == (0, 25, 50, 75)
+    assert len(set(spread(range(7), 5))) == 5
+
+
+def test_a_wrong_answer_becomes_a_regression_task(policy, settings, tmp_path):
+    from eval.regressions import add_regression
+
+    ask(settings, tmp_path / "a", limit=6)
+    out = tmp_path / "r.jsonl"
+    with TrajectoryStore.open(tmp_path / "a" / "trajectories.sqlite") as store:
+        done = next(t for t in store.query() if t.task.answers)
+    assert add_regression(done, [], False, out)
+    assert not add_regression(done, [], False, out)
+    unknown = replace(done, task=replace(done.task, id="other", answers=(), answerable=None))
+    with pytest.raises(UsageError, match="not known"):
+        add_regression(unknown, [], False, out)
+    assert add_regression(unknown, [], True, out)
+    tasks = load(str(out), DataFolder("", tmp_path)).tasks
+    assert [(t.question, t.answerable) for t in tasks] == [
+        (done.task.question, True), (done.task.question, False)
+    ]  # fmt: skip
+    run(EvalRequest(benchmarks=(str(out),)), settings, tmp_path / "b")
+    assert score_run(tmp_path / "b").sets[0].questions == 2
+
+
+SCRIPT = """
+import asyncio, sys
+from pathlib import Path
+sys.path.insert(0, {root!r})
+import eval.run as eval_run
+from agent.policies.chat import ChatTemplate
+from agent.settings import load_settings
+from eval.run import EvalRequest, run
+from tests.eval.test_run import Failing, expert
+
+class Slow(Failing):
+    async def generate(self, requests):
+        await asyncio.sleep(0.05)
+        return await super().generate(requests)
+
+template = ChatTemplate.load(Path({model!r}))
+eval_run.open_policy = lambda *a, **k: expert(template, Slow)
+request = EvalRequest(benchmarks=("library",), limit=60, concurrency=16, cache=False)
+run(request, load_settings(), Path({out!r}), advance=lambda *a: print(a[1], flush=True))
+"""
+
+
+def test_a_run_that_is_killed_again_and_again_ends_as_one_that_was_not(base_model, tmp_path):
+    def start(out):
+        code = SCRIPT.format(root=str(ROOT), model=str(base_model), out=str(out))
+        return subprocess.Popen(
+            [sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, env=os.environ
+        )
+
+    def finish(process, kill_at=None):
+        for line in process.stdout:
+            if kill_at is not None and int(line) >= kill_at:
+                process.send_signal(signal.SIGKILL)
+                break
+        process.stdout.close()
+        return process.wait(timeout=120)
+
+    for kill_at in (1, 20, 45):
+        assert finish(start(tmp_path / "a"), kill_at) == -signal.SIGKILL
+        time.sleep(0.1)
+    assert finish(start(tmp_path / "a")) == 0
+    assert finish(start(tmp_path / "b")) == 0
+    killed, whole = score_run(tmp_path / "a"), score_run(tmp_path / "b")
+    assert outcome(killed) == outcome(whole)
+    assert len({(s.task, s.seed) for s in killed.samples}) == len(killed.samples) == 60
+    assert (killed.sets[0].answers, killed.sets[0].kinds) == (
+        whole.sets[0].answers,
+        whole.sets[0].kinds,
+    )
+
+
+def test_a_run_exports_as_trajectories(policy, settings, tmp_path):
+    from agent.exchange import export
+
+    ask(settings, tmp_path / "a", limit=4)
+    with TrajectoryStore.open(tmp_path / "a" / "trajectories.sqlite") as store:
+        assert export(store, tmp_path / "t.jsonl") == 4
+    assert len(list(read(tmp_path / "t.jsonl", []))) == 4
