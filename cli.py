@@ -57,7 +57,9 @@ trace_app = _app("Look at past episodes; needs no model.")
 eval_app = _app(
     "Run question sets and score them: agent eval BENCHMARK… --out DIR.", group=_RunByDefault
 )
+world_app = _app("Make and inspect fictional worlds.")
 app.add_typer(eval_app, name="eval")
+app.add_typer(world_app, name="world")
 app.add_typer(index_app, name="index")
 app.add_typer(models_app, name="models")
 app.add_typer(trace_app, name="trace")
@@ -313,6 +315,37 @@ def compare(
     from eval.command import compared
 
     typer.echo(compared(a, b, scorer, json_))
+
+
+@world_app.command(
+    "make",
+    epilog="Examples: agent world make worlds/a --seed 1 --entities 500 · "
+    "agent world make worlds/big --entities 700000 --questions 20000 --taught 0.3",
+)
+def world_make(
+    out: Annotated[Path, typer.Argument(help="Folder of the world.")],
+    seed: Annotated[int, typer.Option(help="The same seed gives the same bytes.")] = 0,
+    entities: Annotated[
+        int, typer.Option(help="Things; a corpus has about 1.7 passages each.")
+    ] = 300,
+    questions: Annotated[int, typer.Option(help="At most.")] = 400,
+    taught: Annotated[float, typer.Option(help="Share of facts to be taught to a policy.")] = 0.0,
+) -> None:
+    """Make a closed world that no model has seen: corpus, graph, questions with gold evidence."""
+    from eval.fictional.make import make_world
+    from tools.progress import bar
+
+    with bar() as advance:
+        facts = make_world(out, seed, entities, questions, taught, advance)
+    typer.echo(json.dumps(facts, indent=1))
+
+
+@world_app.command("show", epilog="Example: agent world show worlds/a")
+def world_show(world: Path) -> None:
+    """What a world holds."""
+    from eval.fictional.make import read_world
+
+    typer.echo(_lines(read_world(world)))
 
 
 @index_app.command("build", epilog="Examples: agent index build notes/ papers.jsonl.gz my-index")

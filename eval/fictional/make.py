@@ -79,6 +79,24 @@ def make_world(
     return facts
 
 
+def read_world(world: Path) -> dict[str, Any]:
+    """What `world.json` says.
+
+    Raises:
+        UsageError: it is missing, damaged or of another format.
+    """
+    path = world / "world.json"
+    try:
+        facts: dict[str, Any] = json.loads(path.read_text("utf-8"))
+        if facts.get("format") != WORLD_FORMAT:
+            raise UsageError(f"{path} has format {facts.get('format')}; this reads {WORLD_FORMAT}")
+    except FileNotFoundError as error:
+        raise UsageError(f"{world} is not a world", "agent world make DIR") from error
+    except (ValueError, AttributeError) as error:
+        raise UsageError(f"{path} is damaged: {error}") from error
+    return facts
+
+
 def _taught(world: World) -> Iterator[str]:
     """Facts to be taught, as closed-book questions with their answers."""
     if not world.taught_share:

@@ -210,7 +210,8 @@ def _comparison(world: World, key: Key) -> Question | None:
         taught=(world.taught(a, of), world.taught(b, of)),
         plan=plan,
         knowledge=tuple(
-            f"{of.noun.format(s=world.name(x))}: {n}" for x, n in ((a, numbers[0]), (b, numbers[1]))
+            f"{of.noun.format(s=world.name(one))}: {number}"
+            for one, number in zip((a, b), numbers, strict=True)
         ),
     )
 

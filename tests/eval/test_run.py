@@ -118,7 +118,9 @@ def test_reports_hold_every_set_and_escape_what_was_said(policy, settings, tmp_p
     with TrajectoryStore.open(out / "trajectories.sqlite") as store:
         first = next(store.query())
         store.delete([first.id])
-        store.add(replace(first, answer="<script>alert(1)</script> | x", status=Status.ANSWERED, error=""))
+        store.add(
+            replace(first, answer="<script>alert(1)</script> | x", status=Status.ANSWERED, error="")
+        )
     markdown = score(out, "", False)
     page = (out / "report.html").read_text()
     assert "<script>" not in page
