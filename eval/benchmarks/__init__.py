@@ -32,10 +32,10 @@ NAMES = tuple(_MODULES)
 
 
 def load(name: str, data: DataFolder, split: Split = "test") -> Benchmark:
-    """The benchmark of that name, or of a file of questions (see `eval.benchmarks.own`).
+    """The benchmark of that name, of a file of questions (`own`) or of a world's folder (`world`).
 
     Args:
-        name: one of `NAMES`, or a path that ends in .jsonl or .jsonl.gz.
+        name: one of `NAMES`, a path that ends in .jsonl or .jsonl.gz, or a folder with a world.
         data: holds one sub-folder a set.
         split: part to load.
 
@@ -46,6 +46,10 @@ def load(name: str, data: DataFolder, split: Split = "test") -> Benchmark:
         from eval.benchmarks.own import load_file
 
         return load_file(Path(name))
+    if name not in _MODULES and (Path(name) / "world.json").is_file():
+        from eval.benchmarks.world import load_world
+
+        return load_world(Path(name), split)
     if name not in _MODULES:
         near = difflib.get_close_matches(name, NAMES, 1)
         hint = f"did you mean '{near[0]}'?" if near else f"there are: {', '.join(NAMES)}"

@@ -259,3 +259,15 @@ def test_a_small_world_gives_fewer_questions_and_ends(tmp_path):
     facts = make_world(tmp_path, 1, 40, 3000)
     assert 100 < facts["tasks_train"] + facts["tasks_test"] < 3000
     assert json.loads((tmp_path / "world.json").read_text()) == read_world(tmp_path)
+
+
+def test_a_world_is_a_benchmark(made):
+    from eval.benchmarks import DataFolder, load
+
+    out, _ = made
+    found = load(str(out), DataFolder("", out))
+    assert found.corpus == (out / "corpus.jsonl",)
+    assert not {"graph", "chemistry"} & {task.kind for task in found.tasks}
+    assert any("knowledge-graph tool" in note for note in found.skipped)
+    train = load(str(out), DataFolder("", out), "train")
+    assert not {t.id for t in train.tasks} & {t.id for t in found.tasks}

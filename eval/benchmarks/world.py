@@ -1,0 +1,30 @@
+"""A fictional world (`agent world make`): its questions over its own corpus."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+from agent.task import Task
+from eval.benchmarks.base import Benchmark, Split, read_tasks
+from eval.fictional.make import read_world
+
+NEEDED = {"graph": "knowledge-graph", "chemistry": "chemistry"}
+
+
+def load_world(folder: Path, split: Split) -> Benchmark:
+    """The questions of one split; kinds that need a tool the agent does not have are left out.
+
+    Raises:
+        UsageError: the folder is no world.
+    """
+    facts = read_world(folder)
+    tasks, problems = read_tasks(folder / f"tasks-{split}.jsonl", Task.from_dict)
+    kept = tuple(task for task in tasks if task.kind not in NEEDED)
+    left = Counter(task.kind for task in tasks if task.kind in NEEDED)
+    notes = (
+        f"{count} questions of the kind '{kind}' need a {NEEDED[kind]} tool"
+        for kind, count in sorted(left.items())
+    )
+    name = f"world-{facts['seed']}-{facts['entities']}"
+    return Benchmark(name, kept, (folder / "corpus.jsonl",), "squad2", (*problems, *notes))
