@@ -304,6 +304,25 @@ def eval_score(
     typer.echo(score(run, scorer, json_))
 
 
+@eval_app.command(
+    "judge",
+    epilog="Examples: agent eval judge runs/a --policy http://127.0.0.1:8000/v1 --model large · "
+    "agent eval judge runs/a --policy vllm:owner/model --json",
+)
+def eval_judge(
+    run: Path,
+    policy: PolicyName = None,
+    model: Annotated[str | None, typer.Option("--model", "-m", help="Model of a server.")] = None,
+    concurrency: Annotated[int, typer.Option(help="Questions at once.")] = 8,
+    json_: AsJson = False,
+) -> None:
+    """Have a language model judge a run's answers; reports its agreement with exact match."""
+    from eval.command import judged
+
+    settings = _settings(policy=policy, model=model)
+    typer.echo(judged(run, settings, concurrency, json_, _stderr))
+
+
 @app.command(epilog="Examples: agent compare runs/a runs/b · agent compare runs/a runs/b --json")
 def compare(
     a: Path,

@@ -10,8 +10,10 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from agent.policies.registry import open_policy
 from agent.settings import Settings
 from eval.compare import compare, table
+from eval.judge import judge_run, lines
 from eval.report import markdown, write_reports
 from eval.run import EvalRequest, run
 from eval.score import score_run
@@ -49,6 +51,27 @@ def score(run_folder: Path, scorer: str, as_json: bool) -> str:
     scores = score_run(run_folder, scorer)
     write_reports(scores, run_folder)
     return json.dumps(scores.to_dict()) if as_json else markdown(scores)
+
+
+def judged(
+    run_folder: Path,
+    settings: Settings,
+    concurrency: int,
+    as_json: bool,
+    notify: Callable[[str], None],
+) -> str:
+    """Have a policy judge a run's answers; see `eval.judge`."""
+    policy = open_policy(
+        settings.policy,
+        settings.models_dir,
+        dtype=settings.dtype,
+        model=settings.model,
+        api_key=settings.api_key,
+        notify=notify,
+    )
+    with bar(lines=True) as advance:
+        found = judge_run(run_folder, policy, concurrency, advance)
+    return json.dumps(asdict(found)) if as_json else "\n".join(lines(found))
 
 
 def compared(a: Path, b: Path, scorer: str, as_json: bool) -> str:
