@@ -242,6 +242,20 @@ def sft(
     typer.echo(json.dumps(report, indent=2))
 
 
+@app.command(epilog="Example: agent pretrain micro --out runs/micro")
+def pretrain(
+    recipe: Annotated[str, typer.Argument(help="A recipe that ships, or a YAML file.")],
+    out: Annotated[Path, typer.Option(help="Folder of the run; an interrupted one is resumed.")],
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", help="key=value, over the recipe.")
+    ] = None,
+) -> None:
+    """Train the micro policy's tokenizer and weights from nothing, on fictional worlds."""
+    from rl.cold_start import run_pretraining
+
+    typer.echo(json.dumps(run_pretraining(recipe, set_ or [], out, _stderr), indent=2))
+
+
 @eval_app.command(
     "run",
     epilog="Examples: agent eval hotpotqa squad2 --data DATA --limit 100 --out runs/a · "
@@ -262,6 +276,10 @@ def eval_run(
     temperature: Annotated[float | None, typer.Option(help="0 is greedy.")] = None,
     seed: Annotated[int | None, typer.Option(help="Of the first sample.")] = None,
     scorer: Annotated[str, typer.Option(help="Instead of each set's own, such as igpo.")] = "",
+    given: Annotated[
+        str, typer.Option(help="Tell with each question: plan, knowledge or decomposition.")
+    ] = "",
+    tools: Annotated[str | None, typer.Option(help='Comma-separated; "" asks closed-book.')] = None,
     concurrency: Annotated[int, typer.Option(help="Episodes at once.")] = 8,
     no_cache: Annotated[
         bool, typer.Option("--no-cache", help="Do not take episodes of earlier runs.")
@@ -278,12 +296,14 @@ def eval_run(
         corpus=tuple(corpus) if corpus else None,
         sampling=sampling,
         seed=seed,
+        tools=tuple(name for name in tools.split(",") if name) if tools is not None else None,
     )
     options = {
         "data": data or "",
         "limit": limit,
         "samples": samples,
         "scorer": scorer,
+        "given": given,
         "concurrency": concurrency,
         "cache": not no_cache,
     }
@@ -321,6 +341,18 @@ def eval_judge(
 
     settings = _settings(policy=policy, model=model)
     typer.echo(judged(run, settings, concurrency, json_, _stderr))
+
+
+@eval_app.command(
+    "boundary",
+    epilog='Example: agent eval nq_open --tools "" --samples 8 --temperature 1 --out runs/closed, '
+    "then agent eval nq_open --out runs/open, then agent eval boundary runs/closed runs/open",
+)
+def eval_boundary(closed: Path, opened: Path, json_: AsJson = False) -> None:
+    """What the policy knows by itself against what it searches for, from two runs."""
+    from eval.command import bounded
+
+    typer.echo(bounded(closed, opened, json_))
 
 
 @app.command(epilog="Examples: agent compare runs/a runs/b · agent compare runs/a runs/b --json")
@@ -523,6 +555,15 @@ def trace_html(
 
     with _store(store) as opened:
         typer.echo(str(write_html(opened, ids or [], out, _settings().models_dir)))
+
+
+@trace_app.command("explain", epilog="Example: agent trace explain 3f2a")
+def trace_explain(id: str, store: Store = None) -> None:
+    """One episode in plain words: what it asked, what changed its mind, where it went wrong."""
+    from eval.analyses.explain import explain
+
+    with _store(store) as opened:
+        typer.echo(explain(opened.get(id)))
 
 
 @trace_app.command(

@@ -12,6 +12,8 @@ from pydantic import ValidationError
 
 from agent.policies.registry import open_policy
 from agent.settings import Settings
+from eval.analyses.boundary import boundary
+from eval.analyses.boundary import table as boundary_table
 from eval.compare import compare, table
 from eval.judge import judge_run, lines
 from eval.report import markdown, write_reports
@@ -72,6 +74,12 @@ def judged(
     with bar(lines=True) as advance:
         found = judge_run(run_folder, policy, concurrency, advance)
     return json.dumps(asdict(found)) if as_json else "\n".join(lines(found))
+
+
+def bounded(closed: Path, opened: Path, as_json: bool) -> str:
+    """The knowledge-boundary table of two runs."""
+    found = boundary(closed, opened)
+    return json.dumps([asdict(one) for one in found]) if as_json else boundary_table(found)
 
 
 def compared(a: Path, b: Path, scorer: str, as_json: bool) -> str:

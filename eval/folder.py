@@ -52,6 +52,7 @@ class RunHeader(BaseModel):
 
     Attributes:
         policy: `name@version`.
+        given: what was told with each question; see `eval.analyses.given`.
         samples: episodes a question, with seeds `seed`, `seed + 1`, …
         setup: everything else that shapes an episode.
         packages: versions of what it ran on; not compared when a run goes on.
@@ -64,6 +65,7 @@ class RunHeader(BaseModel):
     policy: str
     sets: list[SetHeader]
     samples: int
+    given: str = ""
     seed: int
     setup: dict[str, Any]
     packages: dict[str, str]

@@ -26,6 +26,7 @@ from agent.store import TrajectoryStore
 from agent.task import Task
 from agent.toolbox import open_tools
 from agent.trajectory import Status, StopReason, Trajectory
+from eval.analyses.given import Condition, given, require_some
 from eval.benchmarks import Benchmark, DataFolder, load
 from eval.cache import EpisodeCache
 from eval.folder import RunHeader, SetHeader, claim, group_of, open_store, packages, shape_of
@@ -47,6 +48,7 @@ class EvalRequest(BaseModel):
         limit: questions a set, spread evenly over it; 0 for all.
         samples: episodes a question; above 1 the temperature must be above 0.
         scorer: instead of each set's own.
+        given: what is told with each question; see `eval.analyses.given`.
         concurrency: episodes at once.
         cache: take episodes of earlier runs that are the same in everything.
     """
@@ -58,6 +60,7 @@ class EvalRequest(BaseModel):
     limit: int = Field(0, ge=0)
     samples: int = Field(1, ge=1)
     scorer: str = ""
+    given: Condition = ""
     concurrency: int = Field(8, ge=1)
     cache: bool = True
 
@@ -219,7 +222,10 @@ def _load(name: str, request: EvalRequest, settings: Settings) -> Benchmark:
     found = load(name, DataFolder(request.data, settings.benchmarks_dir))
     if not found.tasks:
         raise UsageError(f"'{name}' holds no question", next(iter(found.skipped), ""))
-    return replace(found, scorer=scorer(request.scorer).name) if request.scorer else found
+    tasks = tuple(given(found.tasks, request.given))
+    require_some(tasks, request.given, name)
+    named = scorer(request.scorer).name if request.scorer else found.scorer
+    return replace(found, tasks=tasks, scorer=named)
 
 
 def _setup(settings: Settings, policy: Policy, benchmark: Benchmark, notify: Notify) -> Setup:
@@ -234,6 +240,7 @@ def _header(sets: Sequence[_Set], request: EvalRequest, settings: Settings) -> R
         policy=sets[0].setup.policy_id,
         sets=[one.header for one in sets],
         samples=request.samples,
+        given=request.given,
         seed=settings.seed,
         setup={key: value for key, value in shape.items() if key != "tools"},
         packages=packages(),

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from agent.exchange import read, write
 from agent.policies.catalog import resolve
@@ -18,7 +19,10 @@ from agent.settings import Settings
 from agent.toolbox import index_of
 from eval.benchmarks import Benchmark, DataFolder
 from kg.errors import UsageError
-from rl.recipe import SftRecipe, load_sft
+from rl.recipe import SftRecipe, load_pretrain, load_sft
+
+if TYPE_CHECKING:
+    from rl.fit import StepReport
 
 Notify = Callable[[str], None]
 
@@ -41,18 +45,12 @@ def run(
     recipe = load_sft(recipe_name, overrides)
     base = resolve(recipe.base, settings.models_dir, notify)
     files = list(demonstrations) or [_demonstrated(recipe, base, out, data, settings, notify)]
-    from rl.sft import StepReport, train  # torch and DeepSpeed, after the input is known to be good
-
-    def progress(step: StepReport) -> None:
-        notify(
-            f"step {step.step}/{step.steps}  loss {step.loss:.4f}  lr {step.lr:.2e}  "
-            f"{step.tokens_per_second:,.0f} tokens/s  "
-            f"{_clock(step.seconds)} elapsed, {_clock(step.eta)} to go"
-        )
+    # torch and DeepSpeed, after the input is known to be good
+    from rl.sft import train
 
     problems: list[str] = []
     found = (trajectory for file in files for trajectory in read(file, problems))
-    report = train(recipe, base, found, out, progress)
+    report = train(recipe, base, found, out, _told(notify))
     for problem in problems:
         notify(f"skipped: {problem}")
     return {**asdict(report), "out": str(report.out), "recipe": recipe.digest}
@@ -72,21 +70,19 @@ def _demonstrated(
         return path
     if recipe.demonstrations is None:
         raise UsageError("the recipe makes no demonstrations", "add --demonstrations FILE")
-    if data is None:
+    if recipe.demonstrations.sources and data is None:
         raise UsageError("demonstrations are made from data", "add --data DIR or set AGENT_DATA")
-    from rl.guidance.demonstrations import demonstrate
+    from rl.guidance.demonstrations import demonstrate, demonstrate_worlds
 
     def indexer(benchmark: Benchmark) -> Path:
         return index_of(benchmark.corpus, settings.indexes_dir, notify)
 
     notify("playing demonstrations")
-    found = demonstrate(
-        recipe.demonstrations,
-        DataFolder(data, settings.benchmarks_dir),
-        ChatTemplate.load(base),
-        indexer,
-        settings.search,
-        recipe.seed,
+    wanted, template = recipe.demonstrations, ChatTemplate.load(base)
+    folder = DataFolder(data or "", settings.benchmarks_dir)
+    found = chain(
+        demonstrate(wanted, folder, template, indexer, settings.search, recipe.seed),
+        demonstrate_worlds(wanted, out / "worlds", template, settings.search, recipe.seed),
     )
     count = write(path, found)
     notify(f"{count} demonstrations in {path}")
@@ -96,3 +92,31 @@ def _demonstrated(
 def _clock(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}"
+
+
+def run_pretraining(
+    recipe_name: str, overrides: Sequence[str], out: Path, notify: Notify = lambda line: None
+) -> dict[str, Any]:
+    """Carry out a pre-training recipe; gives the report that is also written to `out/report.json`.
+
+    Raises:
+        TurnwiseError: as the parts raise.
+    """
+    recipe = load_pretrain(recipe_name, overrides)
+    from rl.pretrain import pretrain
+
+    report = pretrain(recipe, out, _told(notify), notify)
+    return {**asdict(report), "out": str(report.out), "recipe": recipe.digest}
+
+
+def _told(notify: Notify) -> Callable[[StepReport], None]:
+    """Progress as lines."""
+
+    def progress(step: StepReport) -> None:
+        notify(
+            f"step {step.step}/{step.steps}  loss {step.loss:.4f}  lr {step.lr:.2e}  "
+            f"{step.tokens_per_second:,.0f} tokens/s  "
+            f"{_clock(step.seconds)} elapsed, {_clock(step.eta)} to go"
+        )
+
+    return progress

@@ -10,7 +10,7 @@ import hashlib
 from collections.abc import Iterable, Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -22,6 +22,11 @@ class Strict(BaseModel):
     """A section of a recipe: no unknown keys."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+    @property
+    def digest(self) -> str:
+        """First 12 hex digits of the SHA-256 of the resolved section."""
+        return hashlib.sha256(self.model_dump_json().encode()).hexdigest()[:12]
 
 
 class Lora(Strict):
@@ -44,40 +49,65 @@ class Optimizer(Strict):
     betas: tuple[float, float] = (0.9, 0.95)
 
 
+class Worlds(Strict):
+    """A row of fictional worlds; see `eval.fictional`.
+
+    Attributes:
+        count: how many, with seeds `first_seed`, `first_seed + 1`, …
+        entities: things in each.
+        questions: in each, at most; its training part is used.
+    """
+
+    count: int = Field(ge=0)
+    first_seed: int = Field(ge=0)
+    entities: int = Field(200, ge=40)
+    questions: int = Field(300, ge=0)
+
+
 class Demonstrations(Strict):
     """Where demonstrations come from: benchmark training splits played by the scripted expert.
 
     Attributes:
         sources: benchmark name to the number of times its tasks are played (0.5: every other one).
         unanswerable: the same for the unanswerable tasks of a source, where it is another number.
+        worlds: fictional worlds that are played besides, each once.
         misleading: share of first queries that go astray on purpose.
         abstain_share: most answerable questions that may end in abstention, as a share of a source.
     """
 
-    sources: dict[str, float]
+    sources: dict[str, float] = {}
+    worlds: Worlds | None = None
     unanswerable: dict[str, float] = {}
     misleading: float = Field(0.12, ge=0, le=1)
     abstain_share: float = Field(0.1, ge=0, le=1)
 
 
-class SftRecipe(Strict):
-    """Supervised fine-tuning of a policy on demonstration trajectories.
+class MicroShape(Strict):
+    """The micro policy's size: a Qwen3 of a few million parameters with tied embeddings."""
+
+    vocabulary: int = Field(4096, ge=512)
+    hidden: int = Field(256, ge=64)
+    layers: int = Field(6, ge=1)
+    heads: int = Field(4, ge=1)
+    key_value_heads: int = Field(2, ge=1)
+    head_size: int = Field(64, ge=32)
+    feed_forward: int = Field(768, ge=64)
+    context: int = Field(2048, ge=256)
+
+
+class Fit(Strict):
+    """How a model is fitted to rows of tokens.
 
     Attributes:
-        base: model to start from, as `agent models` knows it, or a folder.
-        lora: adapters; null trains all weights.
-        init: folder of an adapter to go on from; its own rank counts.
-        demonstrations: made when no trajectories are given on the command line.
+        epochs: passes over the rows, each in an order of its own.
         pack_tokens: tokens of one forward pass.
         batch_tokens: tokens of one optimizer step.
+        holdout: share of the rows' sources that is measured and not trained on.
+        save_every: optimizer steps.
         max_seconds: stop (and save) after this much training time; 0 for no limit.
         zero: DeepSpeed's ZeRO stage.
     """
 
-    base: str
-    lora: Lora | None = Lora()
-    init: str | None = None
-    demonstrations: Demonstrations | None = None
     optimizer: Optimizer
     epochs: int = Field(1, ge=1)
     pack_tokens: int = Field(1024, ge=64)
@@ -89,25 +119,64 @@ class SftRecipe(Strict):
     zero: Literal[0, 1, 2, 3] = 0
     seed: int = 0
 
-    @property
-    def digest(self) -> str:
-        """First 12 hex digits of the SHA-256 of the resolved recipe."""
-        return hashlib.sha256(self.model_dump_json().encode()).hexdigest()[:12]
+
+class SftRecipe(Fit):
+    """Supervised fine-tuning of a policy on demonstration trajectories.
+
+    Attributes:
+        base: model to start from, as `agent models` knows it, or a folder.
+        lora: adapters; null trains all weights.
+        init: folder of an adapter to go on from; its own rank counts.
+        demonstrations: made when no trajectories are given on the command line.
+    """
+
+    base: str
+    lora: Lora | None = Lora()
+    init: str | None = None
+    demonstrations: Demonstrations | None = None
+
+
+class PretrainRecipe(Fit):
+    """Pre-training of the micro policy on the text of fictional worlds.
+
+    Attributes:
+        shape: of the model.
+        worlds: whose text it reads; names recur within a document and never across worlds.
+        documents: for each world.
+        questions_share: share of documents that end in questions about themselves.
+    """
+
+    shape: MicroShape = MicroShape()
+    worlds: Worlds
+    documents: int = Field(400, ge=1)
+    questions_share: float = Field(0.7, ge=0, le=1)
+
+
+R = TypeVar("R", SftRecipe, PretrainRecipe)
 
 
 def load_sft(name: str, overrides: Iterable[str] = ()) -> SftRecipe:
-    """Read a recipe by file path or by the name of one that ships.
+    """Read a fine-tuning recipe by file path or by the name of one that ships.
 
     Raises:
         UsageError: no such recipe, not YAML, or an invalid or unknown key.
     """
+    return _load(SftRecipe, name, overrides)
+
+
+def load_pretrain(name: str, overrides: Iterable[str] = ()) -> PretrainRecipe:
+    """The same for a pre-training recipe."""
+    return _load(PretrainRecipe, name, overrides)
+
+
+def _load(kind: type[R], name: str, overrides: Iterable[str]) -> R:
     data = _read(name)
     for override in overrides:
         _override(data, override)
     try:
-        return SftRecipe.model_validate(data)
+        return kind.model_validate(data)
     except ValidationError as error:
-        raise UsageError(f"recipe '{name}': {_first(error)}") from error
+        raise UsageError(f"recipe '{name}': {_first(error, kind)}") from error
 
 
 def shipped() -> list[str]:
@@ -149,15 +218,15 @@ def _override(data: dict[str, Any], override: str) -> None:
     data[last] = yaml.safe_load(value)
 
 
-def _first(error: ValidationError) -> str:
+def _first(error: ValidationError, kind: type[BaseModel]) -> str:
     problem = error.errors()[0]
     where = ".".join(str(part) for part in problem["loc"])
     if problem["type"] != "extra_forbidden":
         return f"{where}: {problem['msg']}"
-    near = difflib.get_close_matches(str(problem["loc"][-1]), _keys(SftRecipe), 1)
+    near = difflib.get_close_matches(str(problem["loc"][-1]), _keys(kind), 1)
     return f"unknown key '{where}'" + (f"; did you mean '{near[0]}'?" if near else "")
 
 
-def _keys(model: type[BaseModel]) -> Sequence[str]:
-    sections = (Lora, Optimizer, Demonstrations)
-    return [*model.model_fields, *(key for section in sections for key in section.model_fields)]
+def _keys(kind: type[BaseModel]) -> Sequence[str]:
+    sections = (Lora, Optimizer, Demonstrations, Worlds, MicroShape)
+    return [*kind.model_fields, *(key for section in sections for key in section.model_fields)]

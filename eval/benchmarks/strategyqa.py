@@ -22,5 +22,5 @@ def _task(row: dict[str, Any]) -> Task:
         answers=("yes" if row["answer"] else "no",),
         answerable=True,
         kind=f"{len(row['decomposition'])}hop",
-        meta={"decomposition": row["decomposition"], "facts": row["facts"]},
+        meta={"plan": row["decomposition"], "knowledge": row["facts"]},
     )

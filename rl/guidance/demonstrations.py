@@ -19,12 +19,16 @@ from agent.settings import SearchSettings
 from agent.task import Task
 from agent.trajectory import Status, Trajectory
 from eval.benchmarks import Benchmark, DataFolder, load
+from eval.benchmarks.world import load_world
+from eval.fictional.make import make_world
 from eval.metrics import exact_match
 from rl.guidance.expert import ExpertPolicy, Passage
-from rl.recipe import Demonstrations
+from rl.recipe import Demonstrations, Worlds
 from tools.base import Toolbox
 from tools.judge import JudgeTool
+from tools.search.build import build_index
 from tools.search.index import Index
+from tools.search.settings import IndexSettings
 from tools.search.tool import SearchTool
 
 log = logging.getLogger(__name__)
@@ -56,12 +60,61 @@ def demonstrate(
             *_plays(asked, times, seed),
             *_plays(unanswerable, recipe.unanswerable.get(name, times), seed),
         ]
-        played = asyncio.run(
-            _played(benchmark, episodes, recipe, template, indexer(benchmark), search, seed)
-        )
-        kept = list(select(played, recipe.abstain_share))
-        log.info("%s: %d of %d demonstrations kept", name, len(kept), len(played))
-        yield from kept
+        yield from _kept(benchmark, episodes, recipe, template, indexer, search, seed)
+
+
+def demonstrate_worlds(
+    recipe: Demonstrations, folder: Path, template: ChatTemplate, search: SearchSettings, seed: int
+) -> Iterator[Trajectory]:
+    """The same on fictional worlds, which are made in `folder` with lexical indexes.
+
+    Args:
+        recipe: its `worlds` say how many and how large.
+        folder: where they are made; one that is there already is used.
+        template, search, seed: as for `demonstrate`.
+    """
+    if recipe.worlds is None:
+        return
+    lexical = search.model_copy(update={"mode": "lexical"})
+    for number in range(recipe.worlds.count):
+        world = folder / f"world-{recipe.worlds.first_seed + number}"
+        benchmark = world_of(recipe.worlds, recipe.worlds.first_seed + number, world)
+        episodes = list(_plays(benchmark.tasks, 1, seed))
+        yield from _kept(benchmark, episodes, recipe, template, lexical_index, lexical, seed)
+
+
+def world_of(sizes: Worlds, seed: int, folder: Path) -> Benchmark:
+    """The training part of a world, made when it is not there."""
+    if not (folder / "world.json").is_file():
+        make_world(folder, seed, sizes.entities, sizes.questions)
+    return load_world(folder, "train")
+
+
+def lexical_index(benchmark: Benchmark) -> Path:
+    """The lexical index beside a world's corpus, built when it is not there."""
+    [corpus] = benchmark.corpus
+    folder = corpus.parent / "index"
+    if not (folder / "manifest.json").is_file():
+        build_index([corpus], folder, IndexSettings(dense="none"))
+    return folder
+
+
+def _kept(
+    benchmark: Benchmark,
+    episodes: Sequence[Episode],
+    recipe: Demonstrations,
+    template: ChatTemplate,
+    indexer: Indexer,
+    search: SearchSettings,
+    seed: int,
+) -> Iterator[Trajectory]:
+    """Play episodes of one set and keep the ones worth learning from."""
+    played = asyncio.run(
+        _played(benchmark, episodes, recipe, template, indexer(benchmark), search, seed)
+    )
+    kept = list(select(played, recipe.abstain_share))
+    log.info("%s: %d of %d demonstrations kept", benchmark.name, len(kept), len(played))
+    yield from kept
 
 
 async def _played(

@@ -158,7 +158,7 @@ class ExpertPolicy(Policy):
         if holding:
             answer, line = holding[0]
             return f"<answer>{answer} [{line.number}]</answer>"
-        if normalise(task.answers[0]) in ("yes", "no"):
+        if normalise(task.answers[0]) in ("yes", "no") or task.kind == "counting":
             numbers = ", ".join(str(line.number) for line in gold.values())
             return f"<answer>{task.answers[0]} [{numbers}]</answer>"
         return None

@@ -1,0 +1,125 @@
+"""One episode in plain words: what it asked, what it saw, what changed its mind, where it went wrong."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from agent.trajectory import ActionKind, Status, Trajectory, Turn
+from eval.metrics import contains, exact_match
+from tools.base import Verdict
+
+
+def explain(done: Trajectory) -> str:
+    """A report of a few sentences a turn; gold answers, where known, tell what went wrong."""
+    lines = [f"It was asked: {_one_line(done.task.question)}", ""]
+    for number, turn in enumerate(done.turns, 1):
+        lines += [f"{number}. {sentence}" for sentence in _turn(done, turn, number - 1)]
+    return "\n".join([*lines, "", *_end(done), *_verdict(done)])
+
+
+def _turn(done: Trajectory, turn: Turn, place: int) -> Iterator[str]:
+    action, seen = turn.action, turn.observation
+    if action.kind is ActionKind.MALFORMED:
+        yield f"It wrote nothing that can be carried out ({_one_line(action.text)}) and was told so."
+    elif action.name == "judge":
+        helpful = seen is not None and seen.verdict is Verdict.HELPFUL
+        yield (
+            "It judged that this helps."
+            if helpful
+            else "It judged that this does not help, and put it aside: that changed its course."
+        )
+    elif action.kind is ActionKind.TOOL:
+        asked = ", ".join(str(value) for value in action.arguments.values())
+        again = _asked_before(done, turn, place)
+        result = _seen(turn)
+        yield f"It used {action.name} with \u201c{_one_line(asked)}\u201d{again}{result}."
+    elif action.kind is ActionKind.ANSWER:
+        forced = " because a budget was spent" if turn.forced else ""
+        yield f"It answered{forced}, {_certainty(done, turn)}."
+    else:
+        yield f"It declined to answer: {_one_line(action.text) or 'no reason given'}."
+
+
+def _asked_before(done: Trajectory, turn: Turn, place: int) -> str:
+    before = [(t.action.name, t.action.arguments) for t in done.turns[:place]]
+    return ", as it had before," if (turn.action.name, turn.action.arguments) in before else ""
+
+
+def _seen(turn: Turn) -> str:
+    seen = turn.observation
+    if seen is None:
+        return ""
+    if seen.error:
+        return f", which failed: {_one_line(seen.error)}"
+    if not seen.sources:
+        return " and got: " + (_one_line(seen.text) or "nothing")
+    titles = ", ".join(f"[{source.number}] {source.title or source.id}" for source in seen.sources)
+    return f" and was shown {titles}"
+
+
+def _certainty(done: Trajectory, turn: Turn) -> str:
+    """The geometric mean probability of the reply's tokens, in words."""
+    values = done.logprobs[turn.reply.start : turn.reply.stop]
+    values = values[~np.isnan(values)]
+    if not values.size:
+        return "with a certainty that is not known"
+    sure = float(np.exp(values.mean()))
+    word = "quite sure" if sure > 0.9 else "fairly sure" if sure > 0.6 else "unsure"
+    return f"{word} of its words ({sure:.2f} a token)"
+
+
+def _end(done: Trajectory) -> Iterator[str]:
+    if done.status is Status.FAILED:
+        yield f"It failed: {_one_line(done.error)}"
+    elif done.status is Status.ABSTAINED:
+        yield "It gave no answer."
+    else:
+        yield f"Its answer: {_one_line(done.answer) or '(empty)'} ({done.stop_reason.value})"
+        yield _support(done)
+
+
+def _support(done: Trajectory) -> str:
+    cited = [source for source in done.sources if source.number in done.citations]
+    if not cited:
+        return "It cites nothing."
+    holding = [source for source in cited if contains(source.text, done.answer)]
+    numbers = ", ".join(f"[{source.number}]" for source in cited)
+    if holding:
+        return f"The answer stands in what it cites ({numbers})."
+    return f"The answer does not stand in what it cites ({numbers})."
+
+
+def _verdict(done: Trajectory) -> Iterator[str]:
+    """Against the gold answer and evidence, where they are known."""
+    task = done.task
+    declined = done.status is Status.ABSTAINED or not done.answer.strip()
+    if task.answerable is False:
+        yield "Right: it should decline." if declined else "Wrong: it should have declined."
+        return
+    if not task.answers:
+        return
+    if not declined and exact_match(done.answer, task.answers):
+        yield "Right."
+        return
+    yield f"Wrong: the answer is {task.answers[0]}. {_cause(done, declined)}"
+
+
+def _cause(done: Trajectory, declined: bool) -> str:
+    gold = set(done.task.evidence)
+    shown = {source.id for source in done.sources}
+    if not gold:
+        held = any(contains(s.text, a) for s in done.sources for a in done.task.answers)
+        return "It was shown the answer." if held else "It was never shown the answer."
+    if not gold & shown:
+        return "A failure of search: it was shown none of the passages that hold it."
+    if gold - shown:
+        return f"A failure of search: {len(gold & shown)} of {len(gold)} passages were shown."
+    if declined:
+        return "A failure of judgement: it was shown all it needed, and declined."
+    return "A failure of reading: it was shown all it needed."
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())

@@ -1,0 +1,288 @@
+"""Fitting a model to rows of tokens: the loop behind pre-training and fine-tuning.
+
+Loss is the mean negative log-likelihood of target tokens over an optimizer step. A run lives in one
+folder; it can be interrupted at any moment and goes on from its last save, with the same packs in the
+same order. Knows nothing of where rows come from and where the result goes.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import os
+import shutil
+import signal
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from kg.errors import TurnwiseError, UsageError
+from rl.attention import row_lengths
+from rl.engine import TargetLogprobs, start_engine
+from rl.packing import Pack, Row, pack
+from rl.recipe import Fit
+
+log = logging.getLogger(__name__)
+
+
+class TrainingError(TurnwiseError):
+    """Training cannot go on: the loss is not a number, say."""
+
+
+@dataclass(frozen=True)
+class StepReport:
+    """One optimizer step, for progress and for `metrics.jsonl`.
+
+    Attributes:
+        loss: nats a sampled token, of this step's batch before the step.
+        tokens: tokens of the batch; `targets` of them carry loss.
+        tokens_per_second: of this step.
+        seconds: since this process began training.
+        eta: seconds to the end, by the mean rate so far.
+    """
+
+    step: int
+    steps: int
+    loss: float
+    lr: float
+    grad_norm: float
+    tokens: int
+    targets: int
+    tokens_per_second: float
+    seconds: float
+    eta: float
+
+
+@dataclass(frozen=True)
+class FitReport:
+    """What a finished run leaves: the folder of the result and its losses on held-out rows."""
+
+    out: Path
+    steps: int
+    holdout_before: float
+    holdout_after: float
+    seconds: float
+    finished: bool
+
+
+Progress = Callable[[StepReport], None]
+
+
+def fit(
+    recipe: Fit,
+    model: Callable[[], TargetLogprobs],
+    train_rows: Sequence[Row],
+    held: Sequence[Row],
+    run: Path,
+    export: Callable[[Any], Path],
+    progress: Progress = lambda report: None,
+) -> FitReport:
+    """Fit a model to rows; a run that was interrupted goes on from its last save.
+
+    Args:
+        recipe: how; written into the run's folder, which refuses another one.
+        model: makes the model, after the seed is set.
+        train_rows: rows to train on.
+        held: rows to measure the loss on, before and after.
+        run: folder of the run.
+        export: writes the fitted engine's model; gives where.
+        progress: called after each optimizer step.
+
+    Raises:
+        UsageError: no trainable row, or the folder belongs to another recipe.
+        TrainingError: the loss became not a number.
+    """
+    if not train_rows:
+        raise UsageError("there is nothing to train on")
+    run.mkdir(parents=True, exist_ok=True)
+    _claim(run, recipe)
+    torch.manual_seed(recipe.seed)
+    steps = list(_steps(recipe, train_rows))
+    dtype = getattr(torch, recipe.dtype)
+    engine = start_engine(model(), recipe.optimizer, len(steps), dtype, recipe.zero)
+    holdout = pack(held, recipe.pack_tokens)
+    start, before = _resume(engine, run)
+    if start == 0:
+        before = evaluate(engine, holdout)
+    began = time.monotonic()
+    done = _loop(engine, recipe, steps, start, run, before, progress)
+    after = evaluate(engine, holdout)
+    out = export(engine)
+    report = FitReport(out, done, before, after, time.monotonic() - began, done == len(steps))
+    _write_json(run / "report.json", {**asdict(report), "out": out.name, "recipe": recipe.digest})
+    return report
+
+
+def _loop(
+    engine: Any,
+    recipe: Fit,
+    steps: Sequence[Sequence[Pack]],
+    start: int,
+    run: Path,
+    before: float,
+    progress: Progress,
+) -> int:
+    """Train from step `start`; gives the number of steps done, fewer when interrupted."""
+    began = time.monotonic()
+    with _graceful() as interrupted, (run / "metrics.jsonl").open("a") as metrics:
+        for number in range(start, len(steps)):
+            report = _step(engine, steps[number], number + 1, len(steps), began, start)
+            metrics.write(json.dumps(asdict(report)) + "\n")
+            metrics.flush()
+            progress(report)
+            late = 0 < recipe.max_seconds <= report.seconds
+            last = interrupted() or late or number + 1 == len(steps)
+            if last or (number + 1) % recipe.save_every == 0:
+                _save(engine, run, number + 1, before)
+            if last:
+                return number + 1
+    return start
+
+
+def _step(
+    engine: Any, packs: Sequence[Pack], number: int, of: int, began: float, start: int
+) -> StepReport:
+    """One optimizer step over packs; every rank makes the same number of passes."""
+    total = sum(int(p.target.sum()) for p in packs)
+    loss, step_began = 0.0, time.monotonic()
+    mine = _share(packs)
+    for index, (item, weight) in enumerate(mine):
+        engine.set_gradient_accumulation_boundary(index == len(mine) - 1)
+        negative = -logprobs(engine, item).sum() * weight
+        engine.backward(negative * torch.distributed.get_world_size() / total)
+        loss += float(negative.detach())
+        engine.step()
+    loss = _sum_over_ranks(loss) / total
+    if not math.isfinite(loss):
+        raise TrainingError(f"the loss is {loss} at step {number}", "lower optimizer.lr")
+    now = time.monotonic()
+    seconds, tokens = now - began, sum(len(p.ids) for p in packs)
+    return StepReport(
+        step=number,
+        steps=of,
+        loss=loss,
+        lr=engine.get_lr()[0],
+        grad_norm=float(engine.get_global_grad_norm() or 0.0),
+        tokens=tokens,
+        targets=total,
+        tokens_per_second=tokens / (now - step_began),
+        seconds=seconds,
+        eta=seconds / (number - start) * (of - number),
+    )
+
+
+def logprobs(engine: Any, item: Pack) -> torch.Tensor:
+    """float32[m]: log-probabilities of a pack's target tokens, in their order."""
+    device = engine.device
+    targets = torch.from_numpy(np.flatnonzero(item.target)).to(device)
+    with row_lengths(item.lengths):
+        out: torch.Tensor = engine(
+            torch.from_numpy(item.ids).to(device),
+            torch.from_numpy(item.positions).to(device),
+            targets,
+        )
+    return out
+
+
+def evaluate(engine: Any, packs: Sequence[Pack]) -> float:
+    """Mean negative log-likelihood (nats a token) over packs; NaN when there are none."""
+    total = sum(int(p.target.sum()) for p in packs)
+    if not total:
+        return math.nan
+    engine.eval()
+    with torch.no_grad():
+        loss = -sum(float(logprobs(engine, item).sum()) for item in packs)
+    engine.train()
+    return loss / total
+
+
+def _steps(recipe: Fit, items: Sequence[Row]) -> Iterator[list[Pack]]:
+    """Packs of each optimizer step, epoch by epoch, each in an order of its own."""
+    per_step = max(1, round(recipe.batch_tokens / recipe.pack_tokens))
+    for epoch in range(recipe.epochs):
+        order = np.random.default_rng([recipe.seed, epoch]).permutation(len(items))
+        packs = pack([items[i] for i in order], recipe.pack_tokens)
+        for first in range(0, len(packs), per_step):
+            yield packs[first : first + per_step]
+
+
+def _share(packs: Sequence[Pack]) -> list[tuple[Pack, float]]:
+    """This rank's packs, each with weight 1, and weight-0 passes up to the other ranks' number."""
+    rank, world = torch.distributed.get_rank(), torch.distributed.get_world_size()
+    mine = [(item, 1.0) for item in packs[rank::world]]
+    missing = math.ceil(len(packs) / world) - len(mine)
+    return mine + [(packs[0], 0.0)] * missing
+
+
+def _sum_over_ranks(value: float) -> float:
+    total = torch.tensor(value, dtype=torch.float64)
+    if torch.distributed.get_world_size() > 1:
+        torch.distributed.all_reduce(total)
+    return float(total)
+
+
+def _claim(run: Path, recipe: Fit) -> None:
+    """Write the resolved recipe into a new run; refuse a folder that holds another one."""
+    path = run / "recipe.json"
+    if path.exists():
+        old = json.loads(path.read_text())
+        if old != json.loads(recipe.model_dump_json()):
+            raise UsageError(f"{run} holds a run of another recipe", "choose another --out")
+        return
+    _write_json(path, json.loads(recipe.model_dump_json()))
+
+
+def _save(engine: Any, run: Path, step: int, before: float) -> None:
+    """Save weights, optimizer and position; a kill is harmless, `latest` moves last."""
+    engine.save_checkpoint(
+        str(run / "checkpoint"),
+        tag=f"step{step}",
+        client_state={"step": step, "before": before},
+        exclude_frozen_parameters=True,
+    )
+    if torch.distributed.get_rank() == 0:
+        for old in (run / "checkpoint").glob("step*"):
+            if old.name != f"step{step}":
+                shutil.rmtree(old)
+
+
+def _resume(engine: Any, run: Path) -> tuple[int, float]:
+    """Position and first held-out loss of the last save; 0 and NaN when there is none."""
+    if not (run / "checkpoint" / "latest").exists():
+        return 0, math.nan
+    _, state = engine.load_checkpoint(
+        str(run / "checkpoint"), load_module_strict=False, load_module_only=False
+    )
+    log.info("resuming at step %d", state["step"])
+    return int(state["step"]), float(state["before"])
+
+
+@contextmanager
+def _graceful() -> Iterator[Callable[[], bool]]:
+    """Within, the first Ctrl-C finishes the step and saves; a second one stops at once."""
+    seen: list[int] = []
+
+    def handle(number: int, frame: Any) -> None:
+        if seen:
+            raise KeyboardInterrupt
+        seen.append(number)
+        log.warning("interrupted: finishing this step, then saving")
+
+    old = signal.signal(signal.SIGINT, handle)
+    try:
+        yield lambda: bool(seen)
+    finally:
+        signal.signal(signal.SIGINT, old)
+
+
+def _write_json(path: Path, value: Any) -> None:
+    partial = path.with_suffix(".part")
+    partial.write_text(json.dumps(value, indent=2) + "\n")
+    os.replace(partial, path)
