@@ -1,0 +1,76 @@
+"""What the evaluation harness costs: time of `agent eval` over that of the bare policy.
+
+The bundled library's questions run through the whole harness (graph, real search, store) at 64 at once;
+the bare engine then replays the very same requests. Both in one process, alternating; the better of each
+counts.
+
+    python benchmarks/eval.py [--engine vllm|transformers] [--questions 192] [--concurrency 64]
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+sys.path[0] = str(Path(__file__).resolve().parents[1])  # this file's name is that of a package
+
+import eval.run as harness  # noqa: E402
+from agent.policies.catalog import resolve  # noqa: E402
+from agent.settings import load_settings  # noqa: E402
+from benchmarks.rollout import Recorder, bare, by_episode, count, make_engine  # noqa: E402
+from eval.folder import open_store  # noqa: E402
+
+
+def through_harness(recorder: Recorder, questions: int, concurrency: int, out: Path) -> float:
+    """Wall time of a run, from its first question to its last."""
+    harness.open_policy = lambda *_, **__: recorder  # type: ignore[assignment]
+    request = harness.EvalRequest(
+        benchmarks=("library",), limit=questions, concurrency=concurrency, cache=False
+    )
+    times: list[float] = []
+    harness.run(request, load_settings(), out, advance=lambda *_: times.append(time.perf_counter()))
+    return times[-1] - times[0]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--engine", default="vllm", choices=["vllm", "transformers"])
+    parser.add_argument("--policy", default="default")
+    parser.add_argument("--questions", type=int, default=192)
+    parser.add_argument("--concurrency", type=int, default=64)
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/out/eval.json"))
+    args = parser.parse_args()
+    engine = make_engine(args.engine, resolve(args.policy, load_settings().models_dir), True)
+    recorder = Recorder(engine)
+    with tempfile.TemporaryDirectory() as root:
+        through_harness(recorder, 8, 8, Path(root) / "warm")  # the first requests are slow
+        recorder.calls.clear()
+        first = through_harness(recorder, args.questions, args.concurrency, Path(root) / "a")
+        tokens = count(recorder.calls)
+        with open_store(Path(root) / "a") as store:
+            requests = by_episode(recorder, list(store.query()))
+        policy = [asyncio.run(bare(engine, requests, args.concurrency))]
+        again = through_harness(recorder, args.questions, args.concurrency, Path(root) / "b")
+        policy.append(asyncio.run(bare(engine, requests, args.concurrency)))
+    asyncio.run(engine.aclose())
+    row = {
+        "engine": args.engine,
+        "questions": len(requests),
+        "concurrency": args.concurrency,
+        "tokens": tokens,
+        "harness_s": round(min(first, again), 2),
+        "bare_policy_s": round(min(policy), 2),
+        "ratio": round(min(first, again) / min(policy), 3),
+    }
+    print(json.dumps(row))
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    args.out.write_text(json.dumps(row, indent=1))
+
+
+if __name__ == "__main__":
+    main()
