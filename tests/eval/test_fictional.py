@@ -95,8 +95,8 @@ def test_known_bytes():
     assert hashlib.sha256(text.encode()).hexdigest()[:16] == KNOWN_CORPUS
 
 
-KNOWN_NAMES = ["?", "?", "?"]
-KNOWN_CORPUS = "?"
+KNOWN_NAMES = ["Truso Flobregra", "Kuzhiskux", "The Voyage of Lusalo"]
+KNOWN_CORPUS = "0895f92b8f61e53f"
 
 
 def test_every_kind_of_question_is_there_in_both_splits(made):
