@@ -19,7 +19,8 @@ SHAPE = MicroShape(
 
 def recipe(**changes):
     return PretrainRecipe(**{
-        "shape": SHAPE, "worlds": Worlds(count=3, first_seed=5, entities=60), "documents": 150, "epochs": 2,
+        "shape": SHAPE, "worlds": Worlds(count=3, first_seed=5, entities=60), "documents": 150,
+        "epochs": 2,
         "optimizer": Optimizer(lr=3e-3), "pack_tokens": 1024, "batch_tokens": 4096, "dtype": "float32",
         **changes,
     })  # fmt: skip
