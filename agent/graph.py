@@ -93,12 +93,12 @@ def build_graph(tools: Toolbox, checkpointer: Any = None) -> Graph:
         checkpointer: a LangGraph saver; None for runs that need no resumption.
     """
     builder = StateGraph(State, context_schema=Setup)
-    builder.add_node("policy", _policy)
-    builder.add_node("repair", _repair)
-    builder.add_node("finish", _finish)
+    builder.add_node("policy", policy_node)
+    builder.add_node("repair", repair_node)
+    builder.add_node("finish", finish_node)
     routes: dict[Hashable, str] = {"repair": "repair", "finish": "finish", "policy": "policy"}
     for family in tools.families:
-        builder.add_node(f"tool_{family}", _tool)
+        builder.add_node(f"tool_{family}", tool_node)
         builder.add_edge(f"tool_{family}", "policy")
         routes[family] = f"tool_{family}"
     builder.add_edge(START, "policy")
@@ -106,12 +106,12 @@ def build_graph(tools: Toolbox, checkpointer: Any = None) -> Graph:
     builder.add_edge("finish", END)
     families = {tool.name: tool.family for tool in tools}
     builder.add_conditional_edges(
-        "policy", lambda state: _route(state["episode"], families), routes
+        "policy", lambda state: next_node(state["episode"], families), routes
     )
     return builder.compile(checkpointer=checkpointer, name="turnwise")
 
 
-def _route(episode: Episode, families: dict[str, str]) -> str:
+def next_node(episode: Episode, families: dict[str, str]) -> str:
     """Where the parsed action leads."""
     if episode.status is not None:
         return "finish"
@@ -123,7 +123,7 @@ def _route(episode: Episode, families: dict[str, str]) -> str:
     return families[action.name] if action.kind is ActionKind.TOOL else "finish"
 
 
-async def _policy(state: State, runtime: Runtime[Setup]) -> State:
+async def policy_node(state: State, runtime: Runtime[Setup]) -> State:
     """Let the policy act; open a forced answer when a budget is spent."""
     setup, began = runtime.context, time.perf_counter()
     episode = state["episode"]
@@ -260,7 +260,7 @@ def _salvage(text: str) -> Action:
     return Action(ActionKind.MALFORMED, text="the forced answer is empty")
 
 
-async def _tool(state: State, runtime: Runtime[Setup]) -> State:
+async def tool_node(state: State, runtime: Runtime[Setup]) -> State:
     """Run the pending tool call and show what came back."""
     setup, began = runtime.context, time.perf_counter()
     episode = state["episode"]
@@ -322,7 +322,7 @@ def _call_key(action: Action) -> tuple[str, str]:
     return action.name, json.dumps(arguments, sort_keys=True, default=str)
 
 
-async def _repair(state: State, runtime: Runtime[Setup]) -> State:
+async def repair_node(state: State, runtime: Runtime[Setup]) -> State:
     """Tell the policy what was wrong with its action."""
     began = time.perf_counter()
     episode = state["episode"]
@@ -410,7 +410,7 @@ def _capped(seen: Observation, setup: Setup) -> Observation:
     return replace(seen, sources=tuple(kept), text=seen.text[:cap], truncated=seen.truncated or cut)
 
 
-async def _finish(state: State, runtime: Runtime[Setup]) -> State:
+async def finish_node(state: State, runtime: Runtime[Setup]) -> State:
     """Settle status, answer and citations."""
     episode = state["episode"]
     if episode.status is None:

@@ -25,7 +25,7 @@ import numpy as np
 from pydantic import BaseModel
 
 from agent.episode import Episode
-from agent.graph import State, _finish, _policy, _repair, _route, _tool
+from agent.graph import State, finish_node, next_node, policy_node, repair_node, tool_node
 from agent.policies.base import Completion, Policy, Request
 from agent.policies.catalog import resolve
 from agent.rollout import rollout
@@ -150,13 +150,13 @@ async def plain_loop(policy: Policy, tasks: Sequence[Task]) -> float:
     for task in tasks:
         state: State = {"episode": Episode(task)}
         while True:
-            state = await _policy(state, runtime)
-            route = _route(state["episode"], families)
+            state = await policy_node(state, runtime)
+            route = next_node(state["episode"], families)
             if route == "finish":
-                await _finish(state, runtime)
+                await finish_node(state, runtime)
                 break
             if route != "policy":
-                state = await (_repair if route == "repair" else _tool)(state, runtime)
+                state = await (repair_node if route == "repair" else tool_node)(state, runtime)
     return time.perf_counter() - began
 
 
@@ -166,18 +166,20 @@ async def main() -> None:
     parser.add_argument("--policy", default="default")
     parser.add_argument("--episodes", type=int, default=64)
     parser.add_argument("--concurrency", type=int, nargs="+", default=[1, 8, 64])
+    parser.add_argument("--reuse", nargs="+", default=["yes", "no"], choices=["yes", "no"])
+    parser.add_argument("--tool-ms", type=float, nargs="+", default=[0, 200])
     parser.add_argument("--out", type=Path, default=Path("benchmarks/out/rollout.json"))
     args = parser.parse_args()
     data = DataFolder(Path(), load_settings().benchmarks_dir)  # the library reads no file
     tasks = [*load("library", data, "train").tasks, *load("library", data, "test").tasks]
     folder = resolve(args.policy, load_settings().models_dir)
     rows = []
-    for reuse in (True, False):
+    for reuse in (name == "yes" for name in args.reuse):
         engine = make_engine(args.engine, folder, reuse)
         await through_graph(engine, tasks[:4], 0, 4)  # the first requests warm the engine up
         for concurrency in args.concurrency:
             some = tasks[: max(4, min(args.episodes, 8 * concurrency))]
-            for wait in (0.0, 0.2):
+            for wait in (ms / 1000 for ms in args.tool_ms):
                 row = await measure(engine, some, wait, concurrency)
                 rows.append({"reuse": reuse, **row})
                 print(json.dumps(rows[-1]), flush=True)
