@@ -6,6 +6,7 @@ ones.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from itertools import chain
@@ -22,6 +23,7 @@ from kg.errors import UsageError
 from rl.recipe import SftRecipe, load_pretrain, load_sft
 
 if TYPE_CHECKING:
+    from eval.stats import Interval
     from rl.fit import StepReport
 
 Notify = Callable[[str], None]
@@ -103,10 +105,23 @@ def run_pretraining(
         TurnwiseError: as the parts raise.
     """
     recipe = load_pretrain(recipe_name, overrides)
-    from rl.pretrain import pretrain
+    from agent.policies.transformers import TransformersPolicy
+    from rl.pretrain import copied, pretrain
 
     report = pretrain(recipe, out, _told(notify), notify)
-    return {**asdict(report), "out": str(report.out), "recipe": recipe.digest}
+    notify("asking a world that it has not read")
+    unread = recipe.worlds.first_seed + recipe.worlds.count
+
+    async def asked() -> Interval:
+        policy = TransformersPolicy(report.out, dtype="float32")
+        try:
+            return await copied(policy, recipe, unread)
+        finally:
+            await policy.aclose()
+
+    found = asyncio.run(asked())
+    facts = {**asdict(report), "out": str(report.out), "recipe": recipe.digest}
+    return {**facts, "copied": asdict(found)}
 
 
 def _told(notify: Notify) -> Callable[[StepReport], None]:

@@ -18,8 +18,10 @@ import numpy as np
 import torch
 
 from agent.formats import TagsFormat, system_prompt
+from agent.policies.base import Policy, Request, Sampling
 from eval.fictional.passages import passages_of
 from eval.fictional.world import Entity, World, told
+from eval.stats import Interval, bootstrap
 from rl.attention import NAME, register
 from rl.engine import TargetLogprobs
 from rl.fit import FitReport, Progress, fit
@@ -102,6 +104,29 @@ def _document(world: World, chance: random.Random, things: list[Entity], asked: 
     if asked:
         lines += _asked(world, chance, chosen, "\n".join(lines))
     return "\n".join(lines)
+
+
+async def copied(policy: Policy, recipe: PretrainRecipe, seed: int, count: int = 200) -> Interval:
+    """How often a policy answers a question by copying the right name out of its context.
+
+    Args:
+        policy: the pre-trained model, token-exact.
+        recipe: how documents are made.
+        seed: of a world that it has not read.
+        count: questions.
+    """
+    assert policy.template is not None
+    prompts, golds = [], []
+    for text in documents(recipe, [seed]):
+        head, found, rest = text.partition("<answer>")
+        if found and len(prompts) < count:
+            prompts.append(tuple(policy.template.encode(head + found)))
+            golds.append(rest.split(" [")[0])
+    sampling = Sampling(max_tokens=32)
+    requests = [Request((), ids, sampling, ("</answer>", "\n")) for ids in prompts]
+    done = await policy.generate(requests)
+    said = [one.text.split(" [")[0] for one in done]
+    return bootstrap([float(a == b) for a, b in zip(said, golds, strict=True)])
 
 
 def _linked(world: World, chance: random.Random, start: Entity) -> list[Entity]:

@@ -74,3 +74,14 @@ def test_a_run_of_another_recipe_is_refused(made):
     run, _ = made
     with pytest.raises(UsageError, match="another recipe"):
         pretrain(recipe(seed=9), run)
+
+
+def test_copying_is_measured_on_questions_of_an_unread_world(made):
+    from rl.pretrain import copied
+
+    _, report = made
+    policy = TransformersPolicy(report.out, dtype="float32")
+    found = asyncio.run(copied(policy, recipe(), seed=77, count=12))
+    asyncio.run(policy.aclose())
+    assert found.n == 12
+    assert 0 <= found.mean <= 1
