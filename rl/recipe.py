@@ -71,6 +71,8 @@ class Demonstrations(Strict):
         sources: benchmark name to the number of times its tasks are played (0.5: every other one).
         unanswerable: the same for the unanswerable tasks of a source, where it is another number.
         worlds: fictional worlds that are played besides, each once.
+        shown: numbers of passages that a search shows, each for a share of the episodes; the settings'
+            own number when empty.
         misleading: share of first queries that go astray on purpose.
         abstain_share: most answerable questions that may end in abstention, as a share of a source.
     """
@@ -78,6 +80,7 @@ class Demonstrations(Strict):
     sources: dict[str, float] = {}
     worlds: Worlds | None = None
     unanswerable: dict[str, float] = {}
+    shown: tuple[int, ...] = ()
     misleading: float = Field(0.12, ge=0, le=1)
     abstain_share: float = Field(0.1, ge=0, le=1)
 

@@ -128,18 +128,18 @@ async def _played(
 ) -> list[Trajectory]:
     index = Index.open(folder)
     passages = {p.id: Passage(p.title, p.text) for p in index.passages()}
+    shown = recipe.shown or (search.k,)
+    groups: dict[tuple[int, int], list[Episode]] = {}
+    for number, episode in enumerate(episodes):
+        groups.setdefault((episode.seed, shown[number % len(shown)]), []).append(episode)
     played: list[Trajectory] = []
-    for lap in sorted({episode.seed for episode in episodes}):
+    for (lap, k), some in sorted(groups.items()):
         expert = ExpertPolicy(
             template, benchmark.tasks, passages, recipe.misleading, seed * 1000 + lap
         )
-        tools = Toolbox(
-            [SearchTool(index, search.k, search.passage_chars, search.mode), JudgeTool()]
-        )
+        tools = Toolbox([SearchTool(index, k, search.passage_chars, search.mode), JudgeTool()])
         setup = Setup(expert, TagsFormat(tools), tools, Budgets(turns=12))
-        mine: AsyncIterator[Trajectory] = rollout(
-            [e for e in episodes if e.seed == lap], setup, concurrency=4
-        )
+        mine: AsyncIterator[Trajectory] = rollout(some, setup, concurrency=4)
         played += [trajectory async for trajectory in mine]
     return played
 

@@ -105,7 +105,11 @@ def test_own_documents_are_searched_and_bad_rows_are_told(agent, tmp_path):
     corpus = tmp_path / "notes"
     corpus.mkdir()
     (corpus / "a.md").write_text("# Zorblax\n\nZorblax was discovered by Quin Ardal in 2231.\n")
-    row = {"id": "1", "title": "Harbour rules", "text": "Boats must leave before nine."}
+    row = {
+        "id": "1",
+        "title": "Harbour rules",
+        "text": "The fee is 12 crowns. Boats must leave before nine in the evening.",
+    }
     (corpus / "b.jsonl").write_text(json.dumps(row) + "\n{broken\n")
     (corpus / "c.txt").write_bytes(b"\x00\x01\xff\xfe" * 99)
     done = agent("ask", "--corpus", str(corpus), "Who discovered Zorblax?")
