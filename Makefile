@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 Q ?= Which element is named after the creator of the periodic table?
 
-.PHONY: ask test lint install install-test adapter clean
+.PHONY: ask test lint install install-test adapter micro clean
 
 ask: $(VENV)/.installed
 	@$(BIN)/agent ask --trace $(if $(CORPUS),--corpus "$(CORPUS)") -- "$$Q"
@@ -42,10 +42,17 @@ $(VENV)/.installed-test: $(VENV)/.installed
 	DS_BUILD_OPS=0 $(PIP) --no-build-isolation -e '.[train]'
 	@touch $@
 
-# the default policy's adapter from scratch: demonstrations and training, about an hour on two cores
+# the default policy's adapter from scratch: demonstrations and two runs, about 80 minutes on two cores
 adapter: $(VENV)/.installed-test
 	$(BIN)/agent sft cold_start --data "$(DATA)" --out runs/cold_start
-	cp runs/cold_start/adapter/adapter_* agent/policies/adapter/
+	$(BIN)/agent sft cold_start_notes --data "$(DATA)" --out runs/cold_start_notes \
+		--set init=runs/cold_start/adapter
+	cp runs/cold_start_notes/adapter/adapter_* agent/policies/adapter/
+
+# the micro policy: tokenizer and weights from nothing, then demonstrations on fictional worlds
+micro: $(VENV)/.installed-test
+	$(BIN)/agent pretrain micro --out runs/micro
+	$(BIN)/agent sft micro_cold_start --out runs/micro_cold_start --set base=runs/micro/model
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info
