@@ -13,26 +13,31 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from agent.episode import Episode
-from agent.policies.base import Policy, Request, Sampling
-from agent.policies.registry import open_policy
-from agent.rollout import rollout
-from agent.session import make_setup
-from agent.settings import load_settings
-from agent.task import Task
-from agent.toolbox import index_of
-from agent.trajectory import Status
-from eval.benchmarks import DataFolder, load
-from eval.metrics import exact_match, normalise, token_f1
-from eval.stats import bootstrap, paired
-from tools.base import Toolbox
-from tools.judge import JudgeTool
-from tools.search.index import Index
-from tools.search.tool import SearchTool
+sys.path[0] = str(
+    Path(__file__).resolve().parents[1]
+)  # beside this file lies one named as a package
+
+from agent.episode import Episode  # noqa: E402
+from agent.policies.base import Policy, Request, Sampling  # noqa: E402
+from agent.policies.registry import open_policy  # noqa: E402
+from agent.rollout import rollout  # noqa: E402
+from agent.session import make_setup  # noqa: E402
+from agent.settings import load_settings  # noqa: E402
+from agent.task import Task  # noqa: E402
+from agent.toolbox import index_of  # noqa: E402
+from agent.trajectory import Status  # noqa: E402
+from eval.benchmarks import DataFolder, load  # noqa: E402
+from eval.metrics import exact_match, normalise, token_f1  # noqa: E402
+from eval.stats import bootstrap, paired  # noqa: E402
+from tools.base import Toolbox  # noqa: E402
+from tools.judge import JudgeTool  # noqa: E402
+from tools.search.index import Index  # noqa: E402
+from tools.search.tool import SearchTool  # noqa: E402
 
 ALONE = (
     'Answer the question with a short phrase and nothing else. If you do not know, say "unknown".'

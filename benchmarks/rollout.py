@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -24,21 +25,25 @@ from typing import Any, ClassVar
 import numpy as np
 from pydantic import BaseModel
 
-from agent.episode import Episode
-from agent.graph import State, finish_node, next_node, policy_node, repair_node, tool_node
-from agent.policies.base import Completion, Policy, Request
-from agent.policies.catalog import resolve
-from agent.rollout import rollout
-from agent.session import make_setup
-from agent.settings import load_settings
-from agent.task import Task
-from agent.trajectory import Trajectory
-from eval.benchmarks import DataFolder, load
-from kg.library.load import load_library
-from kg.library.passages import passages
-from tools.base import Observation, Source, Tool, Toolbox, ToolContext
-from tools.judge import JudgeTool
-from tools.search.tool import SearchArguments, SearchTool
+sys.path[0] = str(
+    Path(__file__).resolve().parents[1]
+)  # beside this file lies one named as a package
+
+from agent.episode import Episode  # noqa: E402
+from agent.graph import State, finish_node, next_node, policy_node, repair_node, tool_node  # noqa: E402
+from agent.policies.base import Completion, Policy, Request  # noqa: E402
+from agent.policies.catalog import resolve  # noqa: E402
+from agent.rollout import rollout  # noqa: E402
+from agent.session import make_setup  # noqa: E402
+from agent.settings import load_settings  # noqa: E402
+from agent.task import Task  # noqa: E402
+from agent.trajectory import Trajectory  # noqa: E402
+from eval.benchmarks import DataFolder, load  # noqa: E402
+from kg.library.load import load_library  # noqa: E402
+from kg.library.passages import passages  # noqa: E402
+from tools.base import Observation, Source, Tool, Toolbox, ToolContext  # noqa: E402
+from tools.judge import JudgeTool  # noqa: E402
+from tools.search.tool import SearchArguments, SearchTool  # noqa: E402
 
 
 class StubSearch(Tool):
