@@ -42,12 +42,10 @@ $(VENV)/.installed-test: $(VENV)/.installed
 	DS_BUILD_OPS=0 $(PIP) --no-build-isolation -e '.[train]'
 	@touch $@
 
-# the default policy's adapter from scratch: demonstrations and two runs, about 80 minutes on two cores
+# the default policy's adapter from scratch: demonstrations and training, about an hour on two cores
 adapter: $(VENV)/.installed-test
 	$(BIN)/agent sft cold_start --data "$(DATA)" --out runs/cold_start
-	$(BIN)/agent sft cold_start_notes --data "$(DATA)" --out runs/cold_start_notes \
-		--set init=runs/cold_start/adapter
-	cp runs/cold_start_notes/adapter/adapter_* agent/policies/adapter/
+	cp runs/cold_start/adapter/adapter_* agent/policies/adapter/
 
 # the micro policy: tokenizer and weights from nothing, then demonstrations on fictional worlds
 micro: $(VENV)/.installed-test

@@ -46,6 +46,7 @@ WITH = (
     "Answer the question from the passages with a short phrase and nothing else. "
     'If the passages do not hold the answer, say "unknown".'
 )
+NOTHING = "(no answer)"
 DECLINED = ("unknown", "i dont know", "i do not know", "not mentioned", "not stated", "none")
 
 
@@ -88,11 +89,11 @@ async def prompted(policy: Policy, tasks: list[Task], tool: SearchTool | None) -
 
 
 async def acted(policy: Policy, tasks: list[Task], tool: SearchTool, concurrency: int) -> list[str]:
-    """The agent with its tools."""
+    """The agent with its tools; an episode that ended without answer or abstention is never right."""
     setup = make_setup(load_settings(), policy, Toolbox([tool, JudgeTool()]))
     found: dict[str, str] = {}
     async for done in rollout([Episode(task) for task in tasks], setup, concurrency):
-        found[done.task.id] = "" if done.status is Status.ABSTAINED else done.answer
+        found[done.task.id] = "" if done.status is Status.ABSTAINED else done.answer or NOTHING
     return [found[task.id] for task in tasks]
 
 

@@ -116,7 +116,8 @@ async def copied(policy: Policy, recipe: PretrainRecipe, seed: int, count: int =
         count: questions.
     """
     assert policy.template is not None
-    prompts, golds = [], []
+    prompts: list[tuple[int, ...]] = []
+    golds: list[str] = []
     for text in documents(recipe, [seed]):
         head, found, rest = text.partition("<answer>")
         if found and len(prompts) < count:

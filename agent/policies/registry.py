@@ -58,8 +58,8 @@ def open_policy(
 def _remote(url: str, model: str, api_key: SecretStr | None) -> Policy:
     if not model:
         raise UsageError(
-            f"the server {url} needs a model name", "add --model NAME (see GET /v1/models there)"
-        )
+            "a server needs a model name", "add --model NAME (see GET /v1/models there)"
+        )  # the URL stays out of the message: it may hold a password or a key
     from agent.policies.openai import OpenAIPolicy
 
     return OpenAIPolicy(base_url=url, model=model, api_key=api_key)

@@ -174,6 +174,8 @@ def _read_row(
         on_problem(Problem(where, f"not UTF-8: byte {line[error.start]:#04x}"))
     except json.JSONDecodeError as error:
         on_problem(Problem(where, f"broken JSON: {error.msg} at column {error.colno}"))
+    except ValueError as error:  # a number of thousands of digits
+        on_problem(Problem(where, f"broken JSON: {error}"))
     except RecursionError:
         on_problem(Problem(where, "broken JSON: nested too deeply"))
     except _SkipFileError as error:
