@@ -109,9 +109,11 @@ class TransformersPolicy(Policy):
 
     def _load(self, weights: Path) -> None:
         fresh = _load_model(weights, str(self.model.dtype).removeprefix("torch."))
-        missing = self.model.load_state_dict(fresh.state_dict(), strict=False).missing_keys
-        if missing:
-            raise PolicyUnavailableError(f"{weights} lacks the tensor '{missing[0]}'")
+        ours, theirs = self.model.state_dict(), fresh.state_dict()
+        for name in sorted(ours.keys() | theirs.keys()):
+            if name not in ours or name not in theirs or ours[name].shape != theirs[name].shape:
+                raise PolicyUnavailableError(f"the tensor '{name}' of {weights} does not fit")
+        self.model.load_state_dict(theirs)
         self._kept = None
         self.version = weights_version(weights)
 
@@ -337,11 +339,16 @@ def _load_model(folder: Path, dtype: str) -> Any:
     if dtype == "auto":
         dtype = "bfloat16" if device == "cuda" else "float32"
     try:
-        model = AutoModelForCausalLM.from_pretrained(
-            str(folder), dtype=getattr(torch, dtype), local_files_only=True
+        model, found = AutoModelForCausalLM.from_pretrained(
+            str(folder),
+            dtype=getattr(torch, dtype),
+            local_files_only=True,
+            output_loading_info=True,
         )
     except Exception as error:  # safetensors, json and transformers each raise their own
         raise _broken(folder, error) from error
+    if absent := sorted(found["missing_keys"]):  # transformers fills them at random
+        raise PolicyUnavailableError(f"the model in {folder} lacks the tensor '{absent[0]}'")
     return model.to(device).eval()
 
 

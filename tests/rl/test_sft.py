@@ -163,6 +163,8 @@ def test_an_interrupted_run_goes_on_to_the_same_losses(tiny, tmp_path, number):
     assert len(losses(cut)) < len(losses(whole))
     assert process.wait() == (0 if number == signal.SIGINT else -signal.SIGKILL)
     start(tiny, cut, 0).communicate(timeout=120)
+    steps = [json.loads(line)["step"] for line in (cut / "metrics.jsonl").read_text().splitlines()]
+    assert steps.count(1) == 1  # it went on, and did not begin again
     expected, found = losses(whole), losses(cut)
     assert found.keys() == expected.keys()
     assert all(found[step] == pytest.approx(expected[step], abs=1e-5) for step in expected)

@@ -161,3 +161,22 @@ def test_a_broken_model_folder_is_a_clear_error(base_model, tmp_path):
         (tmp_path / file.name).write_bytes(file.read_bytes()[:5000])
     with pytest.raises(PolicyUnavailableError, match="does not load"):
         TransformersPolicy(tmp_path)
+
+
+async def test_weights_that_lack_a_tensor_are_refused_and_the_old_ones_stay(base_model, tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    for file in base_model.iterdir():
+        if file.suffix != ".safetensors":
+            (tmp_path / file.name).write_bytes(file.read_bytes())
+    tensors = load_file(base_model / "model.safetensors")
+    del tensors["model.layers.0.mlp.down_proj.weight"]
+    save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    policy = TransformersPolicy(base_model, dtype="float32")
+    version = policy.version
+    with pytest.raises(PolicyUnavailableError, match="down_proj"):
+        await policy.load(tmp_path)
+    assert policy.version == version
+    await policy.aclose()
+    with pytest.raises(PolicyUnavailableError, match="down_proj"):
+        TransformersPolicy(tmp_path, dtype="float32")
