@@ -231,7 +231,7 @@ class Trajectory:
             return None
         values = self.logprobs[slice(*self.turns[-1].reply)]
         known = values[~np.isnan(values)]
-        return math.exp(float(known.mean())) if len(known) else None
+        return math.exp(min(0.0, float(known.mean()))) if len(known) else None
 
     def prompt_of(self, turn: Turn) -> npt.NDArray[np.int32]:
         """int32[m]: the exact prompt that a turn's policy call saw."""

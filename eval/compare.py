@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from eval.score import Sample, score_run
+from eval.sample import Sample
+from eval.score import score_run
 from eval.stats import Interval, holm, mcnemar_p, paired, permutation_p
 from kg.errors import UsageError
 

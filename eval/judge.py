@@ -19,7 +19,8 @@ from typing import Any
 
 from agent.policies.base import Policy, Request, Sampling
 from eval.folder import write
-from eval.score import Sample, score_run
+from eval.sample import Sample
+from eval.score import score_run
 from eval.stats import Interval, bootstrap
 from kg.errors import UsageError
 

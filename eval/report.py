@@ -17,7 +17,8 @@ from typing import Any
 from agent.viewer import render_html
 from eval import plots
 from eval.folder import open_store, write
-from eval.score import RunScores, Sample, SetScores
+from eval.sample import Sample
+from eval.score import RunScores, SetScores
 from eval.stats import Interval
 from kg.errors import MissingExtraError
 
@@ -90,6 +91,7 @@ def tables(scores: RunScores) -> list[Table]:
         _mapping_table(
             "Abstention", {one.name: one.abstention for one in scores.sets}, percent=True
         ),
+        *_optional("Confidence of answers", {one.name: one.calibration for one in scores.sets}),
         *_optional("Several samples", {one.name: one.several for one in scores.sets}),
         *[
             _interval_table(f"{one.name} by {what}", values)
@@ -177,6 +179,11 @@ def _figures(scores: RunScores) -> list[str]:
                 for what, values in (("kind", one.kinds), ("searches", one.by_searches))
                 if len(values) > 1
             ]
+            if one.calibration:
+                drawn += [
+                    plots.risk_coverage(f"{one.name}: risk against coverage", one.risk_coverage),
+                    plots.reliability(f"{one.name}: reliability", one.reliability),
+                ]
     except MissingExtraError as error:
         return [f"<p>{escape(str(error))}</p>"]
     return ["<h2>Plots</h2>", *(f"<figure>{svg}</figure>" for svg in drawn)]

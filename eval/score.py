@@ -17,56 +17,21 @@ from typing import Any
 import numpy as np
 
 from agent.task import Task
-from agent.trajectory import Status, Trajectory
 from eval.folder import RunHeader, group_of, open_store, read_header, read_tasks
-from eval.metrics import SCORERS
-from eval.metrics.abstention import Reply, abstention
-from eval.metrics.choice import multiple_choice
-from eval.metrics.retrieval import hit_at_k, mrr, recall_at_k
+from eval.metrics.abstention import (
+    Reply,
+    abstention,
+    aurc,
+    confidence_auroc,
+    ece,
+    reliability,
+    risk_coverage,
+)
 from eval.metrics.sampling import majority, pass_at_k
-from eval.metrics.usage import Usage, usage
+from eval.sample import Sample, score_one
 from eval.stats import Interval, bootstrap
 
-NO_GOLD = "no gold answer"
 NOT_RUN = "not run"
-
-
-@dataclass(frozen=True)
-class Sample:
-    """One scored episode.
-
-    Attributes:
-        excluded: why it has no answer score; empty when it has.
-        right: the headline score, 0 to 1: the choice's, the abstention's, else exact match.
-        evidence_recall: share of the gold passages that were shown; None without gold.
-    """
-
-    benchmark: str
-    task: str
-    kind: str
-    question: str
-    gold: tuple[str, ...]
-    answerable: bool
-    seed: int
-    id: str
-    answer: str
-    status: str
-    stop_reason: str
-    error: str
-    excluded: str
-    right: float
-    em: float
-    f1: float
-    cover: float
-    evidence_recall: float | None
-    evidence_hit: float | None
-    evidence_mrr: float | None
-    usage: Usage
-
-    @property
-    def failed(self) -> bool:
-        """Whether the episode ended in an error."""
-        return self.status == Status.FAILED
 
 
 @dataclass(frozen=True)
@@ -83,6 +48,8 @@ class SetScores:
         by_searches: the headline by number of searches (4 stands for more).
         retrieval: name to interval, over questions with gold evidence.
         abstention: figures that have one value for the set.
+        calibration: AUROC, area under risk-coverage and ECE of the confidence; empty without one.
+        risk_coverage, reliability: the curves behind it, see `eval.metrics.abstention`.
         several: pass@k and maj@n when there are several samples.
         usage: means and percentiles of counts and seconds.
         stop_reasons: of episodes.
@@ -101,6 +68,9 @@ class SetScores:
     by_searches: dict[int, Interval]
     retrieval: dict[str, Interval]
     abstention: dict[str, float]
+    calibration: dict[str, float]
+    risk_coverage: list[tuple[float, float]]
+    reliability: list[tuple[float, float, int]]
     several: dict[str, float]
     usage: dict[str, float]
     stop_reasons: dict[str, int]
@@ -153,58 +123,6 @@ def score_run(run: Path, scorer: str = "") -> RunScores:
     return RunScores(header, tuple(sets), tuple(samples))
 
 
-def score_one(benchmark: str, scorer: str, task: Task, done: Trajectory) -> Sample:
-    """Score one episode of a task."""
-    answer = "" if done.status in (Status.FAILED, Status.ABSTAINED) else done.answer.strip()
-    excluded = "" if task.answers or task.answerable is False else NO_GOLD
-    right, em, f1, cover = (
-        (math.nan,) * 4 if excluded else _answer_scores(scorer, task, answer, done)
-    )
-    shown = [
-        source.id for turn in done.turns if turn.observation for source in turn.observation.sources
-    ]
-    gold = task.evidence if task.answerable is not False else ()
-    return Sample(
-        benchmark=benchmark,
-        task=task.id,
-        kind=task.kind,
-        question=task.question,
-        gold=task.answers,
-        answerable=task.answerable is not False,
-        seed=done.seed,
-        id=done.id,
-        answer=answer,
-        status=done.status,
-        stop_reason=done.stop_reason,
-        error=done.error if done.status is Status.FAILED else "",
-        excluded=excluded,
-        right=right,
-        em=em,
-        f1=f1,
-        cover=cover,
-        evidence_recall=recall_at_k(shown, gold, len(shown)) if gold else None,
-        evidence_hit=hit_at_k(shown, gold, len(shown)) if gold else None,
-        evidence_mrr=mrr(shown, gold) if gold else None,
-        usage=usage(done),
-    )
-
-
-def _answer_scores(
-    scorer: str, task: Task, answer: str, done: Trajectory
-) -> tuple[float, float, float, float]:
-    """Headline, exact match, F1 and cover of an answer."""
-    if task.answerable is False:
-        declined = float(done.status is not Status.FAILED and not answer)
-        return (declined,) * 4
-    if done.status is Status.FAILED:
-        return (0.0,) * 4
-    found = SCORERS[scorer](answer, task.answers)
-    right = found.em
-    if "choices" in task.meta:
-        right = multiple_choice(answer, task.meta["choices"], task.meta["right"])
-    return right, found.em, found.f1, found.cover
-
-
 def _set_scores(
     name: str, scorer: str, tasks: Sequence[Task], samples: Sequence[Sample], skipped: list[str]
 ) -> SetScores:
@@ -215,6 +133,7 @@ def _set_scores(
         excluded[NOT_RUN] = len(tasks) - len(ran)
     gold = [s for s in samples if s.evidence_recall is not None]
     kinds = sorted({s.kind for s in scored})
+    replies = [_reply(s) for s in scored]
     return SetScores(
         name=name,
         scorer=scorer,
@@ -227,7 +146,10 @@ def _set_scores(
         kinds=_grouped(scored, lambda s: s.kind) if len(kinds) > 1 else {},
         by_searches=_grouped(scored, lambda s: min(s.usage.searches, 4)),
         retrieval=_intervals(gold, {k: _field(f"evidence_{k}") for k in ("hit", "recall", "mrr")}),
-        abstention=_abstention(scored),
+        abstention=_abstention(replies),
+        calibration=_calibration(replies),
+        risk_coverage=risk_coverage(replies),
+        reliability=reliability(replies),
         several=_several(scored),
         usage=_usage(samples),
         stop_reasons=dict(Counter(s.stop_reason for s in samples).most_common()),
@@ -264,8 +186,18 @@ def _grouped(samples: Sequence[Sample], by: Callable[[Sample], Any]) -> dict[Any
     }
 
 
-def _abstention(samples: Sequence[Sample]) -> dict[str, float]:
-    replies = [Reply(bool(s.answer), s.answerable and s.right == 1, s.answerable) for s in samples]
+def _reply(sample: Sample) -> Reply:
+    right = sample.answerable and sample.right == 1
+    return Reply(bool(sample.answer), right, sample.answerable, sample.confidence)
+
+
+def _calibration(replies: Sequence[Reply]) -> dict[str, float]:
+    if all(reply.confidence is None for reply in replies):
+        return {}
+    return {"AUROC": confidence_auroc(replies), "AURC": aurc(replies), "ECE": ece(replies)}
+
+
+def _abstention(replies: Sequence[Reply]) -> dict[str, float]:
     found = abstention(replies)
     return {
         "coverage": found.coverage,

@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from eval.score import Sample, score_run
+from eval.sample import Sample
+from eval.score import score_run
 from eval.stats import Interval, bootstrap
 from kg.errors import UsageError
 

@@ -62,23 +62,8 @@ def _chosen(key: str, of: int) -> int:
 
 def _elements(library: Library) -> Iterator[Question]:
     for element in library.elements[::2]:
-        options: list[tuple[str, str | None]] = [
-            (f"What is the chemical symbol of {element.name.lower()}?", element.symbol),
-            (f"What is the atomic number of {element.name.lower()}?", str(element.number)),
-        ]
-        if element.discovered:
-            options += [
-                (f"In which year was {element.name.lower()} discovered?", str(element.discovered)),
-                (f"In which city or place was {element.name.lower()} discovered?", element.place),
-            ]
-        if len(element.discoverers) == 1:
-            options.append((f"Who discovered {element.name.lower()}?", element.discoverers[0]))
-        if element.namesake_kind in ("person", "place"):
-            options.append(
-                (f"After whom or what is {element.name.lower()} named?", element.namesake)
-            )
-        text, answer = options[_chosen(element.name, len(options))]
-        yield _make("one_hop", element.name, text, (str(answer),), _id("element", element))
+        text, answer = _fact(element)
+        yield _make("one_hop", element.name, text, (answer,), _id("element", element))
     for element in library.elements:
         alone = sum(e.namesake == element.namesake for e in library.elements) == 1
         if alone and element.namesake_kind in ("place", "sky", "myth"):
@@ -89,6 +74,29 @@ def _elements(library: Library) -> Iterator[Question]:
                 (element.name.lower(),),
                 _id("element", element),
             )
+
+
+def _fact(element: Element) -> tuple[str, str]:
+    """The one-hop question about an element, and its answer."""
+    options: list[tuple[str, str | None]] = [
+        (f"What is the chemical symbol of {element.name.lower()}?", element.symbol),
+        (f"What is the atomic number of {element.name.lower()}?", str(element.number)),
+    ]
+    if element.discovered:
+        options += [
+            (f"In which year was {element.name.lower()} discovered?", str(element.discovered)),
+            (f"In which city or place was {element.name.lower()} discovered?", element.place),
+        ]
+    if len(element.discoverers) == 1:
+        options.append((f"Who discovered {element.name.lower()}?", element.discoverers[0]))
+    if element.namesake_kind in ("person", "place"):
+        options.append((_namesake_question(element), element.namesake))
+    text, answer = options[_chosen(element.name, len(options))]
+    return text, str(answer)
+
+
+def _namesake_question(element: Element) -> str:
+    return f"After whom or what is {element.name.lower()} named?"
 
 
 def _molecules(library: Library) -> Iterator[Question]:
@@ -132,7 +140,7 @@ def _two_hops(library: Library) -> Iterator[Question]:
     for element in library.elements:
         person = library.person(element.namesake)
         if person:
-            yield from _named_after(element, person)
+            yield from _named_after(library, element, person)
         if person and element.name != "Mendelevium":
             yield from _namesake(element, person)
         if len(element.discoverers) == 1:
@@ -166,9 +174,10 @@ def _two_hops(library: Library) -> Iterator[Question]:
             )
 
 
-def _named_after(element: Element, person: Person) -> Iterator[Question]:
+def _named_after(library: Library, element: Element, person: Person) -> Iterator[Question]:
     """The other way round: from the person, or what the person did, to the element."""
-    key = element.name + person.name
+    asked = element in library.elements[::2] and _fact(element)[0] == _namesake_question(element)
+    key = element.name if asked else element.name + person.name  # on the side of its inverse
     answer, source = (element.name.lower(),), _id("element", element)
     yield _make("one_hop", key, f"Which element is named after {person.name}?", answer, source)
     if element.name != "Mendelevium":

@@ -117,6 +117,17 @@ def test_questions_are_many_of_every_kind_and_split_without_overlap():
     assert not {c for c in chains["train"] & chains["test"] if len(c) == 2}
 
 
+def test_a_fact_and_its_inverse_are_on_the_same_side():
+    split = {q.question: q.split for q in load_questions()}
+    pairs = 0
+    for element in LIBRARY.elements:
+        forward = split.get(f"After whom or what is {element.name.lower()} named?")
+        backward = split.get(f"Which element is named after {element.namesake}?")
+        pairs += bool(forward and backward)
+        assert None in (forward, backward) or forward == backward
+    assert pairs
+
+
 def test_comparisons_name_the_greater_one():
     mass = {m.name: m.mass for m in LIBRARY.molecules}
     number = {e.name.lower(): e.number for e in LIBRARY.elements}
