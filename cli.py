@@ -325,6 +325,21 @@ def eval_score(
 
 
 @eval_app.command(
+    "inspect",
+    epilog="Example: agent eval inspect runs/a logs/, then inspect view --log-dir logs",
+)
+def eval_inspect(
+    run: Path,
+    out: Annotated[Path, typer.Argument(help="Folder for one .eval file a question set.")],
+    scorer: Annotated[str, typer.Option(help="Instead of each set's own.")] = "",
+) -> None:
+    """Write a run as Inspect logs, for Inspect's viewer and analysis; needs the extra inspect."""
+    from eval.command import exported
+
+    typer.echo(exported(run, out, scorer))
+
+
+@eval_app.command(
     "judge",
     epilog="Examples: agent eval judge runs/a --policy http://127.0.0.1:8000/v1 --model large · "
     "agent eval judge runs/a --policy vllm:owner/model --json",

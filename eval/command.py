@@ -55,6 +55,13 @@ def score(run_folder: Path, scorer: str, as_json: bool) -> str:
     return json.dumps(scores.to_dict()) if as_json else markdown(scores)
 
 
+def exported(run_folder: Path, out: Path, scorer: str) -> str:
+    """Write a run's Inspect logs; see `eval.inspect.log`."""
+    from eval.inspect.log import export
+
+    return "\n".join(map(str, export(run_folder, out, scorer)))
+
+
 def judged(
     run_folder: Path,
     settings: Settings,

@@ -1,0 +1,176 @@
+"""turnwise inside Inspect: the agent, an answer scorer, and every question set as a task.
+
+    inspect eval turnwise/question_set -T benchmark=library --model none
+
+The agent brings its own policy, so that Inspect's `--model` is not asked anything. Inspect puts the
+import package before the names of what lies in site-packages: there the task is
+`eval/turnwise/question_set`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from weakref import WeakKeyDictionary
+
+from inspect_ai import Task as InspectTask
+from inspect_ai import task
+from inspect_ai.agent import Agent, AgentState, agent, as_solver
+from inspect_ai.dataset import MemoryDataset
+from inspect_ai.dataset import Sample as InspectSample
+from inspect_ai.model import ModelOutput
+from inspect_ai.scorer import Score, Scorer, Target, mean, scorer, stderr
+from inspect_ai.solver import TaskState
+from inspect_ai.util import store
+
+from agent.episode import Episode
+from agent.graph import Graph, Setup, build_graph
+from agent.policies.registry import open_policy
+from agent.rollout import run_episode
+from agent.session import make_setup
+from agent.settings import Settings, load_settings
+from agent.task import Task
+from agent.toolbox import open_tools
+from agent.trajectory import Status
+from eval.benchmarks import DataFolder, load
+from eval.inspect.messages import messages_of
+from eval.metrics import SCORERS
+from eval.metrics.choice import multiple_choice
+from eval.run import spread
+from kg.errors import TurnwiseError
+
+STORED = "turnwise:trajectory"
+
+
+@dataclass(frozen=True)
+class _Open:
+    """What episodes of one event loop share."""
+
+    setup: Setup
+    graph: Graph
+
+
+# A policy belongs to the loop that it was opened in; Inspect runs each evaluation in one of its own.
+_opened: WeakKeyDictionary[Any, dict[str, asyncio.Task[_Open]]] = WeakKeyDictionary()
+
+
+@agent(name="turnwise/agent")
+def turnwise(
+    policy: str | None = None,
+    corpus: list[str] | None = None,
+    tools: list[str] | None = None,
+    temperature: float | None = None,
+    seed: int | None = None,
+) -> Agent:
+    """Answers the last message of the user; the token-exact trajectory goes into the sample's store.
+
+    Args:
+        policy, corpus, tools, seed: as in `agent ask`; None leaves what the settings say.
+        temperature: of the policy's sampling.
+    """
+    flags: dict[str, Any] = {
+        "policy": policy,
+        "corpus": tuple(map(Path, corpus)) if corpus else None,
+        "tools": tuple(tools) if tools is not None else None,
+        "seed": seed,
+        "sampling": None if temperature is None else {"temperature": temperature},
+    }
+    settings = load_settings(**flags)
+
+    async def execute(state: AgentState) -> AgentState:
+        opened = await _open(settings)
+        asked = Task.ask(_question(state))
+        done = await run_episode(Episode(asked, seed=settings.seed), opened.setup, opened.graph)
+        store().set(STORED, done.to_dict())
+        if done.status is Status.FAILED:
+            raise RuntimeError(done.error)
+        state.messages.extend(messages_of(done)[1:])
+        state.output = ModelOutput.from_content(done.policy, done.answer)
+        return state
+
+    return execute
+
+
+@scorer(metrics={key: [mean(), stderr()] for key in ("right", "em", "f1")}, name="turnwise/answers")
+def answers(scorer_name: str = "squad2") -> Scorer:
+    """A question set's official scorer; for an unanswerable question, whether nothing was answered.
+
+    Args:
+        scorer_name: one of `eval.metrics.SCORERS`.
+    """
+
+    async def score(state: TaskState, target: Target) -> Score:
+        said = state.output.completion.strip()
+        gold, facts = [text for text in target if text], state.metadata
+        if not gold:
+            declined = float(not said)
+            return Score(value={"right": declined, "em": declined, "f1": declined}, answer=said)
+        found = SCORERS[scorer_name](said, gold)
+        right = found.em
+        if "choices" in facts:
+            right = multiple_choice(said, facts["choices"], facts["right"])
+        return Score(value={"right": right, "em": found.em, "f1": found.f1}, answer=said)
+
+    return score
+
+
+@task(name="turnwise/question_set")
+def question_set(
+    benchmark: str, data: str = "", questions: int = 0, policy: str | None = None
+) -> InspectTask:
+    """A question set of turnwise, over its own corpus.
+
+    Args:
+        benchmark, data: as for `agent eval`.
+        questions: at most so many, spread evenly; 0 for all.
+        policy: as in `agent ask`.
+    """
+    found = load(benchmark, DataFolder(data, load_settings().benchmarks_dir))
+    scored = [one for one in found.tasks if one.answers or one.answerable is False]
+    samples = [
+        InspectSample(
+            id=one.id,
+            input=one.question,
+            target=list(one.answers) or "",
+            metadata={**one.meta, "kind": one.kind, "evidence": list(one.evidence)},
+        )
+        for one in spread(scored, questions)
+    ]
+    corpus = [str(path) for path in found.corpus]
+    return InspectTask(
+        dataset=MemoryDataset(samples, name=found.name),
+        solver=as_solver(turnwise(policy=policy, corpus=corpus)),
+        scorer=answers(found.scorer),
+    )
+
+
+async def _open(settings: Settings) -> _Open:
+    """Policy and tools, opened by the first sample that needs them."""
+    mine = _opened.setdefault(asyncio.get_running_loop(), {})
+    key = settings.model_dump_json()
+    if key not in mine:
+        mine[key] = asyncio.ensure_future(_make(settings))
+    return await asyncio.shield(mine[key])
+
+
+async def _make(settings: Settings) -> _Open:
+    tools = await asyncio.to_thread(open_tools, settings)
+    policy = await asyncio.to_thread(
+        lambda: open_policy(
+            settings.policy,
+            settings.models_dir,
+            dtype=settings.dtype,
+            model=settings.model,
+            api_key=settings.api_key,
+        )
+    )
+    return _Open(make_setup(settings, policy, tools), build_graph(tools))
+
+
+def _question(state: AgentState) -> str:
+    for message in reversed(state.messages):
+        if message.role == "user":
+            return message.text
+    raise TurnwiseError("the sample holds no message of a user")

@@ -1,0 +1,181 @@
+"""A finished run folder as Inspect logs, one for each question set.
+
+A run folder holds more than an Inspect log: token ids, log-probabilities, spans and rewards stay
+behind. Everything that Inspect has a place for goes there; the rest of a question is its metadata.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from agent.trajectory import Status, StopReason, Trajectory
+from eval.folder import open_store
+from eval.inspect.messages import messages_of, usage_of
+from eval.sample import Sample
+from eval.score import RunScores, SetScores, score_run
+from kg.errors import MissingExtraError, UsageError
+
+if TYPE_CHECKING:
+    from inspect_ai.log import EvalLog, EvalSample
+
+_FIGURES = ("right", "em", "f1", "cover")
+_LIMITS = {
+    StopReason.MAX_TURNS: "turn",
+    StopReason.MAX_TOKENS: "token",
+    StopReason.MAX_SECONDS: "time",
+    StopReason.CONTEXT_LENGTH: "context",
+    StopReason.MAX_TOOL_CALLS: "custom",
+    StopReason.REPETITION: "custom",
+}
+_BUDGETS = {
+    StopReason.MAX_TURNS: "turns",
+    StopReason.MAX_TOKENS: "tokens",
+    StopReason.MAX_SECONDS: "seconds",
+    StopReason.MAX_TOOL_CALLS: "tool_calls",
+    StopReason.REPETITION: "repeats",
+}
+
+
+def export(run: Path, out: Path, scorer: str = "") -> list[Path]:
+    """Write one `.eval` file a question set into `out`; gives their paths.
+
+    Args:
+        run: folder of a run.
+        out: folder, made when it is not there.
+        scorer: instead of each set's own.
+
+    Raises:
+        UsageError: not a run, or `out` cannot be written.
+        MissingExtraError: inspect-ai is not installed.
+    """
+    try:
+        from inspect_ai.log import write_eval_log
+    except ImportError as error:
+        raise MissingExtraError("inspect-ai", "inspect", "Inspect logs") from error
+    written = []
+    for log in logs_of(run, scorer):
+        path = out / f"{log.eval.task}.eval"
+        try:
+            out.mkdir(parents=True, exist_ok=True)
+            write_eval_log(log, str(path), format="eval")
+        except OSError as error:
+            raise UsageError(f"cannot write {path}: {error.strerror}") from error
+        written.append(path)
+    return written
+
+
+def logs_of(run: Path, scorer: str = "") -> Iterator[EvalLog]:
+    """The log of each question set of a run."""
+    scores = score_run(run, scorer)
+    with open_store(run) as store:
+        for one in scores.sets:
+            mine = [s for s in scores.samples if s.benchmark == one.name]
+            yield _log(scores, one, [(s, store.get(s.id)) for s in mine])
+
+
+def _log(
+    scores: RunScores, one: SetScores, episodes: Sequence[tuple[Sample, Trajectory]]
+) -> EvalLog:
+    from inspect_ai.log import EvalConfig, EvalDataset, EvalLog, EvalResults, EvalSpec, EvalStats
+
+    header = scores.header
+    ended = [_ended(done) for _, done in episodes]
+    return EvalLog(
+        status="success" if one.episodes == one.questions * header.samples else "cancelled",
+        eval=EvalSpec(
+            created=header.created,
+            task=one.name,
+            dataset=EvalDataset(name=one.name, samples=one.questions),
+            model=header.policy,
+            config=EvalConfig(epochs=header.samples),
+            packages=header.packages,
+            metadata={"setup": header.setup, "given": header.given, "seed": header.seed},
+        ),
+        results=EvalResults(
+            total_samples=one.questions * header.samples,
+            completed_samples=one.episodes - one.errors,
+            scores=_results(one),
+        ),
+        stats=EvalStats(started_at=header.created, completed_at=max(ended, default="")),
+        samples=[_sample(sample, done, header) for sample, done in episodes],
+    )
+
+
+def _results(one: SetScores) -> list[Any]:
+    """One score a figure, with the interval's ends beside the mean."""
+    from inspect_ai.log import EvalMetric, EvalScore
+
+    out = []
+    for name, interval in one.answers.items():
+        values = {"mean": interval.mean, "low_95": interval.low, "high_95": interval.high}
+        metrics = {key: EvalMetric(name=key, value=value) for key, value in values.items()}
+        left_out = one.questions - interval.n
+        out.append(
+            EvalScore(
+                name=name,
+                scorer=one.scorer,
+                scored_samples=interval.n,
+                unscored_samples=left_out,
+                metrics=metrics,
+            )
+        )
+    return out
+
+
+def _sample(sample: Sample, done: Trajectory, header: Any) -> EvalSample:
+    from inspect_ai.log import EvalError, EvalSample, EvalSampleLimit
+    from inspect_ai.model import ModelOutput
+
+    budget = header.setup["budgets"].get(_BUDGETS.get(done.stop_reason, ""), 0)
+    kind: Any = _LIMITS.get(done.stop_reason)
+    usage = usage_of(done)
+    failed = done.status is Status.FAILED
+    return EvalSample(
+        id=sample.task,
+        epoch=sample.seed - header.seed + 1,
+        input=sample.question,
+        target=list(sample.gold),
+        messages=messages_of(done),
+        output=ModelOutput.from_content(done.policy, sample.answer),
+        scores=None if sample.excluded else _scores(sample),
+        metadata=_metadata(sample),
+        model_usage={done.policy: usage},
+        started_at=done.created,
+        completed_at=_ended(done),
+        total_time=done.seconds,
+        uuid=done.id,
+        error=EvalError(message=done.error, traceback="", traceback_ansi="") if failed else None,
+        limit=EvalSampleLimit(type=kind, limit=budget) if kind else None,
+        turn_count=len(done.turns),
+    )
+
+
+def _scores(sample: Sample) -> dict[str, Any]:
+    from inspect_ai.scorer import Score
+
+    return {name: Score(value=getattr(sample, name), answer=sample.answer) for name in _FIGURES}
+
+
+def _metadata(sample: Sample) -> dict[str, Any]:
+    facts = {
+        "kind": sample.kind,
+        "answerable": sample.answerable,
+        "status": sample.status,
+        "stop_reason": sample.stop_reason,
+        "excluded": sample.excluded,
+        "evidence_recall": sample.evidence_recall,
+        "confidence": sample.confidence,
+    }
+    return {
+        key: value
+        for key, value in facts.items()
+        if not (isinstance(value, float) and math.isnan(value))
+    }
+
+
+def _ended(done: Trajectory) -> str:
+    return (datetime.fromisoformat(done.created) + timedelta(seconds=done.seconds)).isoformat()

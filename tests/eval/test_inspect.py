@@ -1,0 +1,101 @@
+"""turnwise and Inspect: our runs as its logs, and our agent in its evaluations."""
+
+from importlib.metadata import entry_points
+from pathlib import Path
+
+import inspect_ai
+import pytest
+from inspect_ai.log import read_eval_log
+
+import eval.inspect.agent as adapter
+import eval.run as eval_run
+from agent.settings import load_settings
+from agent.trajectory import Trajectory
+from eval.benchmarks import DataFolder, load
+from eval.command import exported
+from eval.inspect.messages import messages_of
+from eval.run import EvalRequest, run
+from eval.score import score_run
+from kg.errors import PolicyUnavailableError
+from kg.library.load import load_library
+from kg.library.passages import passages
+from rl.guidance.expert import ExpertPolicy, Passage
+
+
+def expert(template):
+    tasks = load("library", DataFolder("", Path()), "test").tasks
+    corpus = {row["id"]: Passage(row["title"], row["text"]) for row in passages(load_library())}
+    return ExpertPolicy(template, tasks, corpus, misleading=0.2)
+
+
+@pytest.fixture
+def finished(template, monkeypatch, tmp_path):
+    monkeypatch.setattr(eval_run, "open_policy", lambda *_, **__: expert(template))
+    out = tmp_path / "run"
+    run(EvalRequest(benchmarks=("library",), limit=12, cache=False), load_settings(), out)
+    return out
+
+
+def test_a_run_becomes_a_log_that_inspect_reads(finished, tmp_path):
+    [path] = map(Path, exported(finished, tmp_path / "logs", "").split("\n"))
+    log, ours = read_eval_log(str(path)), score_run(finished)
+    [one] = ours.sets
+    assert (log.status, log.eval.task, log.eval.model) == ("success", "library", ours.header.policy)
+    assert {s.name: s.metrics["mean"].value for s in log.results.scores} == pytest.approx(
+        {name: interval.mean for name, interval in one.answers.items()}
+    )
+    mine = {sample.task: sample for sample in ours.samples}
+    assert len(log.samples) == len(mine) == 12
+    for sample in log.samples:
+        expected = mine[sample.id]
+        assert sample.scores["em"].value == expected.em
+        assert sample.output.completion == expected.answer
+        assert sample.messages[0].text == expected.question
+        assert sample.model_usage[ours.header.policy].output_tokens == expected.usage.sampled_tokens
+        searches = [m for m in sample.messages if m.role == "tool" and m.function == "search"]
+        assert len(searches) == expected.usage.searches
+        calls = [c.id for m in sample.messages if m.role == "assistant" for c in m.tool_calls or ()]
+        assert [m.tool_call_id for m in sample.messages if m.role == "tool"] == calls
+
+
+def evaluated(tmp_path, **options):
+    task = adapter.question_set("library", questions=6)
+    [log] = inspect_ai.eval(
+        task, model="none", display="none", log_dir=str(tmp_path), log_format="json", **options
+    )
+    return log
+
+
+def test_inspect_runs_the_agent_and_scores_it_as_we_do(template, monkeypatch, tmp_path):
+    monkeypatch.setattr(adapter, "open_policy", lambda *_, **__: expert(template))
+    log = evaluated(tmp_path)
+    assert log.status == "success", log.error
+    assert len(log.samples) == 6
+    for sample in log.samples:
+        done = Trajectory.from_dict(sample.store[adapter.STORED])
+        assert done.has_tokens
+        assert sample.output.completion == done.answer
+        assert [m.text for m in sample.messages] == [m.text for m in messages_of(done)]
+        gold = [sample.target] if isinstance(sample.target, str) else sample.target
+        value = sample.scores["answers"].value
+        assert value["em"] == float(any(done.answer.lower() == one.lower() for one in gold))
+    assert sum(s.scores["answers"].value["right"] for s in log.samples) >= 4
+
+
+def test_a_policy_that_fails_is_an_error_of_the_sample(template, monkeypatch, tmp_path):
+    class Gone(ExpertPolicy):
+        async def generate(self, requests):
+            raise PolicyUnavailableError("the server is gone")
+
+    monkeypatch.setattr(
+        adapter, "open_policy", lambda *_, **__: Gone(template, (), {}, misleading=0)
+    )
+    log = evaluated(tmp_path, fail_on_error=False)
+    assert all("the server is gone" in sample.error.message for sample in log.samples)
+
+
+def test_inspect_finds_us():
+    found = {one.name: one for one in entry_points(group="inspect_ai")}
+    assert {"turnwise", "eval"} <= set(found)
+    assert found["eval"].value == found["turnwise"].value
+    assert found["turnwise"].load().question_set is adapter.question_set
