@@ -15,7 +15,7 @@ from agent.settings import Settings
 from eval.analyses.boundary import boundary
 from eval.analyses.boundary import table as boundary_table
 from eval.compare import compare, table
-from eval.judge import judge_run, lines
+from eval.judge import judge_run, lines, read_judged
 from eval.report import markdown, write_reports
 from eval.run import EvalRequest, run
 from eval.score import score_run
@@ -52,7 +52,9 @@ def score(run_folder: Path, scorer: str, as_json: bool) -> str:
     """Score a run and write its reports into it."""
     scores = score_run(run_folder, scorer)
     write_reports(scores, run_folder)
-    return json.dumps(scores.to_dict()) if as_json else markdown(scores)
+    if as_json:
+        return json.dumps(scores.to_dict())
+    return markdown(scores, read_judged(run_folder, scores.samples))
 
 
 def exported(run_folder: Path, out: Path, scorer: str) -> str:
@@ -80,6 +82,7 @@ def judged(
     )
     with bar(lines=True) as advance:
         found = judge_run(run_folder, policy, concurrency, advance)
+    write_reports(score_run(run_folder), run_folder)
     return json.dumps(asdict(found)) if as_json else "\n".join(lines(found))
 
 

@@ -71,7 +71,7 @@ def judge_run(
         UsageError: not a run, nothing to judge, or another judge has begun there.
         PolicyUnavailableError: the judge cannot be reached; what it said so far is kept.
     """
-    samples = [s for s in score_run(run).samples if not s.excluded and s.answerable]
+    samples = _answerable(score_run(run).samples)
     if not samples:
         raise UsageError(f"{run} holds no answerable question with a gold answer")
     judge = f"{policy.name}@{policy.version}"
@@ -80,7 +80,7 @@ def judge_run(
     missing = [s for s in samples if s.id not in verdicts]
     asyncio.run(_judge(run, policy, judge, missing, verdicts, concurrency, advance, len(samples)))
     _save(run, judge, verdicts)
-    return summary(judge, samples, verdicts)
+    return summary(judge, samples, verdicts, prompt_digest())
 
 
 async def _judge(
@@ -134,7 +134,7 @@ def read_verdict(text: str) -> str:
     return UNREAD
 
 
-def summary(judge: str, samples: Sequence[Sample], verdicts: dict[str, str]) -> Judged:
+def summary(judge: str, samples: Sequence[Sample], verdicts: dict[str, str], prompt: str) -> Judged:
     """Figures of a judge over the samples that it judged."""
     judged = [s for s in samples if s.id in verdicts]
     said = [verdicts[s.id] == CORRECT for s in judged]
@@ -142,7 +142,7 @@ def summary(judge: str, samples: Sequence[Sample], verdicts: dict[str, str]) -> 
     agreed = sum(a == b for a, b in zip(said, matched, strict=True)) / len(judged)
     return Judged(
         judge=judge,
-        prompt=prompt_digest(),
+        prompt=prompt,
         verdicts={s.id: verdicts[s.id] for s in judged},
         accuracy=bootstrap(
             [float(x) for x in said], clusters=[(s.benchmark, s.task) for s in judged]
@@ -173,21 +173,40 @@ def _prompt() -> str:
     return (resources.files("eval.prompts") / "judge.txt").read_text("utf-8")
 
 
+def read_judged(run: Path, samples: Sequence[Sample]) -> Judged | None:
+    """What a judge said of a scored run; None when none has judged it.
+
+    Raises:
+        UsageError: `judge.json` is damaged.
+    """
+    judge, prompt, verdicts = _read(run)
+    known = [s for s in _answerable(samples) if s.id in verdicts]
+    return summary(judge, known, verdicts, prompt) if known else None
+
+
+def _answerable(samples: Iterable[Sample]) -> list[Sample]:
+    return [s for s in samples if not s.excluded and s.answerable]
+
+
 def _known(run: Path, judge: str) -> dict[str, str]:
     """Verdicts that are there already, of the same judge and prompt."""
-    try:
-        data: dict[str, Any] = json.loads((run / "judge.json").read_text("utf-8"))
-        begun = (data["judge"], data["prompt"])
-        verdicts = dict(data["verdicts"])
-    except FileNotFoundError:
-        return {}
-    except (ValueError, KeyError, TypeError) as error:
-        raise UsageError(f"{run / 'judge.json'} is damaged: {error}", "delete it") from error
-    if begun != (judge, prompt_digest()):
+    begun, prompt, verdicts = _read(run)
+    if verdicts and (begun, prompt) != (judge, prompt_digest()):
         raise UsageError(
-            f"{run} was judged by {begun[0]} (prompt {begun[1]})", "move its judge.json away first"
+            f"{run} was judged by {begun} (prompt {prompt})", "move its judge.json away first"
         )
     return verdicts
+
+
+def _read(run: Path) -> tuple[str, str, dict[str, str]]:
+    """Judge, digest of its prompt, verdicts by episode; empty when there are none."""
+    try:
+        data: dict[str, Any] = json.loads((run / "judge.json").read_text("utf-8"))
+        return data["judge"], data["prompt"], dict(data["verdicts"])
+    except FileNotFoundError:
+        return "", "", {}
+    except (ValueError, KeyError, TypeError) as error:
+        raise UsageError(f"{run / 'judge.json'} is damaged: {error}", "delete it") from error
 
 
 def _save(run: Path, judge: str, verdicts: dict[str, str]) -> None:

@@ -17,6 +17,8 @@ from typing import Any
 from agent.viewer import render_html
 from eval import plots
 from eval.folder import open_store, write
+from eval.judge import Judged, read_judged
+from eval.judge import lines as judge_lines
 from eval.sample import Sample
 from eval.score import RunScores, SetScores
 from eval.stats import Interval
@@ -45,11 +47,12 @@ def write_reports(scores: RunScores, run: Path) -> list[Path]:
         UsageError: a file cannot be written.
     """
     rows = [json.dumps(_sample_row(sample)) for sample in scores.samples]
+    judged = read_judged(run, scores.samples)
     files = {
         "scores.json": json.dumps(scores.to_dict(), indent=1),
         "samples.jsonl": "\n".join(rows) + "\n",
-        "report.md": markdown(scores),
-        "report.html": page(scores),
+        "report.md": markdown(scores, judged),
+        "report.html": page(scores, judged),
         "traces.html": _traces(scores, run),
     }
     for name, text in files.items():
@@ -57,14 +60,16 @@ def write_reports(scores: RunScores, run: Path) -> list[Path]:
     return [run / name for name in files]
 
 
-def markdown(scores: RunScores) -> str:
-    """The whole report as Markdown."""
+def markdown(scores: RunScores, judged: Judged | None = None) -> str:
+    """The whole report as Markdown, with what a judge said."""
     head = [f"# Evaluation of {_line(scores.header.policy)}", "", _facts(scores), ""]
     parts = [_markdown_table(table) for table in tables(scores)]
+    if judged is not None:
+        parts += ["## Judge", "", *(f"- {_line(line)}" for line in judge_lines(judged)), ""]
     return "\n".join([*head, *parts])
 
 
-def page(scores: RunScores) -> str:
+def page(scores: RunScores, judged: Judged | None = None) -> str:
     """The whole report as one HTML page."""
     body = [
         f"<h1>Evaluation of {escape(scores.header.policy)}</h1>",
@@ -72,6 +77,9 @@ def page(scores: RunScores) -> str:
     ]
     for title, head, rows in tables(scores):
         body.append(f"<h2>{escape(title)}</h2>{_html_table(head, rows)}")
+    if judged is not None:
+        said = "".join(f"<li>{escape(line)}</li>" for line in judge_lines(judged))
+        body.append(f"<h2>Judge</h2><ul>{said}</ul>")
     body += _figures(scores)
     body.append(_wrong_answers(scores.samples))
     return (

@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from eval.command import score
 from eval.judge import judge_run, prompt_digest, read_verdict
 from eval.score import score_run
 from kg.errors import PolicyUnavailableError, UsageError
@@ -54,6 +55,14 @@ def test_a_judge_is_reported_with_its_agreement(run):
     assert -1 <= found.kappa <= 1
     declined = [s.id for s in samples if not s.answer]
     assert all(found.verdicts[id] == "declined" for id in declined)
+
+
+def test_a_report_says_what_the_judge_said(run):
+    assert "## Judge" not in score(run, "", as_json=False)
+    found = judge_run(run, Judge([]))
+    said = f"judge {found.judge}, prompt {found.prompt}, n={found.accuracy.n}"
+    assert said in score(run, "", as_json=False)
+    assert said in (run / "report.html").read_text()
 
 
 def test_judging_goes_on_where_it_stopped_and_with_the_same_judge_only(run):
