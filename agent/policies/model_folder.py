@@ -131,10 +131,12 @@ def weights_version(folder: Path) -> str:
     """Twelve hex digits that name the weights in `folder`, whatever the folder is called.
 
     SHA-256 over the names and SHA-256 of its weight files. Hashes are kept in `turnwise.json` and
-    used again while a file's size and time stay the same, so the second call reads no weights.
+    used again while a file's size and time stay the same, so the second call reads no weights. What
+    `build` sealed there is never replaced by other hashes.
 
     Raises:
         UsageError: the folder holds no weights.
+        CorruptModelError: the weights are not the ones that the folder was sealed with.
     """
     paths = weight_files(folder)
     if not paths:
@@ -143,11 +145,24 @@ def weights_version(folder: Path) -> str:
     known = {p.name: s for p in paths if (s := manifest.files.get(p.name)) and s.unchanged(p)}
     fresh = {p.name: stamp(p) for p in paths if p.name not in known}
     if fresh:
+        _compare(folder, manifest, fresh)
         manifest.files.update(fresh)
         _remember(folder, manifest)
     stamps = known | fresh
     lines = "".join(f"{path.name} {stamps[path.name].sha256}\n" for path in paths)
     return hashlib.sha256(lines.encode()).hexdigest()[:12]
+
+
+def _compare(folder: Path, manifest: Manifest, fresh: dict[str, FileStamp]) -> None:
+    """Refuse weights of a sealed folder (one that has a name) whose content is another."""
+    for name, found in fresh.items():
+        sealed = manifest.files.get(name)
+        if manifest.name and (sealed is None or sealed.sha256 != found.sha256):
+            raise CorruptModelError(
+                f"the model in {folder} is damaged: {name} is not the file it was made with",
+                f"remove the folder, then: agent models pull {manifest.name}; or, if the change "
+                f"was meant, remove its {MANIFEST}",
+            )
 
 
 def _remember(folder: Path, manifest: Manifest) -> None:

@@ -127,6 +127,19 @@ def test_the_version_is_not_hashed_again_until_the_weights_change(tmp_path: Path
     assert kept["sha256"] != "kept"
 
 
+def test_a_sealed_folder_with_other_weights_is_damaged_and_stays_so(tmp_path: Path) -> None:
+    folder = build(tmp_path / "m", Manifest(name="m"), _fill)
+    version = weights_version(folder)
+    os.utime(folder / "model.safetensors")
+    assert weights_version(folder) == version
+    save_file({"w": torch.arange(8.0) + 1}, folder / "model.safetensors")
+    for _ in range(2):
+        with pytest.raises(CorruptModelError, match="not the file it was made with"):
+            weights_version(folder)
+        with pytest.raises(CorruptModelError, match="has another SHA-256"):
+            verify(folder, "mend", deep=True)
+
+
 def test_a_folder_without_weights_has_no_version(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="holds no model weights"):
         weights_version(tmp_path)
