@@ -164,13 +164,18 @@ def _scan_passages(
 
 
 def _is_current(folder: Path, old: Manifest, digest: str, sources: Sequence[SourceRecord]) -> bool:
-    if old.digest != digest or [s.path for s in old.sources] != [s.path for s in sources]:
+    if old.digest != digest or _provenance(old.sources) != _provenance(sources):
         return False
     try:
         check_files(folder, old)
     except SearchIndexCorruptError:
         return False
     return True
+
+
+def _provenance(sources: Sequence[SourceRecord]) -> list[tuple[str, str]]:
+    """Where passages stand: a file whose bytes changed may hold the same ones on other lines."""
+    return [(one.path, one.sha256) for one in sources]
 
 
 def _build_lexical(

@@ -120,18 +120,21 @@ def add(out: str | Path, paths: Sequence[str | Path], progress: Progress = quiet
         UsageError, SearchIndexWriteError: as for `build_index`.
     """
     folder = Path(out)
-    old = _readable(folder)
+    read_manifest(folder)  # before anything is made in a folder that is no index
     with _working(folder) as work:
+        old = _readable(folder)
         problems: list[Problem] = []
         with PassageWriter(work / PASSAGES_NAME) as writer:
-            sources = _stage_corpora(paths, old.settings, writer, problems.append, progress)
+            sources = _stage_corpora(
+                paths, old.settings, writer, problems.append, progress, old.sources
+            )
             if not any(source.passages for source in sources):
                 named = ", ".join(str(path) for path in paths)
                 raise UsageError(f"no passage could be read from {named}; the index is as it was")
             replaced = _stage_existing(folder, old, writer, set())
             documents = writer.finish()
         report = _publish(
-            folder, work, old.settings, [*old.sources, *sources], documents, progress, problems
+            folder, work, old.settings, _merged(old.sources, sources), documents, progress, problems
         )
         report.deleted = replaced
         return report
@@ -145,6 +148,12 @@ def delete(out: str | Path, ids: Sequence[str], progress: Progress = quiet) -> B
         SearchIndexCorruptError, SearchIndexMismatchError, SearchIndexWriteError: as for `add`.
     """
     folder = Path(out)
+    read_manifest(folder)
+    with _working(folder) as work:
+        return _delete(folder, work, ids, progress)
+
+
+def _delete(folder: Path, work: Path, ids: Sequence[str], progress: Progress) -> BuildReport:
     old = _readable(folder)
     matching = _matching_ids(folder, old, ids)
     problems = [Problem(name, "is not in the index") for name in ids if not matching[name]]
@@ -153,15 +162,18 @@ def delete(out: str | Path, ids: Sequence[str], progress: Progress = quiet) -> B
         raise UsageError(f"{folder} holds none of the ids given: {', '.join(ids[:5])}")
     if len(doomed) == old.passages:
         raise UsageError(f"deleting these ids would leave {folder} empty", "delete the folder")
-    with _working(folder) as work:
-        with PassageWriter(work / PASSAGES_NAME) as writer:
-            _stage_existing(folder, old, writer, doomed)
-            documents = writer.finish()
-        report = _publish(
-            folder, work, old.settings, list(old.sources), documents, progress, problems
-        )
-        report.deleted = len(doomed)
-        return report
+    with PassageWriter(work / PASSAGES_NAME) as writer:
+        _stage_existing(folder, old, writer, doomed)
+        documents = writer.finish()
+    report = _publish(folder, work, old.settings, list(old.sources), documents, progress, problems)
+    report.deleted = len(doomed)
+    return report
+
+
+def _merged(old: Sequence[SourceRecord], new: Sequence[SourceRecord]) -> list[SourceRecord]:
+    """The files of the index: one that was read again has its new record only."""
+    again = {one.path for one in new}
+    return [*(one for one in old if one.path not in again), *new]
 
 
 def _readable(folder: Path) -> Manifest:
@@ -220,10 +232,11 @@ def _stage_corpora(
     writer: PassageWriter,
     on_problem: Callable[[Problem], None],
     progress: Progress,
+    known: Sequence[SourceRecord] = (),
 ) -> list[SourceRecord]:
     """Read every corpus file into `writer`; one record a file that could be opened."""
     sources: list[SourceRecord] = []
-    files = list_files(paths, on_problem)
+    files = list_files(paths, on_problem, {one.path: one.name for one in known if one.name})
     for number, file in enumerate(files):
         progress("read", number, len(files))
         sources.append(_stage_file(file, settings, writer, on_problem))
@@ -258,7 +271,8 @@ def _stage_file(
     except OSError:  # already reported by the reader
         digest, size = "", 0
     return SourceRecord(
-        path=str(file.path),
+        path=str(file.path.resolve()),
+        name=file.name,
         sha256=digest,
         bytes=size,
         documents=documents,
@@ -272,6 +286,9 @@ def _stage_existing(folder: Path, old: Manifest, writer: PassageWriter, without:
 
     Returns:
         How many passages a newer document of the same id replaced.
+
+    Raises:
+        UsageError: a new document has the id of a passage that stays.
     """
     store = PassageStore(folder / old.data / PASSAGES_NAME)
     replaced = 0
@@ -279,8 +296,12 @@ def _stage_existing(folder: Path, old: Manifest, writer: PassageWriter, without:
         for passage in store:
             if writer.has_document(passage.document):
                 replaced += 1
-            elif passage.id not in without:
-                writer.keep(passage)
+            elif passage.id not in without and not writer.keep(passage):
+                raise UsageError(
+                    f"the id '{passage.id}' of a new document is that of a passage of "
+                    f"'{passage.document}'; the index is as it was",
+                    "give the document another id",
+                )
     finally:
         store.close()
     return replaced

@@ -85,7 +85,7 @@ class Index:
 
         Args:
             path: the folder that `build_index` wrote.
-            settings: when given, what the index must have been built with.
+            settings: when given, what the index must have been built with, its embedder included.
             embedder: where the embedder is, if it moved since the build.
             verify: check every file's checksum, however large.
 
@@ -97,16 +97,22 @@ class Index:
         folder = Path(path)
         if not folder.is_dir():
             raise SearchIndexCorruptError(f"{folder}: no such index", rebuild_hint(folder))
-        manifest = read_manifest(folder)
-        _check_settings(folder, manifest, settings)
-        check_files(folder, manifest, verify)
-        found = _find_embedder(folder, manifest, embedder)
-        try:
-            return cls(folder, manifest, found)
-        except _READ_ERRORS as error:
-            raise SearchIndexCorruptError(
-                f"{folder} does not read: {error}", rebuild_hint(folder)
-            ) from error
+        while True:
+            manifest = read_manifest(folder)
+            _check_settings(folder, manifest, settings)
+            asked = embedder or (settings.embedder if settings else None)
+            found = _find_embedder(folder, manifest, asked)
+            try:
+                check_files(folder, manifest, verify)
+                return cls(folder, manifest, found)
+            except (SearchIndexCorruptError, *_READ_ERRORS) as error:
+                if read_manifest(folder).data != manifest.data:
+                    continue  # another process published a new index while this one was opened
+                if isinstance(error, SearchIndexCorruptError):
+                    raise
+                raise SearchIndexCorruptError(
+                    f"{folder} does not read: {error}", rebuild_hint(folder)
+                ) from error
 
     def __len__(self) -> int:
         return self.manifest.passages
@@ -149,16 +155,30 @@ class Index:
         self._check_request(k, mode)
         depth = max(k, self.manifest.settings.depth)
         asked = [number for number, query in enumerate(queries) if query.strip()]
-        texts = [queries[number] for number in asked]
-        sides: list[list[list[tuple[int, float]]]] = []
-        if texts and mode != "dense":
-            sides.append([self._lexical_side(text, depth) for text in texts])
-        if texts and mode != "lexical" and self._dense:
-            sides.append(self._dense_sides(texts, depth))
         answers: list[list[Hit]] = [[] for _ in queries]
-        for number, *rankings in zip(asked, *sides, strict=True):
-            answers[number] = self._hits(self._combine(rankings, mode)[:k])
+        while asked:
+            sides = self._sides([queries[number] for number in asked], depth, mode)
+            starved = []
+            for number, *rankings in zip(asked, *sides, strict=True):
+                ranked = self._combine(rankings, mode)[:k]
+                cut = any(len(ranking) == depth for ranking in rankings)
+                if len(ranked) < k and cut and depth < len(self):
+                    starved.append(number)  # copies of one text took the places
+                else:
+                    answers[number] = self._hits(ranked)
+            asked, depth = starved, min(4 * depth, len(self))
         return answers
+
+    def _sides(
+        self, queries: Sequence[str], depth: int, mode: Mode
+    ) -> list[list[list[tuple[int, float]]]]:
+        """By retriever, then by query: rows with their scores, best first, at most `depth`."""
+        sides = []
+        if mode != "dense":
+            sides.append([self._lexical_side(query, depth) for query in queries])
+        if mode != "lexical" and self._dense:
+            sides.append(self._dense_sides(queries, depth))
+        return sides
 
     def passages(self) -> Iterator[Passage]:
         """Every passage of the index, read as it is asked for."""

@@ -65,9 +65,10 @@ class DenseRecord(_Record):
 
 
 class SourceRecord(_Record):
-    """One corpus file as it was read."""
+    """One corpus file as it was read; `name` begins the ids of its documents."""
 
     path: str
+    name: str = ""
     sha256: str
     bytes: int
     documents: int

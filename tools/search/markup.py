@@ -6,11 +6,12 @@ import re
 
 from tools.search.passages import Section
 
-_HEADING = re.compile(r"^#{1,6}\s+(.+?)\s*#*\s*$")
+_HEADING = re.compile(r"^#{1,6}\s+(\S.*)$")
 _FENCE = re.compile(r"^\s*(```|~~~)")
 _FRONT_MATTER = re.compile(r"\A---\n(.*?)\n---\n", re.DOTALL)
-_FRONT_TITLE = re.compile(r"""^title:\s*["']?(.+?)["']?\s*$""", re.MULTILINE)
-_LINK = re.compile(r"!?\[([^\]]*)\]\([^)]*\)")
+_FRONT_TITLE = re.compile(r"^title:[ \t]*(\S.*)$", re.MULTILINE)
+# a target may hold one level of parentheses; no part can be matched in two ways, so time is linear
+_LINK = re.compile(r"!?\[([^\[\]]*)\]\((?:[^()]|\([^()]*\))*\)")
 _IGNORED_TAGS = ["script", "style", "noscript", "template", "svg", "nav", "head", "iframe"]
 _BLOCK_TAGS = [
     *(
@@ -45,7 +46,7 @@ def read_markdown(text: str, fallback_title: str) -> tuple[str, tuple[Section, .
     title = ""
     if front := _FRONT_MATTER.match(text):
         found = _FRONT_TITLE.search(front[1])
-        title = found[1] if found else ""
+        title = _unquoted(found[1]) if found else ""
         text = text[front.end() :]
     headed = _headed_lines(_LINK.sub(r"\1", text).splitlines())
     sections = _sections(headed)
@@ -62,10 +63,21 @@ def _headed_lines(lines: list[str]) -> list[tuple[str, list[str]]]:
             continue
         heading = None if fenced else _HEADING.match(line)
         if heading:
-            runs.append((heading[1], []))
+            runs.append((_plain(heading[1]), []))
         else:
             runs[-1][1].append(line)
     return runs
+
+
+def _plain(heading: str) -> str:
+    """A heading without the marks that may close it."""
+    text = heading.rstrip()
+    return text.rstrip("#").rstrip() or text
+
+
+def _unquoted(title: str) -> str:
+    text = title.strip()
+    return text[1:-1] if len(text) > 1 and text[0] == text[-1] and text[0] in "\"'" else text
 
 
 def read_html(text: str, fallback_title: str) -> tuple[str, tuple[Section, ...]]:

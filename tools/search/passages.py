@@ -15,6 +15,7 @@ from operator import itemgetter
 
 _SENTENCE_END = re.compile(r"""(?<=[.!?])["')\]]*\s+(?=["'(\[]*[A-Z0-9])|(?<=[。！？])""")
 _NOT_AN_END = re.compile(r"(?:\b[A-Z]|\b(?:Dr|Mr|Mrs|Ms|St|Prof|Fig|No|vs|al|e\.g|i\.e|cf|ca))\.$")
+_ABBREVIATION = 8  # letters that tell one from the end of a sentence
 _LETTERS_PER_WORD = 10
 
 
@@ -76,7 +77,7 @@ def split_sentences(text: str) -> list[str]:
     sentences: list[str] = []
     start = 0
     for match in _SENTENCE_END.finditer(text):
-        if _NOT_AN_END.search(text, start, match.start()):
+        if _NOT_AN_END.search(text, max(start, match.start() - _ABBREVIATION), match.start()):
             continue
         sentences.append(text[start : match.end()])
         start = match.end()

@@ -9,7 +9,7 @@ from __future__ import annotations
 import gzip
 import json
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -42,18 +42,39 @@ OnProblem = Callable[[Problem], None]
 
 @dataclass(frozen=True, slots=True)
 class CorpusFile:
-    """A file to read; `name` is its path relative to the folder above the path that was given."""
+    """A file to read.
+
+    Attributes:
+        path: where it is.
+        name: begins the ids of its documents: the path from the folder that was given, that folder's
+            own name included; longer when another file of the index has that name.
+    """
 
     path: Path
     name: str
+
+
+# pypdf lets the damage of a file surface as any of these
+_DAMAGE = (
+    *(ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError),
+    *(NotImplementedError, ZeroDivisionError, OverflowError),
+)
 
 
 class _SkipFileError(Exception):
     """The file cannot be read as what its suffix says."""
 
 
-def list_files(paths: Sequence[Path | str], on_problem: OnProblem) -> list[CorpusFile]:
+def list_files(
+    paths: Sequence[Path | str], on_problem: OnProblem, known: Mapping[str, str] | None = None
+) -> list[CorpusFile]:
     """The files under `paths`, folders walked in sorted order, hidden ones left out.
+
+    Args:
+        paths: files and folders.
+        on_problem: gets what cannot be indexed.
+        known: names of files that are in the index already, by absolute path: such a file keeps its
+            name, and another file gets another one while the first still exists.
 
     Raises:
         UsageError: a path does not exist, or none was given.
@@ -68,7 +89,22 @@ def list_files(paths: Sequence[Path | str], on_problem: OnProblem) -> list[Corpu
             files.append(CorpusFile(path, path.name))
         else:
             raise UsageError(f"{path}: no such file or folder", "check the path of the corpus")
-    return files
+    return _named(files, known or {})
+
+
+def _named(files: Sequence[CorpusFile], known: Mapping[str, str]) -> list[CorpusFile]:
+    """The files with names of their own; one that is taken grows by the folders above the file."""
+    taken = {name: path for path, name in known.items() if Path(path).is_file()}
+    out = []
+    for file in files:
+        path = file.path.resolve()
+        name = known.get(str(path), file.name)
+        above = path.parts[: -len(Path(file.name).parts)]
+        while taken.get(name, str(path)) != str(path) and above:
+            name, above = f"{above[-1].strip('/')}/{name}", above[:-1]
+        taken[name] = str(path)
+        out.append(CorpusFile(file.path, name))
+    return out
 
 
 def _walk(folder: Path, on_problem: OnProblem) -> Iterator[CorpusFile]:
@@ -109,10 +145,19 @@ def _read_text(file: CorpusFile, name: str) -> Iterator[Document]:
     if name.endswith(_MARKDOWN):
         title, sections = read_markdown(text, stem)
     elif name.endswith(_HTML):
-        title, sections = read_html(text, stem)
+        title, sections = _read_html(text, stem)
     else:
         title, sections = stem, (Section("", text.strip()),)
     yield _document(file, title, sections)
+
+
+def _read_html(text: str, stem: str) -> tuple[str, tuple[Section, ...]]:
+    from bs4 import ParserRejectedMarkup
+
+    try:
+        return read_html(text, stem)
+    except (ParserRejectedMarkup, RecursionError) as error:
+        raise _SkipFileError(f"is not readable HTML: {error}") from None
 
 
 def _document(file: CorpusFile, title: str, sections: tuple[Section, ...]) -> Document:
@@ -136,15 +181,16 @@ def _decode(data: bytes) -> str:
 def _read_pdf(file: CorpusFile) -> Iterator[Document]:
     try:
         from pypdf import PdfReader
-        from pypdf.errors import PyPdfError
+        from pypdf.errors import DependencyError, PyPdfError
     except ModuleNotFoundError:
         raise MissingExtraError("pypdf", "pdf", f"reading {file.path}") from None
     try:
         reader = PdfReader(file.path)
         title = str((reader.metadata or {}).get("/Title") or "").strip() or file.path.stem
         text = "\n".join(page.extract_text() for page in reader.pages)
-    except (PyPdfError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        # pypdf lets the damage of a file surface as any of these.
+    except DependencyError as error:  # an encrypted file, and no package that decrypts it
+        raise _SkipFileError(f"is an encrypted PDF: {error}") from None
+    except (PyPdfError, *_DAMAGE) as error:
         raise _SkipFileError(f"is not a readable PDF: {error}") from None
     # Fonts without a proper mapping give lone surrogates, which no store can hold.
     text = text.encode("utf-8", "ignore").decode().replace("\0", " ")

@@ -71,14 +71,15 @@ class PassageWriter:
         found = self._db.execute("SELECT 1 FROM staged WHERE id = ?", (name,))
         return found.fetchone() is not None
 
-    def keep(self, passage: Passage) -> None:
-        """Stage a passage of an earlier index; one whose id was added since is left out."""
+    def keep(self, passage: Passage) -> bool:
+        """Stage a passage of an earlier index; False when its id was added since."""
         p = passage
         self._db.execute("INSERT OR IGNORE INTO documents VALUES (?, 1)", (p.document,))
-        self._db.execute(
+        done = self._db.execute(
             "INSERT OR IGNORE INTO staged VALUES (?, ?, ?, ?, ?)",
             (p.id, p.document, p.title, p.text, p.source),
         )
+        return done.rowcount == 1
 
     def finish(self) -> int:
         """Number the passages by id and write the file; returns how many documents it holds."""

@@ -4,6 +4,8 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -207,3 +209,79 @@ def test_a_rebuild_cures_a_damaged_index(copy, corpus):
     assert not report.unchanged
     with Index.open(copy) as index:
         assert index.search("radium", 1)[0].id == "curie"
+
+
+def test_files_of_one_name_keep_apart_and_each_replaces_only_itself(tmp_path, lexical_settings):
+    for number, place in enumerate(("a/notes", "b/notes", "c"), 1):
+        (tmp_path / place).mkdir(parents=True)
+        (tmp_path / place / "x.md").write_text(f"Copper mine number {number}.")
+    out = tmp_path / "index"
+    folders = [tmp_path / "a/notes", tmp_path / "b/notes"]
+    first = build_index(folders, out, lexical_settings)
+    assert (first.documents, first.problems) == (2, [])
+    report = add(out, [tmp_path / "c/x.md"])
+    assert (report.documents, report.deleted) == (3, 0)
+    ids = {"notes/x.md": 1, "b/notes/x.md": 2, "x.md": 3}
+    with Index.open(out) as index:
+        assert {p.document: int(p.text[-2]) for p in index.passages()} == ids
+    (tmp_path / "b/notes/x.md").write_text("Copper mine number 9.")
+    report = add(out, [tmp_path / "b/notes/x.md"])  # as a file, though it came with its folder
+    assert (report.documents, report.deleted) == (3, 1)
+    assert len(report.manifest.sources) == 3
+    with Index.open(out) as index:
+        assert {p.document: int(p.text[-2]) for p in index.passages()} == {**ids, "b/notes/x.md": 9}
+
+
+def test_a_corpus_that_moved_replaces_its_own_documents(tmp_path, lexical_settings):
+    (tmp_path / "old/notes").mkdir(parents=True)
+    (tmp_path / "old/notes/x.md").write_text("Tin melts early.")
+    out = tmp_path / "index"
+    build_index([tmp_path / "old/notes"], out, lexical_settings)
+    (tmp_path / "old").rename(tmp_path / "new")
+    report = add(out, [tmp_path / "new/notes"])
+    assert (report.documents, report.deleted) == (1, 1)
+
+
+def test_a_new_id_that_is_a_passage_of_another_document_is_refused(tmp_path, lexical_settings):
+    long = "Quartz rings at a steady pitch in watches. " * 60
+    out = tmp_path / "index"
+    build_index(
+        [_rows(tmp_path / "a.jsonl", [{"id": "q", "text": long * 3}])], out, lexical_settings
+    )
+    before = (out / "manifest.json").read_bytes()
+    with pytest.raises(UsageError, match="'q#2' of a new document is that of a passage of 'q'"):
+        add(out, [_rows(tmp_path / "b.jsonl", [{"id": "q#2", "text": "Another text."}])])
+    assert (out / "manifest.json").read_bytes() == before
+    with Index.open(out, verify=True) as index:
+        assert {p.document for p in index.passages()} == {"q"}
+
+
+def test_rows_that_moved_within_their_file_are_cited_where_they_stand(tmp_path, lexical_settings):
+    rows = [{"id": "a", "text": "Tin melts early."}, {"id": "b", "text": "Iron melts late."}]
+    out = tmp_path / "index"
+    build_index([_rows(tmp_path / "rows.jsonl", rows)], out, lexical_settings)
+    report = build_index([_rows(tmp_path / "rows.jsonl", rows[::-1])], out, lexical_settings)
+    assert not report.unchanged
+    with Index.open(out) as index:
+        assert index.search("tin", 1)[0].source.endswith("rows.jsonl:2")
+
+
+def test_a_reader_never_misses_the_index_while_others_change_it(tmp_path, lexical_settings):
+    rows = [{"id": f"r{n}", "text": f"Iron bar {n}."} for n in range(5)]
+    out = tmp_path / "index"
+    build_index([_rows(tmp_path / "rows.jsonl", rows)], out, lexical_settings)
+    stop, opened = threading.Event(), []
+
+    def read():
+        while not stop.is_set():
+            with Index.open(out) as index:
+                opened.append(index.search("iron bar", 3)[0].id)
+
+    with ThreadPoolExecutor(2) as pool:
+        readers = [pool.submit(read) for _ in range(2)]
+        for number in range(12):
+            add(out, [_rows(tmp_path / "one.jsonl", [{"id": "new", "text": f"Rope {number}."}])])
+        stop.set()
+        for reader in readers:
+            reader.result()
+    assert len(opened) > 12

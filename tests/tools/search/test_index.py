@@ -219,3 +219,27 @@ def test_hotpotqa_titles_are_found(data, tmp_path, lexical_settings):
     with Index.open(tmp_path / "index") as opened:
         hits = opened.search("actress who portrayed Corliss Archer in the film Kiss and Tell", 5)
     assert "Kiss and Tell (1945 film)" in [hit.title for hit in hits]
+
+
+def test_copies_of_one_text_do_not_take_the_places_of_others(tmp_path, lexical_settings):
+    rows = [{"id": f"copy{n:03}", "title": "", "text": "Iron iron iron."} for n in range(300)]
+    rows += [
+        {"id": f"other{n}", "title": "", "text": f"Iron with {n} parts of tin."} for n in range(4)
+    ]
+    out = tmp_path / "index"
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    build_index([path], out, lexical_settings)
+    with Index.open(out) as index:
+        found = [hit.id for hit in index.search("iron", 5)]
+        assert found[0] == "copy000"
+        assert sorted(found[1:]) == [f"other{n}" for n in range(4)]
+
+
+def test_settings_that_name_another_embedder_are_a_mismatch(built, tmp_path):
+    other = shutil.copytree(find_embedder("all-MiniLM-L6-v2"), tmp_path / "other")
+    config = json.loads((other / "config.json").read_text())
+    (other / "config.json").write_text(json.dumps({**config, "note": "another"}))
+    assert Index.open(built, IndexSettings()).digest
+    with pytest.raises(SearchIndexMismatchError, match="not the one"):
+        Index.open(built, IndexSettings(embedder=str(other)))

@@ -1,3 +1,6 @@
+import time
+
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -78,3 +81,31 @@ def test_html_gives_headed_text_without_scripts():
         ("", ["One", "two"]),
         ("Part A", ["three"]),
     ]
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["A. " * 70_000, "Dr. " * 50_000, "." * 200_000, ". " * 100_000, "." + " " * 200_000 + "a"],
+)
+def test_sentences_of_hostile_text_take_linear_time(text):
+    began = time.process_time()
+    split_sentences(text)
+    assert time.process_time() - began < 2
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["[" * 200_000, "[](" * 70_000, "![a](b" * 30_000, "# a" + " #" * 100_000 + "b",
+     "# a" + " " * 200_000 + "b", "---\ntitle: a" + " " * 200_000 + "b\n---\n", "[](" + "(b)" * 60_000],
+)  # fmt: skip
+def test_markdown_of_hostile_text_takes_linear_time(text):
+    began = time.process_time()
+    read_markdown(text, "x")
+    assert time.process_time() - began < 2
+
+
+def test_markdown_links_keep_their_words_and_headings_their_text():
+    text = "---\ntitle: 'C: a \"language\"'\n---\n# C# and F# ##\nSee [the page](a_(b).html) and [c](d)."
+    title, sections = read_markdown(text, "x")
+    assert title == 'C: a "language"'
+    assert [(s.heading, s.text) for s in sections] == [("C# and F#", "See the page and c.")]

@@ -74,6 +74,7 @@ def test_gzip_cut_short_keeps_the_rows_before_the_cut(tmp_path):
         ("a.txt", b"ok\nna\xefve\n", "not UTF-8: byte 0xef in line 2"),
         ("a.md", b"MZ\x00\x01", "binary: a zero byte at offset 2"),
         ("a.html", b"<script>x()</script>", "has no text"),
+        ("b.html", b'<!"<![ ', "not readable HTML"),
         ("a.pdf", b"not a pdf at all", "not a readable PDF"),
         ("a.jsonl.gz", b"not gzip", "broken gzip data"),
     ],
@@ -121,3 +122,31 @@ def test_a_pdf_without_pypdf_names_the_extra(tmp_path, monkeypatch):
     with pytest.raises(MissingExtraError) as caught:
         _read(path)
     assert "turnwise[pdf]" in caught.value.hint
+
+
+def test_an_encrypted_pdf_is_a_problem_not_a_crash(tmp_path):
+    from pypdf import PdfReader, PdfWriter
+
+    source, path = tmp_path / "plain.pdf", tmp_path / "locked.pdf"
+    source.write_bytes(_pdf())
+    writer = PdfWriter(clone_from=PdfReader(source))
+    writer.encrypt("secret", algorithm="AES-256")
+    writer.write(path)
+    documents, problems = _read(path)
+    assert not documents
+    assert "not a readable PDF" in problems[0].message
+
+
+def test_an_encrypted_pdf_without_cryptography_is_a_problem_too(tmp_path, monkeypatch):
+    import pypdf
+    from pypdf.errors import DependencyError
+
+    def needs_cryptography(*_, **__):
+        raise DependencyError("cryptography>=3.1 is required for AES algorithm")
+
+    monkeypatch.setattr(pypdf, "PdfReader", needs_cryptography)
+    path = tmp_path / "locked.pdf"
+    path.write_bytes(_pdf())
+    documents, problems = _read(path)
+    assert not documents
+    assert "encrypted PDF: cryptography" in problems[0].message
