@@ -238,8 +238,7 @@ def sft(
     from rl.cold_start import run
 
     settings = _settings()
-    report = run(recipe, set_ or [], out, data, demonstrations or [], settings, _stderr)
-    typer.echo(json.dumps(report, indent=2))
+    _trained(run(recipe, set_ or [], out, data, demonstrations or [], settings, _stderr))
 
 
 @app.command(epilog="Example: agent pretrain micro --out runs/micro")
@@ -253,7 +252,18 @@ def pretrain(
     """Train the micro policy's tokenizer and weights from nothing, on fictional worlds."""
     from rl.cold_start import run_pretraining
 
-    typer.echo(json.dumps(run_pretraining(recipe, set_ or [], out, _stderr), indent=2))
+    _trained(run_pretraining(recipe, set_ or [], out, _stderr))
+
+
+def _trained(report: dict[str, Any]) -> None:
+    """Print a training run's report; one that Ctrl-C ended exits with 130."""
+    from rl.ranks import is_main
+
+    if is_main():
+        typer.echo(json.dumps(report, indent=2))
+    if report["interrupted"]:
+        _stderr("interrupted: the same command goes on from here")
+        raise typer.Exit(130)
 
 
 @eval_app.command(

@@ -23,6 +23,7 @@ from eval.sample import Sample
 from eval.score import RunScores, SetScores
 from eval.stats import Interval
 from kg.errors import MissingExtraError
+from kg.strict_json import dumps
 
 _TRACES = 100
 _MARK = str.maketrans({"|": "\\|", "\n": " ", "\r": " ", "<": "&lt;", "`": "'"})
@@ -46,7 +47,7 @@ def write_reports(scores: RunScores, run: Path) -> list[Path]:
     Raises:
         UsageError: a file cannot be written.
     """
-    rows = [json.dumps(_sample_row(sample)) for sample in scores.samples]
+    rows = [dumps(asdict(sample)) for sample in scores.samples]
     judged = read_judged(run, scores.samples)
     files = {
         "scores.json": json.dumps(scores.to_dict(), indent=1),
@@ -238,14 +239,6 @@ def _facts(scores: RunScores) -> str:
         f"temperature {sampling['temperature']}, format {header.setup['format']}, "
         f"turnwise {header.packages.get('turnwise', '?')}."
     )
-
-
-def _sample_row(sample: Sample) -> dict[str, object]:
-    row = asdict(sample)
-    return {
-        key: None if isinstance(value, float) and math.isnan(value) else value
-        for key, value in row.items()
-    }
 
 
 def _markdown_table(table: Table) -> str:

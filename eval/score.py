@@ -30,6 +30,7 @@ from eval.metrics.abstention import (
 from eval.metrics.sampling import majority, pass_at_k
 from eval.sample import Sample, score_one
 from eval.stats import Interval, bootstrap
+from kg.strict_json import finite
 
 NOT_RUN = "not run"
 
@@ -89,7 +90,7 @@ class RunScores:
         """JSON values, samples left out; figures that are not numbers become None."""
         return {
             "run": self.header.model_dump(),
-            "sets": [_plain(asdict(one)) for one in self.sets],
+            "sets": [finite(asdict(one)) for one in self.sets],
         }
 
 
@@ -247,14 +248,3 @@ def _usage(samples: Sequence[Sample]) -> dict[str, float]:
 def _mean(values: Iterable[float]) -> float:
     found = list(values)
     return math.fsum(found) / len(found) if found else math.nan
-
-
-def _plain(value: Any) -> Any:
-    """JSON values: NaN becomes None, keys become text."""
-    if isinstance(value, dict):
-        return {str(key): _plain(inner) for key, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(inner) for inner in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value

@@ -20,11 +20,14 @@ from agent.settings import Settings
 from agent.toolbox import index_of
 from eval.benchmarks import Benchmark, DataFolder
 from kg.errors import UsageError
-from rl.recipe import SftRecipe, load_pretrain, load_sft
+from kg.strict_json import finite
+from rl import ranks
+from rl.recipe import Fit, SftRecipe, load_pretrain, load_sft
+from rl.run_folder import claim
 
 if TYPE_CHECKING:
     from eval.stats import Interval
-    from rl.fit import StepReport
+    from rl.fit import FitReport, StepReport
 
 Notify = Callable[[str], None]
 
@@ -46,7 +49,11 @@ def run(
     """
     recipe = load_sft(recipe_name, overrides)
     base = resolve(recipe.base, settings.models_dir, notify)
-    files = list(demonstrations) or [_demonstrated(recipe, base, out, data, settings, notify)]
+    _require(recipe, demonstrations, data)
+    claim(out, recipe)
+    files = list(demonstrations) or [
+        ranks.main_first(lambda: _demonstrated(recipe, base, out, data, settings, notify))
+    ]
     # torch and DeepSpeed, after the input is known to be good
     from rl.sft import train
 
@@ -55,7 +62,19 @@ def run(
     report = train(recipe, base, found, out, _told(notify))
     for problem in problems:
         notify(f"skipped: {problem}")
-    return {**asdict(report), "out": str(report.out), "recipe": recipe.digest}
+    return _facts(report, recipe)
+
+
+def _require(recipe: SftRecipe, demonstrations: Sequence[Path], data: str | None) -> None:
+    """What the recipe needs, before anything is made."""
+    if recipe.init and not (Path(recipe.init) / "adapter_config.json").is_file():
+        raise UsageError(f"init: {recipe.init} holds no adapter", "give the folder of an adapter")
+    if demonstrations:
+        return
+    if recipe.demonstrations is None:
+        raise UsageError("the recipe makes no demonstrations", "add --demonstrations FILE")
+    if recipe.demonstrations.sources and data is None:
+        raise UsageError("demonstrations are made from data", "add --data DIR or set AGENT_DATA")
 
 
 def _demonstrated(
@@ -70,10 +89,7 @@ def _demonstrated(
     path = out / "demonstrations.jsonl.gz"
     if path.is_file():
         return path
-    if recipe.demonstrations is None:
-        raise UsageError("the recipe makes no demonstrations", "add --demonstrations FILE")
-    if recipe.demonstrations.sources and data is None:
-        raise UsageError("demonstrations are made from data", "add --data DIR or set AGENT_DATA")
+    assert recipe.demonstrations is not None
     from rl.guidance.demonstrations import demonstrate, demonstrate_worlds
 
     def indexer(benchmark: Benchmark) -> Path:
@@ -109,6 +125,8 @@ def run_pretraining(
     from rl.pretrain import copied, pretrain
 
     report = pretrain(recipe, out, _told(notify), notify)
+    if not ranks.is_main():
+        return _facts(report, recipe)
     notify("asking a world that it has not read")
     unread = recipe.worlds.first_seed + recipe.worlds.count
 
@@ -120,8 +138,12 @@ def run_pretraining(
             await policy.aclose()
 
     found = asyncio.run(asked())
-    facts = {**asdict(report), "out": str(report.out), "recipe": recipe.digest}
-    return {**facts, "copied": asdict(found)}
+    return {**_facts(report, recipe), "copied": asdict(found)}
+
+
+def _facts(report: FitReport, recipe: Fit) -> dict[str, Any]:
+    facts: dict[str, Any] = finite(asdict(report))
+    return {**facts, "out": str(report.out), "recipe": recipe.digest}
 
 
 def _told(notify: Notify) -> Callable[[StepReport], None]:

@@ -7,15 +7,16 @@ peft or full weights. Knows nothing of losses and data.
 from __future__ import annotations
 
 import math
-import os
-import socket
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch.optim.lr_scheduler import LambdaLR
 
-from kg.errors import MissingExtraError, PolicyUnavailableError
+from kg.errors import PolicyUnavailableError
+from rl import ranks
 from rl.attention import NAME, register
 from rl.recipe import Lora, Optimizer
 
@@ -117,12 +118,9 @@ def start_engine(
     Raises:
         MissingExtraError: DeepSpeed is not installed.
     """
-    _rendezvous()
-    try:
-        import deepspeed
-    except ImportError as error:
-        raise MissingExtraError("deepspeed", "train", "training") from error
-    deepspeed.init_distributed("nccl" if torch.cuda.is_available() else "gloo", verbose=False)
+    ranks.join()
+    import deepspeed
+
     trainable = [p for p in model.parameters() if p.requires_grad]
     engine, *_ = deepspeed.initialize(
         model=model,
@@ -162,13 +160,13 @@ def _rate(optimizer: Optimizer, step: int, steps: int) -> float:
     return optimizer.final + (1 - optimizer.final) * 0.5 * (1 + math.cos(math.pi * progress))
 
 
-def _rendezvous() -> None:
-    """What torch.distributed wants to know, for a run that no launcher started."""
-    if "RANK" in os.environ:
-        return
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    defaults = {"RANK": 0, "WORLD_SIZE": 1, "LOCAL_RANK": 0, "MASTER_PORT": port}
-    os.environ.update({key: str(value) for key, value in defaults.items()})
-    os.environ["MASTER_ADDR"] = "127.0.0.1"
+@contextmanager
+def whole(engine: Any) -> Iterator[None]:
+    """Within, every parameter is whole in every process, to be read: ZeRO 3 keeps parts of them."""
+    import deepspeed
+
+    parameters: Sequence[torch.nn.Parameter] = list(engine.module.parameters())
+    with deepspeed.zero.GatheredParameters(
+        parameters, enabled=engine.zero_optimization_partition_weights()
+    ):
+        yield

@@ -7,10 +7,8 @@ same order. Knows nothing of where rows come from and where the result goes.
 
 from __future__ import annotations
 
-import json
 import logging
 import math
-import os
 import shutil
 import signal
 import time
@@ -24,6 +22,7 @@ import numpy as np
 import torch
 
 from kg.errors import TurnwiseError, UsageError
+from rl import ranks, run_folder
 from rl.attention import row_lengths
 from rl.engine import TargetLogprobs, start_engine
 from rl.packing import Pack, Row, pack
@@ -62,7 +61,16 @@ class StepReport:
 
 @dataclass(frozen=True)
 class FitReport:
-    """What a finished run leaves: the folder of the result and its losses on held-out rows."""
+    """What a run leaves.
+
+    Attributes:
+        out: folder of the result.
+        steps: optimizer steps done.
+        holdout_before, holdout_after: nats a token on held-out rows; NaN without any.
+        seconds: of training, in this process.
+        finished: whether all steps were done.
+        interrupted: whether Ctrl-C ended it; the same command goes on.
+    """
 
     out: Path
     steps: int
@@ -70,6 +78,7 @@ class FitReport:
     holdout_after: float
     seconds: float
     finished: bool
+    interrupted: bool
 
 
 Progress = Callable[[StepReport], None]
@@ -96,13 +105,14 @@ def fit(
         progress: called after each optimizer step.
 
     Raises:
-        UsageError: no trainable row, or the folder belongs to another recipe.
+        UsageError: no trainable row, or the folder belongs to another recipe or other rows.
         TrainingError: the loss became not a number.
     """
     if not train_rows:
         raise UsageError("there is nothing to train on")
-    run.mkdir(parents=True, exist_ok=True)
-    _claim(run, recipe)
+    ranks.join()
+    ranks.main_first(lambda: run_folder.claim(run, recipe))
+    ranks.main_first(lambda: run_folder.claim_rows(run, train_rows, held))
     torch.manual_seed(recipe.seed)
     steps = list(_steps(recipe, train_rows))
     dtype = getattr(torch, recipe.dtype)
@@ -112,11 +122,13 @@ def fit(
     if start == 0:
         before = evaluate(engine, holdout)
     began = time.monotonic()
-    done = _loop(engine, recipe, steps, start, run, before, progress)
+    done, interrupted = _loop(engine, recipe, steps, start, run, before, progress)
     after = evaluate(engine, holdout)
     out = export(engine)
-    report = FitReport(out, done, before, after, time.monotonic() - began, done == len(steps))
-    _write_json(run / "report.json", {**asdict(report), "out": out.name, "recipe": recipe.digest})
+    seconds, finished = time.monotonic() - began, done == len(steps)
+    report = FitReport(out, done, before, after, seconds, finished, interrupted and not finished)
+    facts = {**asdict(report), "out": out.name, "recipe": recipe.digest}
+    run_folder.write(run / "report.json", facts)
     return report
 
 
@@ -128,22 +140,23 @@ def _loop(
     run: Path,
     before: float,
     progress: Progress,
-) -> int:
-    """Train from step `start`; gives the number of steps done, fewer when interrupted."""
+) -> tuple[int, bool]:
+    """Train from step `start`; gives the number of steps done, and whether Ctrl-C ended it."""
     began = time.monotonic()
-    with _graceful() as interrupted, (run / "metrics.jsonl").open("a") as metrics:
+    with _graceful() as interrupted, run_folder.metrics(run, start) as metrics:
         for number in range(start, len(steps)):
             report = _step(engine, steps[number], number + 1, len(steps), began, start)
-            metrics.write(json.dumps(asdict(report)) + "\n")
-            metrics.flush()
-            progress(report)
+            metrics.add(asdict(report))
+            if ranks.is_main():
+                progress(report)
             late = 0 < recipe.max_seconds <= report.seconds
-            last = interrupted() or late or number + 1 == len(steps)
+            stopped = ranks.anybody(interrupted(), engine.device)
+            last = ranks.anybody(late, engine.device) or stopped or number + 1 == len(steps)
             if last or (number + 1) % recipe.save_every == 0:
                 _save(engine, run, number + 1, before)
             if last:
-                return number + 1
-    return start
+                return number + 1, stopped
+    return start, False
 
 
 def _step(
@@ -151,7 +164,7 @@ def _step(
 ) -> StepReport:
     """One optimizer step over packs; every rank makes the same number of passes."""
     total = sum(int(p.target.sum()) for p in packs)
-    loss, step_began = 0.0, time.monotonic()
+    loss, lr, step_began = 0.0, float(engine.get_lr()[0]), time.monotonic()
     mine = _share(packs)
     for index, (item, weight) in enumerate(mine):
         engine.set_gradient_accumulation_boundary(index == len(mine) - 1)
@@ -159,7 +172,7 @@ def _step(
         engine.backward(negative * torch.distributed.get_world_size() / total)
         loss += float(negative.detach())
         engine.step()
-    loss = _sum_over_ranks(loss) / total
+    loss = ranks.total(loss, engine.device) / total
     if not math.isfinite(loss):
         raise TrainingError(f"the loss is {loss} at step {number}", "lower optimizer.lr")
     now = time.monotonic()
@@ -168,7 +181,7 @@ def _step(
         step=number,
         steps=of,
         loss=loss,
-        lr=engine.get_lr()[0],
+        lr=lr,
         grad_norm=float(engine.get_global_grad_norm() or 0.0),
         tokens=tokens,
         targets=total,
@@ -221,24 +234,6 @@ def _share(packs: Sequence[Pack]) -> list[tuple[Pack, float]]:
     return mine + [(packs[0], 0.0)] * missing
 
 
-def _sum_over_ranks(value: float) -> float:
-    total = torch.tensor(value, dtype=torch.float64)
-    if torch.distributed.get_world_size() > 1:
-        torch.distributed.all_reduce(total)
-    return float(total)
-
-
-def _claim(run: Path, recipe: Fit) -> None:
-    """Write the resolved recipe into a new run; refuse a folder that holds another one."""
-    path = run / "recipe.json"
-    if path.exists():
-        old = json.loads(path.read_text())
-        if old != json.loads(recipe.model_dump_json()):
-            raise UsageError(f"{run} holds a run of another recipe", "choose another --out")
-        return
-    _write_json(path, json.loads(recipe.model_dump_json()))
-
-
 def _save(engine: Any, run: Path, step: int, before: float) -> None:
     """Save weights, optimizer and position; a kill is harmless, `latest` moves last."""
     engine.save_checkpoint(
@@ -247,7 +242,7 @@ def _save(engine: Any, run: Path, step: int, before: float) -> None:
         client_state={"step": step, "before": before},
         exclude_frozen_parameters=True,
     )
-    if torch.distributed.get_rank() == 0:
+    if ranks.is_main():
         for old in (run / "checkpoint").glob("step*"):
             if old.name != f"step{step}":
                 shutil.rmtree(old)
@@ -280,9 +275,3 @@ def _graceful() -> Iterator[Callable[[], bool]]:
         yield lambda: bool(seen)
     finally:
         signal.signal(signal.SIGINT, old)
-
-
-def _write_json(path: Path, value: Any) -> None:
-    partial = path.with_suffix(".part")
-    partial.write_text(json.dumps(value, indent=2) + "\n")
-    os.replace(partial, path)

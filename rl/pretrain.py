@@ -22,11 +22,13 @@ from agent.policies.base import Policy, Request, Sampling
 from eval.fictional.passages import passages_of
 from eval.fictional.world import Entity, World, told
 from eval.stats import Interval, bootstrap
+from rl import ranks
 from rl.attention import NAME, register
-from rl.engine import TargetLogprobs
+from rl.engine import TargetLogprobs, whole
 from rl.fit import FitReport, Progress, fit
 from rl.packing import Row
 from rl.recipe import MicroShape, PretrainRecipe
+from rl.run_folder import claim
 from tools.base import Toolbox
 from tools.judge import JudgeTool
 
@@ -62,9 +64,14 @@ def pretrain(
         TrainingError: the loss became not a number.
     """
     folder = run / "tokenizer"
-    if not (folder / "tokenizer.json").is_file():
-        notify("training the tokenizer")
-        save_tokenizer(recipe, folder)
+    claim(run, recipe)
+
+    def trained() -> None:
+        if not (folder / "tokenizer_config.json").is_file():
+            notify("training the tokenizer")
+            save_tokenizer(recipe, folder)
+
+    ranks.main_first(trained)
     tokenizer = load_tokenizer(folder)
     notify("writing documents")
     worlds = [recipe.worlds.first_seed + n for n in range(recipe.worlds.count)]
@@ -243,9 +250,10 @@ def _rows(recipe: PretrainRecipe, tokenizer: Any, seeds: Sequence[int]) -> Itera
 
 def _export(engine: Any, run: Path, tokenizer: Path) -> Path:
     out = run / "model"
-    if torch.distributed.get_rank() == 0:
-        shutil.rmtree(out, ignore_errors=True)
-        engine.module.model.save_pretrained(str(out))
-        for file in tokenizer.iterdir():
-            shutil.copyfile(file, out / file.name)
+    with whole(engine):
+        if ranks.is_main():
+            shutil.rmtree(out, ignore_errors=True)
+            engine.module.model.save_pretrained(str(out))
+            for file in tokenizer.iterdir():
+                shutil.copyfile(file, out / file.name)
     return out

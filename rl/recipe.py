@@ -193,7 +193,10 @@ def shipped() -> list[str]:
 def _read(name: str) -> dict[str, Any]:
     path = Path(name)
     if path.is_file():
-        text = path.read_text("utf-8")
+        try:
+            text = path.read_text("utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise UsageError(f"the recipe {path} cannot be read: {error}") from error
     elif name in shipped():
         text = resources.files("rl.recipes").joinpath(f"{name}.yaml").read_text("utf-8")
     else:
@@ -218,7 +221,10 @@ def _override(data: dict[str, Any], override: str) -> None:
         data = data.setdefault(parent, {})
         if not isinstance(data, dict):
             raise UsageError(f"--set {override}: '{parent}' is not a section")
-    data[last] = yaml.safe_load(value)
+    try:
+        data[last] = yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise UsageError(f"--set {override}: the value is not YAML") from error
 
 
 def _first(error: ValidationError, kind: type[BaseModel]) -> str:

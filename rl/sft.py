@@ -15,7 +15,8 @@ import torch
 
 from agent.trajectory import Trajectory
 from kg.errors import UsageError
-from rl.engine import load_trainable
+from rl import ranks
+from rl.engine import load_trainable, whole
 from rl.fit import FitReport, Progress, fit
 from rl.packing import Row, rows
 from rl.recipe import SftRecipe
@@ -77,11 +78,12 @@ def _export(engine: Any, run: Path, base: str, folder: Path) -> Path:
     for config in getattr(model, "peft_config", {}).values():
         config.base_model_name_or_path = base  # a name, not a folder of this machine
     out = run / ("adapter" if hasattr(model, "peft_config") else "model")
-    if torch.distributed.get_rank() == 0:
-        shutil.rmtree(out, ignore_errors=True)
-        model.save_pretrained(str(out))
-        if out.name == "model":
-            copy_tokenizer(folder, out)
+    with whole(engine):
+        if ranks.is_main():
+            shutil.rmtree(out, ignore_errors=True)
+            model.save_pretrained(str(out))
+            if out.name == "model":
+                copy_tokenizer(folder, out)
     return out
 
 

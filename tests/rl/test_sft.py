@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -91,13 +92,73 @@ def test_packed_rows_have_the_logprobs_they_have_alone(tiny):
     np.testing.assert_allclose(chunked, expected, atol=1e-5)
 
 
-@pytest.mark.parametrize("zero", [0, 1, 2])
+@pytest.mark.parametrize("zero", [0, 1, 2, 3])
 def test_training_lowers_the_loss_alike_under_every_zero_stage(tiny, tmp_path, zero):
-    report = train(recipe(zero=zero), tiny, demonstrations(), tmp_path)
-    found = losses(tmp_path)
+    report = train(recipe(zero=zero), tiny, demonstrations(), tmp_path / "a")
+    found = losses(tmp_path / "a")
     assert report.finished
     assert found[report.steps] < found[1] - 1
     assert found[1] == pytest.approx(10.8, abs=0.2)  # log of the vocabulary: nothing known yet
+    if zero:
+        train(recipe(), tiny, demonstrations(), tmp_path / "plain")
+        expected = losses(tmp_path / "plain")
+        assert found == pytest.approx(expected, abs=2e-3)
+        ours, theirs = (weights(tmp_path / name / "model") for name in ("a", "plain"))
+        assert ours.keys() == theirs.keys()
+        assert all(torch.allclose(ours[name], theirs[name], atol=2e-2) for name in ours)
+
+
+def weights(folder):
+    from safetensors.torch import load_file
+
+    return load_file(folder / "model.safetensors")
+
+
+def test_the_size_of_a_pack_does_not_change_the_loss(tiny, tmp_path):
+    found = []
+    for size in (64, 512):  # the whole set is one step
+        changes = {"pack_tokens": size, "batch_tokens": 1024, "epochs": 6}
+        train(recipe(**changes), tiny, demonstrations(), tmp_path / str(size))
+        found.append(losses(tmp_path / str(size)))
+    assert len(found[0]) == 6
+    assert found[0] == pytest.approx(found[1], abs=1e-3)
+
+
+@pytest.mark.parametrize("lora", [None, Lora(rank=4, alpha=8)])
+def test_zero_3_exports_whole_tensors(tiny, tmp_path, lora):
+    report = train(recipe(zero=3, lora=lora, epochs=1), tiny, demonstrations(), tmp_path)
+    [file] = report.out.glob("*.safetensors")
+    from safetensors.torch import load_file
+
+    tensors = load_file(file)
+    assert tensors
+    assert all(tensor.numel() for tensor in tensors.values())
+
+
+def test_the_rate_that_is_logged_is_the_one_that_was_used(tiny, tmp_path):
+    peak = Optimizer(lr=5e-3, warmup=0.5, final=0.0)
+    report = train(recipe(optimizer=peak), tiny, demonstrations(), tmp_path)
+    rates = [json.loads(x)["lr"] for x in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    warm = round(0.5 * report.steps)
+    assert rates[:warm] == pytest.approx([5e-3 * (n + 1) / warm for n in range(warm)])
+    assert rates[warm] == pytest.approx(5e-3)
+    assert rates[-1] > 0
+
+
+def test_a_run_does_not_go_on_with_other_data(tiny, tmp_path):
+    train(recipe(epochs=1), tiny, demonstrations(), tmp_path)
+    with pytest.raises(UsageError, match="begun on other data"):
+        train(recipe(epochs=1), tiny, demonstrations(20), tmp_path)
+
+
+def test_a_report_without_held_out_rows_is_strict_json(tiny, tmp_path):
+    train(recipe(epochs=1, holdout=0.0), tiny, demonstrations(), tmp_path)
+
+    def refuse(name):
+        raise AssertionError(name)
+
+    report = json.loads((tmp_path / "report.json").read_text(), parse_constant=refuse)
+    assert report["holdout_after"] is None
 
 
 def test_lora_trains_the_adapter_alone_and_peft_loads_it(tiny, tmp_path):
@@ -137,13 +198,13 @@ train(recipe(), Path({tiny!r}), demonstrations(), Path({run!r}), progress)
 """
 
 
-def start(tiny, run, pause):
+def start(tiny, run, pause, **launcher):
     here = Path(__file__)
     code = SCRIPT.format(
         tests=str(here.parent), root=str(here.parents[2]), tiny=str(tiny), run=str(run), pause=pause
     )
-    launcher = {"RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"}
-    env = {key: value for key, value in os.environ.items() if key not in launcher}
+    keys = {"RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"}
+    env = {key: value for key, value in os.environ.items() if key not in keys} | launcher
     return subprocess.Popen(
         [sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, env=env
     )
@@ -164,7 +225,34 @@ def test_an_interrupted_run_goes_on_to_the_same_losses(tiny, tmp_path, number):
     assert process.wait() == (0 if number == signal.SIGINT else -signal.SIGKILL)
     start(tiny, cut, 0).communicate(timeout=120)
     steps = [json.loads(line)["step"] for line in (cut / "metrics.jsonl").read_text().splitlines()]
-    assert steps.count(1) == 1  # it went on, and did not begin again
+    assert steps == list(range(1, len(steps) + 1))  # it went on; a lost step is told once
     expected, found = losses(whole), losses(cut)
     assert found.keys() == expected.keys()
     assert all(found[step] == pytest.approx(expected[step], abs=1e-5) for step in expected)
+
+
+def test_two_processes_train_as_one_does(tiny, tmp_path):
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    together = [
+        start(
+            tiny, tmp_path / "two", 0, RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2",
+            MASTER_ADDR="127.0.0.1", MASTER_PORT=port,
+        )
+        for rank in range(2)
+    ]  # fmt: skip
+    try:
+        printed = [process.communicate(timeout=180)[0] for process in together]
+    finally:
+        for process in together:
+            process.kill()
+    assert [process.returncode for process in together] == [0, 0]
+    train(recipe(), tiny, demonstrations(), tmp_path / "one")
+    expected, found = losses(tmp_path / "one"), losses(tmp_path / "two")
+    assert found == pytest.approx(expected, abs=1e-3)
+    lines = (tmp_path / "two" / "metrics.jsonl").read_text().splitlines()
+    assert len(lines) == len(expected)  # one process writes
+    assert [text.count("step") for text in printed] == [len(expected), 0]
+    ours, theirs = (weights(tmp_path / name / "model") for name in ("one", "two"))
+    assert all(torch.allclose(ours[name], theirs[name], atol=1e-2) for name in ours)

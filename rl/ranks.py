@@ -1,0 +1,95 @@
+"""One process or many: what the processes of a training run have to agree on.
+
+A launcher (`torchrun`, `deepspeed`) sets RANK, WORLD_SIZE, LOCAL_RANK and the master's address; without
+one, a run is a single process. Files are the main process's work; a decision to stop is everybody's.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Callable
+from datetime import timedelta
+from typing import TypeVar
+
+import torch
+
+from kg.errors import MissingExtraError
+
+T = TypeVar("T")
+# others wait this long while the main process makes tokenizers or plays demonstrations
+_PATIENCE = timedelta(hours=12)
+
+
+def join() -> None:
+    """Become one of the run's processes; does nothing the second time.
+
+    Raises:
+        MissingExtraError: DeepSpeed is not installed.
+    """
+    if torch.distributed.is_initialized():
+        return
+    try:
+        import deepspeed
+    except ImportError as error:
+        raise MissingExtraError("deepspeed", "train", "training") from error
+    _rendezvous()
+    gpu = torch.cuda.is_available()
+    if gpu:
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
+    deepspeed.init_distributed("nccl" if gpu else "gloo", verbose=False, timeout=_PATIENCE)
+
+
+def launched() -> bool:
+    """Whether a launcher started this process as one of several."""
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1
+
+
+def is_main() -> bool:
+    """Whether files are this process's work."""
+    return int(os.environ.get("RANK", "0")) == 0
+
+
+def main_first(work: Callable[[], T]) -> T:
+    """Do `work` in the main process, then in the others, which find there what it left.
+
+    The work must do nothing where its result is there already.
+    """
+    if not launched():
+        return work()
+    join()
+    made = [work()] if is_main() else []
+    torch.distributed.barrier()
+    return made[0] if made else work()
+
+
+def total(value: float, device: torch.device) -> float:
+    """The sum over all processes, in double precision."""
+    return _reduced(value, device, torch.distributed.ReduceOp.SUM)
+
+
+def anybody(flag: bool, device: torch.device) -> bool:
+    """Whether any process says so; all get the same answer."""
+    return _reduced(float(flag), device, torch.distributed.ReduceOp.MAX) > 0
+
+
+def _reduced(
+    value: float, device: torch.device, how: torch.distributed.ReduceOp.RedOpType
+) -> float:
+    if torch.distributed.get_world_size() == 1:
+        return value
+    tensor = torch.tensor(value, dtype=torch.float64, device=device)
+    torch.distributed.all_reduce(tensor, op=how)
+    return float(tensor)
+
+
+def _rendezvous() -> None:
+    """What torch.distributed wants to know, for a run that no launcher started."""
+    if "RANK" in os.environ:
+        return
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    defaults = {"RANK": 0, "WORLD_SIZE": 1, "LOCAL_RANK": 0, "MASTER_PORT": port}
+    os.environ.update({key: str(value) for key, value in defaults.items()})
+    os.environ["MASTER_ADDR"] = "127.0.0.1"
