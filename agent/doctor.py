@@ -120,22 +120,27 @@ def _server(settings: Settings) -> Check:
     """Is the server there, and does it know the model? The key is sent and never shown."""
     import httpx
 
-    url = settings.policy.rstrip("/") + "/models"
-    key = settings.api_key
-    headers = {"Authorization": f"Bearer {key.get_secret_value()}"} if key else {}
+    from agent.http import endpoint
+
     try:
-        response = httpx.get(url, headers=headers, timeout=5)
+        to = endpoint(settings.policy, "/models", settings.api_key)
+        response = httpx.get(to.url, headers=to.headers, timeout=5)
+        names = [row["id"] for row in response.json()["data"]] if response.is_success else []
+    except TurnwiseError as error:
+        return Check("policy", "fail", error.message, error.hint)
     except httpx.HTTPError as error:
         cause = f"{type(error).__name__}: {error}"
-        return Check("policy", "fail", f"{settings.policy}: {cause}", "start the server")
-    if response.status_code != 200:
-        detail = f"{settings.policy}: status {response.status_code}"
+        return Check("policy", "fail", f"{to.shown}: {cause}", "start the server")
+    except (ValueError, KeyError, TypeError):
+        detail = f"{to.shown} does not list models as an OpenAI-compatible server does"
+        return Check("policy", "fail", detail, "check the URL (it ends in /v1)")
+    if not response.is_success:
+        detail = f"{to.shown}: status {response.status_code}"
         return Check("policy", "fail", detail, "check the URL (it ends in /v1) and AGENT_API_KEY")
-    names = [row.get("id") for row in response.json().get("data", [])]
     if settings.model not in names:
         listed = ", ".join(map(str, names[:5]))
         return Check("policy", "fail", f"no model '{settings.model}' there", f"--model {listed}")
-    return Check("policy", "ok", f"{settings.model} at {settings.policy}")
+    return Check("policy", "ok", f"{settings.model} at {to.shown}")
 
 
 def _index(settings: Settings) -> Iterator[Check]:

@@ -17,12 +17,16 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from kg.errors import PolicyUnavailableError
 from rl import ranks
-from rl.attention import NAME, register
+from rl.attention import NAME, register, require_plain
 from rl.recipe import Lora, Optimizer
 
 
 def load_trainable(
-    folder: Path, lora: Lora | None, dtype: torch.dtype, init: Path | None = None
+    folder: Path,
+    lora: Lora | None,
+    dtype: torch.dtype,
+    init: Path | None = None,
+    longest: int = 0,
 ) -> TargetLogprobs:
     """The model of a folder, ready to train, with packed attention.
 
@@ -31,9 +35,11 @@ def load_trainable(
         lora: adapters to add; None trains all weights.
         dtype: of the weights.
         init: an adapter to go on from instead of a new one.
+        longest: tokens of the longest row that it will see.
 
     Raises:
         PolicyUnavailableError: the folder does not hold a model.
+        UsageError: a model whose computation differs from what is trained here.
     """
     from transformers import AutoModelForCausalLM
 
@@ -46,6 +52,7 @@ def load_trainable(
         raise PolicyUnavailableError(
             f"no model in {folder}: {error}", "agent models list"
         ) from error
+    require_plain(model.config, longest)
     if lora is None:
         return TargetLogprobs(model.train())
     return TargetLogprobs(_adapted(model, lora, init).train())

@@ -49,7 +49,7 @@ def train(
     init = Path(recipe.init) if recipe.init else None
     return fit(
         recipe,
-        lambda: load_trainable(base, recipe.lora, dtype, init),
+        lambda: load_trainable(base, recipe.lora, dtype, init, recipe.pack_tokens),
         train_rows,
         held,
         run,

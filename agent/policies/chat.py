@@ -12,9 +12,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from kg.errors import UsageError
+from kg.errors import PolicyUnavailableError, UsageError
 
 _MARK = "\u241etwmark\u241e"
+
+
+def does_not_load(folder: Path, error: Exception) -> PolicyUnavailableError:
+    """A model folder that a library rejects, as an error with the library's first line."""
+    cause = str(error).strip().split("\n")[0]
+    return PolicyUnavailableError(
+        f"the model in {folder} does not load: {cause}", "agent models pull NAME --force"
+    )
 
 
 class ChatTemplate:
@@ -44,10 +52,19 @@ class ChatTemplate:
 
     @classmethod
     def load(cls, folder: Path) -> ChatTemplate:
-        """The template of a model folder."""
+        """The template of a model folder.
+
+        Raises:
+            PolicyUnavailableError: its tokenizer does not load.
+            UsageError: as the class.
+        """
         from transformers import AutoTokenizer
 
-        return cls(AutoTokenizer.from_pretrained(str(folder), local_files_only=True))
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
+        except Exception as error:  # tokenizers, json and transformers each raise their own
+            raise does_not_load(folder, error) from error
+        return cls(tokenizer)
 
     @property
     def eos_id(self) -> int:

@@ -102,27 +102,33 @@ def hub_snapshot(repository: str) -> Path:
             return cached
     except LocalEntryNotFoundError:
         pass
-    return _download(repository, None)
+    return _download(repository, None)[0]
 
 
-def hub_copy(repository: str, folder: Path) -> None:
-    """Download the model `repository` into `folder` as plain files.
+def hub_copy(repository: str, folder: Path) -> str:
+    """Download the model `repository` into `folder` as plain files; gives the commit they are of.
 
     Raises:
         FetchError: the Hub is unreachable, offline or does not have it.
     """
-    _download(repository, folder)
+    commit = _download(repository, folder)[1]
     shutil.rmtree(folder / ".cache", ignore_errors=True)  # the Hub client's bookkeeping
+    return commit
 
 
-def _download(repository: str, folder: Path | None) -> Path:
+def _download(repository: str, folder: Path | None) -> tuple[Path, str]:
+    """The folder of the newest commit, and that commit: all files are of the same one."""
     from huggingface_hub import HfApi, snapshot_download
 
     try:
         # A cheap call first: a Hub that cannot be reached must not cost minutes of retries.
-        HfApi().model_info(repository, timeout=_HUB_SECONDS)
+        commit = str(HfApi().model_info(repository, timeout=_HUB_SECONDS).sha)
         found = snapshot_download(
-            repository, local_dir=folder, allow_patterns=_HUB_FILES, etag_timeout=_HUB_SECONDS
+            repository,
+            revision=commit,
+            local_dir=folder,
+            allow_patterns=_HUB_FILES,
+            etag_timeout=_HUB_SECONDS,
         )
     # The client raises its HTTP library's errors, and which library differs between versions.
     except Exception as error:
@@ -132,4 +138,4 @@ def _download(repository: str, folder: Path | None) -> Path:
         ) from error
     if not is_model_folder(Path(found)):
         raise FetchError(f"{repository} on the Hugging Face Hub holds no config and safetensors")
-    return Path(found)
+    return Path(found), commit

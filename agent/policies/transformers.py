@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from agent.policies.base import Completion, FinishReason, Policy, Request, Sampling
 from agent.policies.catalog import weights_version
-from agent.policies.chat import ChatTemplate
+from agent.policies.chat import ChatTemplate, does_not_load
 from kg.errors import PolicyUnavailableError, UsageError
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ class TransformersPolicy(Policy):
         reuse: bool = True,
     ) -> None:
         self.name = name or folder.name
-        self.template = _load_template(folder)
+        self.template = ChatTemplate.load(folder)
         self.version = weights_version(folder)
         self.model = _load_model(folder, dtype)
         self.context_length = int(self.model.config.max_position_embeddings)
@@ -82,7 +82,14 @@ class TransformersPolicy(Policy):
         self._kept: tuple[list[int], Any] | None = None
 
     async def generate(self, requests: Sequence[Request]) -> list[Completion]:
-        """See `Policy.generate`. Cancelling the call frees its place in the batch."""
+        """See `Policy.generate`. Cancelling the call frees its place in the batch.
+
+        Raises:
+            UsageError: a prompt that is empty, too long or not of this vocabulary, or no room for a
+                token; nothing of the call is run, and others in the batch are not touched.
+        """
+        for request in requests:
+            self._check(request)
         loop = asyncio.get_running_loop()
         rows = [_Row(request, loop.create_future(), loop) for request in requests]
         with self._lock:
@@ -94,6 +101,20 @@ class TransformersPolicy(Policy):
             for row in rows:
                 row.cancelled.set()
             raise
+
+    def _check(self, request: Request) -> None:
+        ids, vocabulary = request.token_ids, self.model.config.get_text_config().vocab_size
+        if not ids:
+            raise UsageError("a request to a token-exact policy has an empty prompt")
+        if len(ids) >= self.context_length:
+            raise UsageError(
+                f"the prompt has {len(ids)} tokens; the policy reads {self.context_length}",
+                "ask a shorter question or use a policy with a longer context",
+            )
+        if min(ids) < 0 or max(ids) >= vocabulary:
+            raise UsageError(f"the prompt holds a token id outside 0..{vocabulary - 1}")
+        if request.sampling.max_tokens < 1:
+            raise UsageError(f"max_tokens is {request.sampling.max_tokens}, it must be at least 1")
 
     async def load(self, weights: Path) -> None:
         """Replace the weights by those in `weights`, a folder of the same architecture.
@@ -168,8 +189,6 @@ class _Decoder:
         from transformers import DynamicCache
 
         prompts = [list(row.request.token_ids) for row in self.rows]
-        if not all(prompts):
-            raise UsageError("a request to a token-exact policy has an empty prompt")
         cache, start = DynamicCache(config=self.policy.model.config), 0
         if len(prompts) == 1:
             cache, start = self._reused(prompts[0], cache)
@@ -322,13 +341,6 @@ def _typed(error: Exception) -> Exception:
     return error
 
 
-def _load_template(folder: Path) -> ChatTemplate:
-    try:
-        return ChatTemplate.load(folder)
-    except (OSError, ValueError) as error:
-        raise _broken(folder, error) from error
-
-
 def _load_model(folder: Path, dtype: str) -> Any:
     import torch
     from transformers import AutoModelForCausalLM
@@ -346,17 +358,10 @@ def _load_model(folder: Path, dtype: str) -> Any:
             output_loading_info=True,
         )
     except Exception as error:  # safetensors, json and transformers each raise their own
-        raise _broken(folder, error) from error
+        raise does_not_load(folder, error) from error
     if absent := sorted(found["missing_keys"]):  # transformers fills them at random
         raise PolicyUnavailableError(f"the model in {folder} lacks the tensor '{absent[0]}'")
     return model.to(device).eval()
-
-
-def _broken(folder: Path, error: Exception) -> PolicyUnavailableError:
-    cause = str(error).strip().split("\n")[0]
-    return PolicyUnavailableError(
-        f"the model in {folder} does not load: {cause}", "agent models pull NAME --force"
-    )
 
 
 def _stop_ids(model: Any, template: ChatTemplate) -> frozenset[int]:

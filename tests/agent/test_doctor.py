@@ -1,6 +1,9 @@
 """The doctor on real settings: what is missing is named with the next command."""
 
+import threading
 import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import ClassVar
 
 import pytest
 
@@ -45,3 +48,46 @@ def test_a_server_that_is_not_there_fails_without_showing_the_key(settings):
     policy = named(found)["policy"]
     assert policy.status == "fail"
     assert "sk-secret" not in policy.detail + policy.hint
+
+
+class Models(BaseHTTPRequestHandler):
+    """Lists one model below /v1, and greets elsewhere."""
+
+    seen: ClassVar[list[str]] = []
+
+    def do_GET(self):
+        self.seen.append(self.headers.get("Authorization", ""))
+        body = b'{"data": [{"id": "m"}]}' if self.path.startswith("/v1/models") else b"<p>hello"
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture
+def server():
+    with ThreadingHTTPServer(("127.0.0.1", 0), Models) as running:
+        threading.Thread(target=running.serve_forever, daemon=True).start()
+        yield f"127.0.0.1:{running.server_port}"
+        running.shutdown()
+
+
+def test_a_servers_password_and_query_are_sent_and_not_shown(settings, server):
+    url = f"http://user:hunter2@{server}/v1?key=k-12345"
+    policy = named(check(settings(policy=url, model="m")))["policy"]
+    assert policy.status == "ok", policy
+    assert Models.seen[-1].startswith("Basic ")
+    assert "hunter2" not in policy.detail
+    assert "k-12345" not in policy.detail
+    missing = named(check(settings(policy=url, model="other")))["policy"]
+    assert (missing.status, missing.hint) == ("fail", "--model m")
+
+
+@pytest.mark.parametrize("path", ["", "/v2"])
+def test_a_server_of_another_kind_is_told(settings, server, path):
+    policy = named(check(settings(policy=f"http://{server}{path}", model="m")))["policy"]
+    assert policy.status == "fail"
+    assert "does not list models" in policy.detail
+    assert "ends in /v1" in policy.hint

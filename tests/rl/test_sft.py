@@ -16,7 +16,7 @@ from agent.policies.base import Sampling
 from agent.task import Task
 from agent.trajectory import Action, ActionKind, Span, Status, StopReason, Trajectory, Turn
 from kg.errors import UsageError
-from rl.attention import row_lengths
+from rl.attention import require_plain, row_lengths
 from rl.engine import TargetLogprobs, load_trainable
 from rl.packing import Row, pack
 from rl.recipe import Lora, Optimizer, SftRecipe
@@ -256,3 +256,28 @@ def test_two_processes_train_as_one_does(tiny, tmp_path):
     assert [text.count("step") for text in printed] == [len(expected), 0]
     ours, theirs = (weights(tmp_path / name / "model") for name in ("one", "two"))
     assert all(torch.allclose(ours[name], theirs[name], atol=1e-2) for name in ours)
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes", "field"),
+    [
+        ("Gemma2Config", {}, "softcapping"),
+        ("MistralConfig", {"sliding_window": 64}, "sliding_window"),
+        ("GraniteConfig", {"logits_scaling": 8.0}, "logits_scaling"),
+        ("CohereConfig", {"logit_scale": 0.06}, "logit_scale"),
+        ("Qwen3NextConfig", {}, "layer_types"),
+    ],
+)
+def test_a_model_that_computes_otherwise_is_refused(kind, changes, field):
+    import transformers
+
+    with pytest.raises(UsageError, match=field):
+        require_plain(getattr(transformers, kind)(**changes), longest=128)
+
+
+@pytest.mark.parametrize("kind", ["LlamaConfig", "Qwen3Config", "Qwen2Config", "Olmo2Config"])
+def test_a_plain_model_is_not_refused(kind):
+    import transformers
+
+    require_plain(getattr(transformers, kind)(), longest=1024)
+    require_plain(transformers.MistralConfig(sliding_window=4096), longest=1024)

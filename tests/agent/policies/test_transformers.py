@@ -1,12 +1,14 @@
 """The embedded policy against transformers' own generation, on the real default model."""
 
 import asyncio
+import shutil
 
 import numpy as np
 import pytest
 import torch
 
 from agent.policies.base import FinishReason, Request, Sampling
+from agent.policies.chat import ChatTemplate
 from agent.policies.transformers import TransformersPolicy
 from kg.errors import PolicyUnavailableError, UsageError
 
@@ -180,3 +182,27 @@ async def test_weights_that_lack_a_tensor_are_refused_and_the_old_ones_stay(base
     await policy.aclose()
     with pytest.raises(PolicyUnavailableError, match="down_proj"):
         TransformersPolicy(tmp_path, dtype="float32")
+
+
+@pytest.mark.parametrize(
+    ("ids", "tokens", "message"),
+    [((1,) * 9000, 8, "9000 tokens; the policy reads"), ((10**6,), 8, "outside 0"),
+     ((-1,), 8, "outside 0"), ((5, 6), 0, "max_tokens is 0")],
+)  # fmt: skip
+async def test_a_bad_request_is_refused_alone(policy, ids, tokens, message):
+    bad = Request((), ids, Sampling(max_tokens=tokens))
+    good, refused = await asyncio.gather(
+        policy.generate([request(policy, QUESTIONS[0])]),
+        policy.generate([bad]),
+        return_exceptions=True,
+    )
+    assert "Paris" in good[0].text
+    assert isinstance(refused, UsageError)
+    assert message in refused.message
+
+
+def test_a_broken_tokenizer_is_a_clear_error(base_model, tmp_path):
+    folder = shutil.copytree(base_model, tmp_path / "m")
+    (folder / "tokenizer.json").write_text('{"model": 1}')
+    with pytest.raises(PolicyUnavailableError, match="does not load"):
+        ChatTemplate.load(folder)
