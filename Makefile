@@ -51,6 +51,9 @@ adapter: $(VENV)/.installed-test
 micro: $(VENV)/.installed-test
 	$(BIN)/agent pretrain micro --out runs/micro
 	$(BIN)/agent sft micro_cold_start --out runs/micro_cold_start --set base=runs/micro/model
+	cp runs/micro_cold_start/model/*.json runs/micro_cold_start/model/*.jinja \
+		runs/micro_cold_start/model/*.safetensors agent/policies/micro/
+	rm -f agent/policies/micro/turnwise.json
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info

@@ -1,8 +1,9 @@
 """Names of models, and how a name becomes a folder that every engine can load.
 
 A name is, in this order: a local folder; `default` (the default base with the adapter that ships
-beside this module); a catalog name; a name on the Hugging Face Hub. `resolve` gives the folder,
-`pull` fetches and checks a catalog model, `list_models` tells what there is.
+beside this module); `micro` (the small model that ships there too); a catalog name; a name on the
+Hugging Face Hub. `resolve` gives the folder, `pull` fetches and checks a catalog model, `list_models`
+tells what there is.
 """
 
 import difflib
@@ -15,6 +16,7 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict
 
 from agent.policies import fetch
+from agent.policies.bundled import MICRO, MICRO_FOLDER, MICRO_PARAMETERS, micro_folder
 from agent.policies.merge import ADAPTER_CONFIG, adapter_base, merge_adapter, merged_folder
 from agent.policies.model_folder import (
     CorruptModelError,
@@ -122,7 +124,7 @@ def resolve(name: str, cache: Path, progress: Progress | None = None) -> Path:
     sizes only. A local folder that holds a LoRA adapter gives the adapter merged into its base.
 
     Args:
-        name: a local folder, `default`, a catalog name, or a Hub name (`owner/model`).
+        name: a local folder, `default`, `micro`, a catalog name, or a Hub name (`owner/model`).
         cache: the folder of models; made when absent.
         progress: told in words when long work begins.
 
@@ -139,6 +141,8 @@ def resolve(name: str, cache: Path, progress: Progress | None = None) -> Path:
         return _resolve_adapter(folder, cache, report)
     if name == DEFAULT:
         return _resolve_default(cache, report)
+    if name == MICRO:
+        return micro_folder(cache, report)
     if name in CATALOG:
         return _resolve_catalog(CATALOG[name], cache, report)
     if _HUB_NAME.fullmatch(name) and not folder.exists():
@@ -153,7 +157,7 @@ def pull(name: str, cache: Path, progress: Progress | None = None, *, force: boo
     moment, it leaves nothing that `resolve` would take for a model.
 
     Args:
-        name: `default`, a catalog name, or a Hub name (which goes to the Hub's own cache).
+        name: `default`, `micro`, a catalog name, or a Hub name (which goes to the Hub's own cache).
         cache: the folder of models; made when absent.
         progress: told in words when long work begins.
         force: make it anew even if it is there (a Hub name's files are the Hub client's to keep).
@@ -169,6 +173,8 @@ def pull(name: str, cache: Path, progress: Progress | None = None, *, force: boo
         folder = _resolve_default(cache, report, force=force)
         verify(folder, _mend(DEFAULT), deep=True)
         return folder
+    if name == MICRO:
+        return micro_folder(cache, report, force=force)
     if name not in CATALOG:
         return resolve(name, cache, progress)
     spec, target = CATALOG[name], cache / name
@@ -185,6 +191,7 @@ def pull(name: str, cache: Path, progress: Progress | None = None, *, force: boo
 def list_models(cache: Path) -> list[ModelEntry]:
     """The models that have a name here, the default first; reads no weights and no network."""
     rows = [_entry(spec, cache / spec.name, spec.name) for spec in CATALOG.values()]
+    rows.append(_micro_entry())
     base = CATALOG[DEFAULT_BASE]
     if not (ADAPTER / ADAPTER_CONFIG).is_file():
         return [_entry(base, cache / base.name, DEFAULT), *rows]
@@ -206,6 +213,18 @@ def _entry(spec: ModelSpec, path: Path, name: str) -> ModelEntry:
     )
 
 
+def _micro_entry() -> ModelEntry:
+    return ModelEntry(
+        name=MICRO,
+        licence="Apache-2.0",
+        parameters=MICRO_PARAMETERS,
+        size_bytes=sum(file.stat().st_size for file in MICRO_FOLDER.iterdir()),
+        source="this package",
+        cached=True,
+        path=MICRO_FOLDER,
+    )
+
+
 def _mend(name: str) -> str:
     return f"agent models pull {name} --force"
 
@@ -216,7 +235,7 @@ def _unknown(name: str, folder: Path) -> UsageError:
             f"the folder {name} holds no model: config.json or *.safetensors is missing",
             "give a folder that transformers' save_pretrained wrote",
         )
-    known = [DEFAULT, *CATALOG]
+    known = [DEFAULT, MICRO, *CATALOG]
     near = difflib.get_close_matches(name.lower(), known, n=1)
     hint = f"did you mean {near[0]!r}? " if near else ""
     return UsageError(

@@ -1,0 +1,82 @@
+"""How well a policy answers on fictional worlds that no training has seen, by kind of question.
+
+Each world is made, indexed and asked through the whole agent (its test part only) with lexical search; a
+second pass without tools, cut off after one short reply, shows what can be had by guessing. Figures are
+pooled over the worlds, intervals over questions. The seeds are apart from those of the recipes and from
+those that settings were chosen on.
+
+    python benchmarks/micro.py [--policy micro] [--worlds 5] [--first-seed 910001]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+sys.path[0] = str(
+    Path(__file__).resolve().parents[1]
+)  # beside this file lies one named as a package
+
+from agent.settings import load_settings  # noqa: E402
+from eval.fictional.make import make_world  # noqa: E402
+from eval.run import EvalRequest, run  # noqa: E402
+from eval.sample import Sample  # noqa: E402
+from eval.score import score_run  # noqa: E402
+from eval.stats import Interval, bootstrap  # noqa: E402
+
+ENTITIES, QUESTIONS = 200, 400
+
+
+def answered(
+    worlds: Sequence[Path], policy: str, out: Path, concurrency: int, **changes: Any
+) -> tuple[Sample, ...]:
+    """Scored episodes of all worlds."""
+    settings = load_settings(policy=policy, search={"mode": "lexical"}, **changes)
+    request = EvalRequest(benchmarks=tuple(map(str, worlds)), concurrency=concurrency, cache=False)
+    run(request, settings, out, notify=lambda line: print(line, file=sys.stderr))
+    return score_run(out).samples
+
+
+def mean(samples: Sequence[Sample]) -> Interval:
+    return bootstrap([s.right for s in samples])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--policy", default="micro")
+    parser.add_argument("--worlds", type=int, default=5)
+    parser.add_argument("--first-seed", type=int, default=910_001)
+    parser.add_argument("--concurrency", type=int, default=16)
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/out/micro.json"))
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as root:
+        worlds = [Path(root) / f"w{args.first_seed + n}" for n in range(args.worlds)]
+        for n, world in enumerate(worlds):
+            make_world(world, args.first_seed + n, ENTITIES, QUESTIONS)
+        found = answered(worlds, args.policy, Path(root) / "run", args.concurrency)
+        short = {"turns": 1, "tokens": 48, "repairs": 0}
+        blind = answered(
+            worlds, args.policy, Path(root) / "blind", args.concurrency, tools=(), budgets=short
+        )
+    kinds = sorted({s.kind for s in found})
+    rows = {kind: mean([s for s in found if s.kind == kind]) for kind in kinds}
+    rows["all"] = mean(found)
+    rows["closed book"] = mean([s for s in blind if s.answerable])
+    # a comparison names its two possible answers
+    rows["closed book, no choice"] = mean(
+        [s for s in blind if s.answerable and s.kind != "comparison"]
+    )
+    for name, value in rows.items():
+        print(f"{name:<24} {value.n:>5} {value}")
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    facts = {name: [v.n, v.mean, v.low, v.high] for name, v in rows.items()}
+    args.out.write_text(json.dumps({"policy": args.policy, "right": facts}, indent=1))
+
+
+if __name__ == "__main__":
+    main()

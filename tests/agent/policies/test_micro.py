@@ -1,0 +1,34 @@
+"""The micro policy that ships: it loads, it searches and answers on a world that it has not read."""
+
+from agent.policies import catalog
+from agent.policies.bundled import MICRO_FOLDER, MICRO_PARAMETERS
+from agent.policies.transformers import TransformersPolicy
+from agent.settings import load_settings
+from eval.fictional.make import make_world
+from eval.run import EvalRequest, run
+from eval.score import score_run
+
+
+def test_it_is_small_and_copied_whole_into_the_cache(tmp_path):
+    assert all(file.stat().st_size < 20e6 for file in MICRO_FOLDER.iterdir())
+    folder = catalog.resolve("micro", tmp_path)
+    assert folder.parent == tmp_path
+    assert catalog.resolve("micro", tmp_path) == folder
+    (folder / "config.json").unlink()
+    assert catalog.pull("micro", tmp_path, force=True) == folder
+    policy = TransformersPolicy(folder)
+    assert sum(p.numel() for p in policy.model.parameters()) == MICRO_PARAMETERS
+    policy._worker.shutdown()
+
+
+def test_it_answers_on_a_world_that_it_has_not_read(tmp_path):
+    world = tmp_path / "world"
+    make_world(world, 77, 120, 120)
+    settings = load_settings(policy="micro", search={"mode": "lexical"})
+    run(EvalRequest(benchmarks=(str(world),), cache=False), settings, tmp_path / "run")
+    found = score_run(tmp_path / "run")
+    [one] = found.sets
+    assert one.episodes == one.questions >= 25
+    assert one.answers["right"].mean > 0.3  # guessing gives next to nothing
+    assert one.usage["searches / question"] > 0.8
+    assert one.usage["invalid / question"] < 0.5
