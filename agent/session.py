@@ -10,8 +10,8 @@ import asyncio
 import logging
 import sqlite3
 import uuid
-from collections.abc import AsyncIterator, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any, cast
@@ -85,32 +85,29 @@ class Session:
 
     @classmethod
     async def open(
-        cls, settings: Settings, notify: Notify = lambda line: None, keep: bool = True
+        cls,
+        settings: Settings,
+        notify: Notify = lambda line: None,
+        keep: bool = True,
+        parts: tuple[Toolbox, Policy] | None = None,
     ) -> Session:
-        """Load policy and tools.
+        """Make a session of policy and tools.
 
         Args:
             settings: everything else.
             notify: gets one line a stage (download, index build).
-            keep: whether trajectories are stored.
+            keep: whether trajectories and conversations are stored.
+            parts: of `open_parts`; opened here when None.
 
         Raises:
             TurnwiseError: any part that does not open, each with its own exit code.
         """
-        tools = await asyncio.to_thread(open_tools, settings, notify)
-        policy = await asyncio.to_thread(
-            lambda: open_policy(
-                settings.policy,
-                settings.models_dir,
-                dtype=settings.dtype,
-                model=settings.model,
-                api_key=settings.api_key,
-                notify=notify,
-            )
-        )
+        if parts is None:
+            parts = await asyncio.to_thread(open_parts, settings, notify)
+        tools, policy = parts
         store = await asyncio.to_thread(TrajectoryStore.open, settings.store_url) if keep else None
         stack = AsyncExitStack()
-        saver = await stack.enter_async_context(_checkpoints(settings))
+        saver = await stack.enter_async_context(_checkpoints(settings, keep))
         session = cls(
             make_setup(settings, policy, tools), build_graph(tools, saver), store, settings
         )
@@ -136,7 +133,7 @@ class Session:
             return str(saved.config["configurable"]["thread_id"])
         raise UsageError("there is no conversation to continue", 'agent ask "your question"')
 
-    async def ask(self, question: str, thread: str) -> AsyncIterator[Event]:
+    async def ask(self, question: str, thread: str) -> AsyncGenerator[Event]:
         """Run one question in a thread, yielding its events; `last` is set at the end.
 
         Closing the iterator (or cancelling the task) stops the episode; what it did is stored.
@@ -150,10 +147,11 @@ class Session:
             history=_history(before),
             meta={"id": uuid.uuid4().hex},
         )
-        async for event in self._run({"episode": episode}, thread):
-            yield event
+        async with aclosing(self._run({"episode": episode}, thread)) as events:
+            async for event in events:
+                yield event
 
-    async def resume(self, thread: str) -> AsyncIterator[Event]:
+    async def resume(self, thread: str) -> AsyncGenerator[Event]:
         """Go on with an episode that was cut off in the middle.
 
         Raises:
@@ -164,8 +162,9 @@ class Session:
             raise UsageError(f"thread '{thread}' has no unfinished question", "agent trace list")
         if self._store is not None:  # the record of the cut-off episode gives way to the whole one
             await asyncio.to_thread(self._store.delete, [before.meta["id"]])
-        async for event in self._run(None, thread):
-            yield event
+        async with aclosing(self._run(None, thread)) as events:
+            async for event in events:
+                yield event
 
     async def unfinished(self, thread: str) -> bool:
         """Whether the thread's last episode was cut off."""
@@ -184,7 +183,7 @@ class Session:
         snapshot = await self._graph.aget_state({"configurable": {"thread_id": thread}})
         return snapshot.values.get("episode") if snapshot.values else None
 
-    async def _run(self, given: Any, thread: str) -> AsyncIterator[Event]:
+    async def _run(self, given: Any, thread: str) -> AsyncGenerator[Event]:
         created = datetime.now(UTC).isoformat(timespec="microseconds")
         self.last = None
         config: Any = {"configurable": {"thread_id": thread}, "recursion_limit": _STEPS}
@@ -227,10 +226,30 @@ def _history(before: Episode | None) -> tuple[tuple[str, str], ...]:
     return (*before.history, (before.task.question, before.answer))
 
 
+def open_parts(settings: Settings, notify: Notify = lambda line: None) -> tuple[Toolbox, Policy]:
+    """Tools and policy, opened in this thread, so that Ctrl-C stops a download or an index build.
+
+    Raises:
+        TurnwiseError: any part that does not open, each with its own exit code.
+    """
+    tools = open_tools(settings, notify)
+    policy = open_policy(
+        settings.policy,
+        settings.models_dir,
+        dtype=settings.dtype,
+        model=settings.model,
+        api_key=settings.api_key,
+        notify=notify,
+    )
+    return tools, policy
+
+
 @asynccontextmanager
-async def _checkpoints(settings: Settings) -> AsyncIterator[Any]:
-    """The SQLite saver; its serializer loads our own records and plain values, nothing else."""
+async def _checkpoints(settings: Settings, keep: bool = True) -> AsyncIterator[Any]:
+    """The SQLite saver, or one in memory when nothing is to be kept; its serializer loads our own
+    records and plain values, nothing else."""
     import aiosqlite
+    from langgraph.checkpoint.memory import InMemorySaver
     from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
     from langgraph.checkpoint.sqlite.aio import AsyncSqliteSaver
 
@@ -238,6 +257,9 @@ async def _checkpoints(settings: Settings) -> AsyncIterator[Any]:
     strict = JsonPlusSerializer(
         allowed_msgpack_modules=[(kind.__module__, kind.__qualname__) for kind in _RECORDS]
     )
+    if not keep:
+        yield InMemorySaver(serde=strict)
+        return
     async with AsyncExitStack() as stack:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from importlib import resources
 from typing import Any
 
+from agent.plain_text import printable
 from agent.trajectory import Trajectory, Turn
 
 Decode = Callable[[Sequence[int]], str]
@@ -37,7 +38,7 @@ def render_text(trajectory: Trajectory, width: int = 100) -> str:
             if source.number in trajectory.citations
         ),
     ]
-    return "\n".join([*head, "", *turns, "", *tail])
+    return printable("\n".join([*head, "", *turns, "", *tail]))
 
 
 def _turn_text(number: int, turn: Turn, width: int) -> str:

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import codecs
 import sys
 import uuid
+from contextlib import aclosing
 from dataclasses import dataclass
 
 from agent.console.envelope import INTERRUPTED, exit_code
 from agent.console.printer import Printer
-from agent.session import Session
+from agent.policies.base import Policy
+from agent.session import Session, open_parts
 from agent.settings import Settings
 from agent.task import MAX_QUESTION_CHARS, Task
 from kg.errors import TurnwiseError, UsageError
+from tools.base import Toolbox
 
 
 class InterruptedRunError(TurnwiseError):
@@ -31,7 +35,7 @@ class Ask:
     Attributes:
         question: None opens the REPL, or goes on with an unfinished question of `thread`.
         thread: conversation to continue; `latest` for the last one; empty for a new one.
-        keep: whether to store the trajectory.
+        keep: whether to store the trajectory and the conversation.
     """
 
     question: str | None
@@ -51,8 +55,8 @@ def read_question(argument: str | None) -> str | None:
     if argument is None and sys.stdin.isatty():
         return None
     data = sys.stdin.buffer.read(_STDIN_LIMIT)
-    try:
-        return data.decode("utf-8")
+    try:  # what lies beyond the limit may have cut a character; the question is too long then anyway
+        return codecs.getincrementaldecoder("utf-8")().decode(data, len(data) < _STDIN_LIMIT)
     except UnicodeDecodeError as error:
         raise UsageError(
             f"standard input is not UTF-8 text (byte {error.start})", "pass the question as text"
@@ -68,15 +72,18 @@ def run(ask: Ask, settings: Settings, printer: Printer) -> int:
     if ask.question is not None and not ask.thread:
         Task.ask(ask.question)  # bad input is told before a model is loaded
     try:
-        return asyncio.run(_run(ask, settings, printer))
+        parts = open_parts(settings, printer.notify)
+        return asyncio.run(_run(ask, settings, printer, parts))
     except KeyboardInterrupt:
         raise InterruptedRunError(
             "interrupted", "agent ask --resume ID goes on; see agent trace list"
         ) from None
 
 
-async def _run(ask: Ask, settings: Settings, printer: Printer) -> int:
-    async with await Session.open(settings, printer.notify, ask.keep) as session:
+async def _run(
+    ask: Ask, settings: Settings, printer: Printer, parts: tuple[Toolbox, Policy]
+) -> int:
+    async with await Session.open(settings, printer.notify, ask.keep, parts) as session:
         thread = await _thread(session, ask)
         if ask.question is None and not await session.unfinished(thread):
             from agent.console.repl import Repl
@@ -91,8 +98,9 @@ async def answer(session: Session, question: str | None, thread: str, printer: P
     """Run one question, or the thread's unfinished one, through the printer."""
     printer.start(thread)
     events = session.resume(thread) if question is None else session.ask(question, thread)
-    async for event in events:
-        printer.event(event)
+    async with aclosing(events):  # a reader that goes away must not cost the episode its record
+        async for event in events:
+            printer.event(event)
     current = asyncio.current_task()
     if current is not None and current.cancelling():  # Ctrl-C in the very last moment
         raise asyncio.CancelledError

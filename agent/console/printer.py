@@ -12,7 +12,8 @@ from rich.text import Text
 
 from agent.console.envelope import envelope, failure
 from agent.events import ActionEvent, Event, ObservationEvent, TokenEvent
-from agent.trajectory import ActionKind, Status, Trajectory
+from agent.plain_text import printable
+from agent.trajectory import ActionKind, Status, StopReason, Trajectory
 from kg.errors import TurnwiseError
 
 _SHOWN = {
@@ -68,12 +69,12 @@ class TextPrinter(Printer):
     def notify(self, line: str) -> None:
         """One dim line."""
         if not self.quiet:
-            self.err.print(Text(line, style="dim"))
+            self.err.print(_text(line, style="dim"))
 
     def event(self, event: Event) -> None:
         """A line or two for each step."""
         if isinstance(event, TokenEvent) and self.tokens:
-            self.err.print(Text(event.text, style="dim"), end="")
+            self.err.print(_text(event.text, style="dim"), end="")
         elif isinstance(event, ActionEvent) and self.steps:
             self._action(event)
         elif isinstance(event, ObservationEvent) and self.steps:
@@ -82,49 +83,49 @@ class TextPrinter(Printer):
     def result(self, trajectory: Trajectory, thread: str, digest: str) -> None:
         """The answer with its sources."""
         if trajectory.status is Status.FAILED:
-            self.err.print(Text(f"error: {trajectory.error or 'interrupted'}", style="red"))
+            self.err.print(_text(f"error: {trajectory.error or 'interrupted'}", style="red"))
             return
         marks = "".join(f"[{number}]" for number in trajectory.citations)
         text = trajectory.answer or _SHOWN[trajectory.status]
-        self.out.print(Text(f"{text} {marks}".rstrip(), style="bold"))
+        self.out.print(_text(f"{text} {marks}".rstrip(), style="bold"))
         if self.quiet:
             return
         for source in trajectory.sources:
             if source.number in trajectory.citations:
                 where = f" ({source.origin.rpartition('/')[2]})" if source.origin else ""
-                self.out.print(Text(f"  [{source.number}] {source.title}: {source.id}{where}"))
-        if trajectory.stop_reason.is_budget:
-            self.err.print(Text(f"stopped by: {trajectory.stop_reason.value}", style="yellow"))
+                self.out.print(_text(f"  [{source.number}] {source.title}: {source.id}{where}"))
+        if trajectory.stop_reason not in (StopReason.ANSWER, StopReason.ABSTAIN):
+            self.err.print(_text(f"stopped by: {trajectory.stop_reason.value}", style="yellow"))
 
     def error(self, error: TurnwiseError) -> None:
         """What was wrong and what to try."""
-        self.err.print(Text(f"error: {error.message}", style="red"))
+        self.err.print(_text(f"error: {error.message}", style="red"))
         if error.hint:
-            self.err.print(Text(f"  try: {error.hint}"))
+            self.err.print(_text(f"  try: {error.hint}"))
 
     def _action(self, event: ActionEvent) -> None:
         if self.tokens:
             self.err.print()
         action = event.action
         if action.thought:
-            self.err.print(Text(f"  think   {action.thought}", style="dim italic"))
+            self.err.print(_text(f"  think   {action.thought}", style="dim italic"))
         if action.kind is ActionKind.TOOL:
             values = ", ".join(str(value) for value in action.arguments.values())
-            self.err.print(Text(f"  {action.name:<7} {values}", style="cyan"))
+            self.err.print(_text(f"  {action.name:<7} {values}", style="cyan"))
         elif action.kind is ActionKind.MALFORMED:
-            self.err.print(Text(f"  invalid {action.text}", style="yellow"))
+            self.err.print(_text(f"  invalid {action.text}", style="yellow"))
         elif action.kind is ActionKind.ABSTAIN:
-            self.err.print(Text(f"  abstain {action.text}", style="yellow"))
+            self.err.print(_text(f"  abstain {action.text}", style="yellow"))
 
     def _observation(self, event: ObservationEvent) -> None:
         seen = event.observation
         for source in seen.sources:
-            line = Text(f"          [{source.number}] {source.title}", style="dim")
-            line.append(f"  {' '.join(source.text.split())[:90]}", style="dim")
+            line = _text(f"          [{source.number}] {source.title}", style="dim")
+            line.append_text(_text(f"  {' '.join(source.text.split())[:90]}", style="dim"))
             self.err.print(line, soft_wrap=False, overflow="ellipsis", no_wrap=True)
         text = seen.error or ("" if seen.sources else seen.text)
         if text:
-            self.err.print(Text(f"          {text}", style="yellow" if seen.error else "dim"))
+            self.err.print(_text(f"          {text}", style="yellow" if seen.error else "dim"))
 
 
 class JsonPrinter(Printer):
@@ -163,6 +164,11 @@ class StreamPrinter(JsonPrinter):
     def error(self, error: TurnwiseError) -> None:
         """The last line."""
         _line({"type": "result", **failure(error)})
+
+
+def _text(text: str, style: str = "") -> Text:
+    """Styled text; a document's or a model's control characters do not reach the terminal."""
+    return Text(printable(text), style=style)
 
 
 def _line(value: dict[str, Any]) -> None:

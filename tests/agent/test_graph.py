@@ -412,3 +412,67 @@ async def test_seeds_differ_by_turn_and_episode(template):
     await play(second, seed=6)
     seeds = [r.sampling.seed for r in (*policy.requests, *other.requests)]
     assert len(set(seeds)) == 6
+
+
+@pytest.mark.parametrize("rule", [ContextRule.OMIT, ContextRule.SOFT])
+async def test_a_verdict_that_is_none_changes_nothing(template, rule):
+    replies = [
+        "<search>a</search>", "<judge>maybe</judge>", "<judge>no</judge>", "<judge>maybe</judge>",
+        "<answer>x [1]</answer>", "<search>b</search>", *HAPPY[1:],
+    ]  # fmt: skip
+    policy, setup = make(replies, template, FactTool(["secret passage"]), rule=rule)
+    done = await play(setup)
+    assert done.turns[4].action.kind is ActionKind.MALFORMED  # still straight after a rejection
+    assert done.status is Status.ANSWERED
+    assert ("secret passage" in policy.prompt(4)) is (rule is ContextRule.SOFT)
+
+
+async def test_what_was_cut_off_cannot_be_cited(template):
+    tool = FactTool(["a" * 400, "b" * 400, "c" * 400])
+    replies = ["<search>a</search>", "<judge>yes</judge>", "<answer>x [1] [3]</answer>"]
+    _, setup = make(replies, template, tool, observation_chars=900)
+    done = await play(setup)
+    assert len(done.sources) == 2
+    assert done.citations == (1,)
+
+
+async def test_a_tool_has_no_more_time_than_the_episode(template):
+    async def slow():
+        await asyncio.sleep(20)
+
+    replies = ["<search>a</search>", "x</answer>"]
+    _, setup = make(replies, template, FactTool(action=slow), budgets=Budgets(seconds=0.5))
+    done = await asyncio.wait_for(play(setup), 10)
+    assert done.stop_reason is StopReason.MAX_SECONDS
+    assert done.answer == "x"
+
+
+async def test_a_tools_error_is_capped(template):
+    async def loud():
+        raise ToolError("x" * 50_000)
+
+    replies = ["<search>a</search>", "<answer>y</answer>"]
+    policy, setup = make(replies, template, FactTool(action=loud), observation_chars=900)
+    done = await play(setup)
+    assert len(done.turns[0].observation.error) == 900
+    assert done.turns[0].observation.truncated
+    assert len(policy.prompt(1)) < 10_000
+
+
+async def test_a_policy_without_tokens_has_a_token_budget_too():
+    thought = "I wonder about the elements. " * 10
+    replies = [f"{thought}<search>a{n}</search>" for n in range(8)] + ["<answer>x</answer>"] * 2
+    _, setup = make(replies, None, budgets=Budgets(tokens=150))
+    done = await play(setup)
+    assert done.stop_reason is StopReason.MAX_TOKENS
+    assert len(done.turns) <= 4
+
+
+async def test_native_calls_with_tokens_are_asked_for_an_answer_at_the_end(template):
+    call = '<tool_call>{"name": "search", "arguments": {"query": "a%d"}}</tool_call>'
+    replies = [call % 1, call % 2, "oganesson [1]"]
+    policy, setup = make(replies, template, fmt="tool_call", budgets=Budgets(turns=2))
+    done = await play(setup)
+    assert (done.status, done.answer) == (Status.OVER_BUDGET, "oganesson")
+    assert "final answer now" in policy.prompt(2)
+    assert done.prompt_of(done.turns[2]).tolist() == list(policy.requests[2].token_ids)
