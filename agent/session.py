@@ -138,8 +138,9 @@ class Session:
 
         Closing the iterator (or cancelling the task) stops the episode; what it did is stored.
         """
-        before = await self._state(thread)
+        self.last = None
         task = Task.ask(question)
+        before = await self._state(thread)
         task = replace(task, meta={"thread": thread})
         episode = Episode(
             task,

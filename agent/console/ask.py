@@ -88,6 +88,10 @@ async def _run(
         if ask.question is None and not await session.unfinished(thread):
             from agent.console.repl import Repl
 
+            if not sys.stdin.isatty():
+                raise UsageError(
+                    f"conversation '{thread}' has no unfinished question, and none was asked"
+                )
             return await Repl(session, printer, thread).run()
         await answer(session, ask.question, thread, printer)
         assert session.last is not None

@@ -179,8 +179,37 @@ def test_interrupting_a_question_keeps_it_for_resumption(home, tmp_path, agent):
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130
     assert "Traceback" not in errors
+    goes_on = json.loads(agent("ask", "--json", "--resume", thread).stdout)
+    assert (goes_on["thread_id"], goes_on["error"]) == (thread, None)
+    assert goes_on["status"] in ("answered", "abstained")
+    found = json.loads(agent("trace", "search", "neon", "--json").stdout)
+    assert [row["id"] for row in found].count(goes_on["id"]) == 1
+    again = agent("ask", "--resume", thread)
+    assert again.returncode == 2
     done = agent("ask", "--json", "--resume", thread, "And who discovered helium?")
     assert json.loads(done.stdout)["thread_id"] == thread
+
+
+def test_a_reader_that_leaves_costs_no_episode_and_no_traceback(home, tmp_path, agent):
+    with subprocess.Popen(
+        [sys.executable, str(ROOT / "cli.py"), "ask", "--output-format", "stream-json",
+         "Who discovered xenon?"],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=tmp_path,
+        env={**os.environ, "XDG_DATA_HOME": str(home)},
+    ) as process:  # fmt: skip
+        process.stdout.readline()
+        process.stdout.close()
+        errors = process.stderr.read().decode()
+    assert "Traceback" not in errors
+    assert json.loads(agent("trace", "search", "xenon", "--json").stdout)
+
+
+def test_nothing_is_kept_of_a_question_that_is_not_to_be_logged(tmp_path, agent):
+    elsewhere = tmp_path / "data"
+    done = agent("ask", "-n", "Who wrote about secretmarker?", XDG_DATA_HOME=str(elsewhere))
+    assert done.returncode in (0, 4), text(done)
+    kept = [path.read_bytes() for path in elsewhere.rglob("*") if path.is_file()]
+    assert not any(b"secretmarker" in content for content in kept)
 
 
 def test_the_last_conversation_goes_on_and_exports(agent, tmp_path):
