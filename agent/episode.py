@@ -15,7 +15,7 @@ from enum import StrEnum
 from typing import Any
 
 import numpy as np
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, ConfigDict, Field
 
 from agent.policies.base import Sampling
 from agent.task import Task
@@ -41,6 +41,8 @@ class Budgets(BaseModel):
         repairs: malformed actions that are answered with an explanation.
         repeats: times that one call may be made again with the same arguments.
     """
+
+    model_config = ConfigDict(extra="forbid")
 
     turns: int = Field(10, ge=1)
     tool_calls: int = Field(6, ge=0)

@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, Field, SecretStr, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
 from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
@@ -27,7 +27,13 @@ def user_file() -> Path:
     return Path(root) / "turnwise" / "agent.toml"
 
 
-class SearchSettings(BaseModel):
+class _Section(BaseModel):
+    """A part of the settings; a key that is not known is an error."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
+class SearchSettings(_Section):
     """How the search tool reads its index.
 
     Attributes:
@@ -41,7 +47,7 @@ class SearchSettings(BaseModel):
     mode: Literal["hybrid", "lexical", "dense"] = "hybrid"
 
 
-class SamplingSettings(BaseModel):
+class SamplingSettings(_Section):
     """How the policy draws tokens; see `agent.policies.base.Sampling`."""
 
     temperature: float = Field(0.0, ge=0)
@@ -67,7 +73,7 @@ class Settings(BaseSettings):
     """
 
     model_config = SettingsConfigDict(
-        env_prefix="AGENT_", env_nested_delimiter="__", extra="ignore", toml_file=None
+        env_prefix="AGENT_", env_nested_delimiter="__", extra="forbid", toml_file=None
     )
 
     home: Path | None = None
@@ -149,8 +155,9 @@ def load_settings(**flags: Any) -> Settings:
     except ValidationError as error:
         problem = error.errors()[0]
         where = ".".join(str(part) for part in problem["loc"])
+        unknown = problem["type"] == "extra_forbidden"
         raise UsageError(
-            f"setting '{where}': {problem['msg']}",
+            f"setting '{where}': {'there is no such setting' if unknown else problem['msg']}",
             f"see AGENT_{where.upper().replace('.', '__')}, {PROJECT_FILE} and {user_file()}",
         ) from error
     except ValueError as error:  # a settings file that is not TOML

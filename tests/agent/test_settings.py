@@ -60,3 +60,15 @@ def test_the_key_is_neither_shown_nor_part_of_the_digest():
     settings = load_settings(api_key="sk-very-secret")
     assert "very-secret" not in repr(settings)
     assert settings.digest == load_settings().digest
+
+
+@pytest.mark.parametrize(
+    ("text", "name"), [('polcy = "x"', "polcy"), ("[budgets]\nturn = 3", "budgets.turn"),
+                       ("[search]\nkk = 3", "search.kk")]
+)  # fmt: skip
+def test_a_misspelt_setting_is_told(tmp_path, monkeypatch, text, name):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("AGENT_DATA", "elsewhere")  # not a setting, and none of its business
+    (tmp_path / "agent.toml").write_text(text)
+    with pytest.raises(UsageError, match=f"'{name}': there is no such setting"):
+        load_settings()
