@@ -238,7 +238,7 @@ def test_two_processes_train_as_one_does(tiny, tmp_path):
     together = [
         start(
             tiny, tmp_path / "two", 0, RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2",
-            MASTER_ADDR="127.0.0.1", MASTER_PORT=port,
+            MASTER_ADDR="127.0.0.1", MASTER_PORT=port, OMP_NUM_THREADS="1",
         )
         for rank in range(2)
     ]  # fmt: skip
