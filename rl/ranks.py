@@ -33,6 +33,9 @@ def join() -> None:
         import deepspeed
     except ImportError as error:
         raise MissingExtraError("deepspeed", "train", "training") from error
+    # On CPUs DeepSpeed would compile a shared-memory all-reduce here, under a lock that a killed process
+    # leaves behind and every later one waits for. gloo does the same without a compiler.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     _rendezvous()
     gpu = torch.cuda.is_available()
     if gpu:
