@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import shutil
 import sqlite3
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,13 +29,12 @@ from tools.search.manifest import (
     Manifest,
     SourceRecord,
     check_files,
-    hash_file,
     read_manifest,
     write_manifest,
 )
-from tools.search.passages import cut_document
-from tools.search.readers import CorpusFile, Problem, list_files, read_documents
+from tools.search.readers import Problem
 from tools.search.settings import IndexSettings
+from tools.search.staging import merge_sources, stage_corpora, stage_existing
 from tools.search.store import PassageStore, PassageWriter
 
 _WORK = ".build"
@@ -103,7 +102,7 @@ def build_index(
     with _working(folder) as work:
         problems: list[Problem] = []
         with PassageWriter(work / PASSAGES_NAME) as writer:
-            sources = _stage_corpora(paths, chosen, writer, problems.append, progress)
+            sources = stage_corpora(paths, chosen, writer, problems.append, progress)
             documents = writer.finish()
         if not documents:
             named = ", ".join(str(path) for path in paths)
@@ -125,16 +124,22 @@ def add(out: str | Path, paths: Sequence[str | Path], progress: Progress = quiet
         old = _readable(folder)
         problems: list[Problem] = []
         with PassageWriter(work / PASSAGES_NAME) as writer:
-            sources = _stage_corpora(
+            sources = stage_corpora(
                 paths, old.settings, writer, problems.append, progress, old.sources
             )
             if not any(source.passages for source in sources):
                 named = ", ".join(str(path) for path in paths)
                 raise UsageError(f"no passage could be read from {named}; the index is as it was")
-            replaced = _stage_existing(folder, old, writer, set())
+            replaced = stage_existing(folder, old, writer, set())
             documents = writer.finish()
         report = _publish(
-            folder, work, old.settings, _merged(old.sources, sources), documents, progress, problems
+            folder,
+            work,
+            old.settings,
+            merge_sources(old.sources, sources),
+            documents,
+            progress,
+            problems,
         )
         report.deleted = replaced
         return report
@@ -163,17 +168,11 @@ def _delete(folder: Path, work: Path, ids: Sequence[str], progress: Progress) ->
     if len(doomed) == old.passages:
         raise UsageError(f"deleting these ids would leave {folder} empty", "delete the folder")
     with PassageWriter(work / PASSAGES_NAME) as writer:
-        _stage_existing(folder, old, writer, doomed)
+        stage_existing(folder, old, writer, doomed)
         documents = writer.finish()
     report = _publish(folder, work, old.settings, list(old.sources), documents, progress, problems)
     report.deleted = len(doomed)
     return report
-
-
-def _merged(old: Sequence[SourceRecord], new: Sequence[SourceRecord]) -> list[SourceRecord]:
-    """The files of the index: one that was read again has its new record only."""
-    again = {one.path for one in new}
-    return [*(one for one in old if one.path not in again), *new]
 
 
 def _readable(folder: Path) -> Manifest:
@@ -224,87 +223,6 @@ def _claim(folder: Path) -> None:
         raise UsageError(
             f"{folder} is not empty and not an index", "choose a new folder for the index"
         )
-
-
-def _stage_corpora(
-    paths: Sequence[str | Path],
-    settings: IndexSettings,
-    writer: PassageWriter,
-    on_problem: Callable[[Problem], None],
-    progress: Progress,
-    known: Sequence[SourceRecord] = (),
-) -> list[SourceRecord]:
-    """Read every corpus file into `writer`; one record a file that could be opened."""
-    sources: list[SourceRecord] = []
-    files = list_files(paths, on_problem, {one.path: one.name for one in known if one.name})
-    for number, file in enumerate(files):
-        progress("read", number, len(files))
-        sources.append(_stage_file(file, settings, writer, on_problem))
-    progress("read", len(files), len(files))
-    return sources
-
-
-def _stage_file(
-    file: CorpusFile,
-    settings: IndexSettings,
-    writer: PassageWriter,
-    on_problem: Callable[[Problem], None],
-) -> SourceRecord:
-    documents = passages = skipped = 0
-
-    def skip(problem: Problem) -> None:
-        nonlocal skipped
-        skipped += 1
-        on_problem(problem)
-
-    for document in read_documents(file, skip):
-        cut = cut_document(document, settings.passage_words, settings.whole_words)
-        if not cut:
-            skip(Problem(document.source, "has no text"))
-        elif not writer.add(cut):
-            skip(Problem(document.source, f"duplicate id '{document.id}', the first one is kept"))
-        else:
-            documents += 1
-            passages += len(cut)
-    try:
-        digest, size = hash_file(file.path), file.path.stat().st_size
-    except OSError:  # already reported by the reader
-        digest, size = "", 0
-    return SourceRecord(
-        path=str(file.path.resolve()),
-        name=file.name,
-        sha256=digest,
-        bytes=size,
-        documents=documents,
-        passages=passages,
-        skipped=skipped,
-    )
-
-
-def _stage_existing(folder: Path, old: Manifest, writer: PassageWriter, without: set[str]) -> int:
-    """Copy the old index's passages, less `without` and replaced documents.
-
-    Returns:
-        How many passages a newer document of the same id replaced.
-
-    Raises:
-        UsageError: a new document has the id of a passage that stays.
-    """
-    store = PassageStore(folder / old.data / PASSAGES_NAME)
-    replaced = 0
-    try:
-        for passage in store:
-            if writer.has_document(passage.document):
-                replaced += 1
-            elif passage.id not in without and not writer.keep(passage):
-                raise UsageError(
-                    f"the id '{passage.id}' of a new document is that of a passage of "
-                    f"'{passage.document}'; the index is as it was",
-                    "give the document another id",
-                )
-    finally:
-        store.close()
-    return replaced
 
 
 def _publish(
