@@ -103,8 +103,10 @@ def _library(indexes: Path) -> Path:
 
 
 def _fingerprint(corpus: tuple[Path, ...]) -> str:
-    """Changes when a file of the corpus is added, removed or written."""
-    digest = hashlib.sha256()
+    """Changes when a file of the corpus is added, removed or written, and with the index format."""
+    from tools.search.manifest import FORMAT_VERSION
+
+    digest = hashlib.sha256(f"{FORMAT_VERSION}\n".encode())
     for path in corpus:
         files = sorted(path.rglob("*")) if path.is_dir() else [path]
         for file in (f for f in files if f.is_file()):

@@ -116,7 +116,7 @@ def assemble(
         store.close()
     os.replace(work / PASSAGES_NAME, data / PASSAGES_NAME)
     manifest = Manifest(
-        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        created=datetime.now(UTC).isoformat(timespec="microseconds"),
         data=_free_name(folder, scan.digest),
         digest=scan.digest,
         passages=count,

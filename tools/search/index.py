@@ -106,7 +106,7 @@ class Index:
                 check_files(folder, manifest, verify)
                 return cls(folder, manifest, found)
             except (SearchIndexCorruptError, *_READ_ERRORS) as error:
-                if read_manifest(folder).data != manifest.data:
+                if read_manifest(folder) != manifest:
                     continue  # another process published a new index while this one was opened
                 if isinstance(error, SearchIndexCorruptError):
                     raise

@@ -14,7 +14,7 @@ from tools.search.errors import SearchIndexCorruptError, SearchIndexMismatchErro
 from tools.search.settings import DenseKind, IndexSettings
 
 MANIFEST_NAME = "manifest.json"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 # Below this size every open checks the checksums too; above, only the sizes.
 _ALWAYS_HASHED = 64 << 20
 
@@ -68,7 +68,7 @@ class SourceRecord(_Record):
     """One corpus file as it was read; `name` begins the ids of its documents."""
 
     path: str
-    name: str = ""
+    name: str
     sha256: str
     bytes: int
     documents: int

@@ -93,18 +93,20 @@ def list_files(
 
 
 def _named(files: Sequence[CorpusFile], known: Mapping[str, str]) -> list[CorpusFile]:
-    """The files with names of their own; one that is taken grows by the folders above the file."""
+    """Each file once, by a name of its own; one that is taken grows by the folders above the file."""
     taken = {name: path for path, name in known.items() if Path(path).is_file()}
-    out = []
+    out: dict[Path, CorpusFile] = {}
     for file in files:
         path = file.path.resolve()
+        if path in out:
+            continue
         name = known.get(str(path), file.name)
         above = path.parts[: -len(Path(file.name).parts)]
         while taken.get(name, str(path)) != str(path) and above:
             name, above = f"{above[-1].strip('/')}/{name}", above[:-1]
         taken[name] = str(path)
-        out.append(CorpusFile(file.path, name))
-    return out
+        out[path] = CorpusFile(file.path, name)
+    return list(out.values())
 
 
 def _walk(folder: Path, on_problem: OnProblem) -> Iterator[CorpusFile]:

@@ -25,7 +25,7 @@ def stage_corpora(
 ) -> list[SourceRecord]:
     """Read every corpus file into `writer`; one record a file that could be opened."""
     sources: list[SourceRecord] = []
-    files = list_files(paths, on_problem, {one.path: one.name for one in known if one.name})
+    files = list_files(paths, on_problem, {one.path: one.name for one in known})
     for number, file in enumerate(files):
         progress("read", number, len(files))
         sources.append(_stage_file(file, settings, writer, on_problem))

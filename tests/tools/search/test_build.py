@@ -232,6 +232,14 @@ def test_files_of_one_name_keep_apart_and_each_replaces_only_itself(tmp_path, le
         assert {p.document: int(p.text[-2]) for p in index.passages()} == {**ids, "b/notes/x.md": 9}
 
 
+def test_a_file_named_twice_is_one_document(tmp_path, lexical_settings):
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes/x.md").write_text("Tin melts early.")
+    paths = [tmp_path / "notes", tmp_path / "notes/x.md"]
+    report = build_index(paths, tmp_path / "index", lexical_settings)
+    assert (report.documents, report.problems) == (1, [])
+
+
 def test_a_corpus_that_moved_replaces_its_own_documents(tmp_path, lexical_settings):
     (tmp_path / "old/notes").mkdir(parents=True)
     (tmp_path / "old/notes/x.md").write_text("Tin melts early.")
@@ -264,6 +272,13 @@ def test_rows_that_moved_within_their_file_are_cited_where_they_stand(tmp_path, 
     assert not report.unchanged
     with Index.open(out) as index:
         assert index.search("tin", 1)[0].source.endswith("rows.jsonl:2")
+    add(out, [_rows(tmp_path / "rows.jsonl", [{"id": "c", "text": "Zinc."}, *rows])])
+    with Index.open(out) as index:
+        assert index.search("tin", 1)[0].source.endswith("rows.jsonl:2")
+        assert index.search("iron", 1)[0].source.endswith("rows.jsonl:3")
+    add(out, [_rows(tmp_path / "moved.jsonl", rows[:1])])
+    with Index.open(out) as index:
+        assert index.search("tin", 1)[0].source.endswith("moved.jsonl:1")
 
 
 def test_a_reader_never_misses_the_index_while_others_change_it(tmp_path, lexical_settings):

@@ -148,11 +148,13 @@ def test_other_settings_are_a_mismatch(built):
     Index.open(built, IndexSettings()).close()
 
 
-def test_another_format_version_is_a_mismatch(copy):
+@pytest.mark.parametrize("version", [1, 99])
+def test_another_format_version_is_a_mismatch(copy, version):
     manifest = json.loads((copy / "manifest.json").read_text())
-    (copy / "manifest.json").write_text(json.dumps(manifest | {"version": 99}))
-    with pytest.raises(SearchIndexMismatchError, match="99"):
+    (copy / "manifest.json").write_text(json.dumps(manifest | {"version": version}))
+    with pytest.raises(SearchIndexMismatchError, match=f"format {version}, not") as caught:
         Index.open(copy)
+    assert "agent index build" in caught.value.hint
 
 
 def test_a_folder_that_is_no_index_says_so(tmp_path):
