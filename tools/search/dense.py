@@ -188,8 +188,21 @@ class DenseIndex:
         """Whether queries run on a GPU."""
         return self._gpu is not None
 
-    def search(self, queries: Vectors, k: int) -> tuple[Rows, Vectors]:
-        """Rows and inner products, [queries, at most k], best first; row -1 where there is none."""
+    @property
+    def exact(self) -> bool:
+        """Whether every search compares a query with every vector."""
+        return self._ann is None
+
+    def search(self, queries: Vectors, k: int, exact: bool = False) -> tuple[Rows, Vectors]:
+        """Rows and inner products, [queries, at most k], best first; row -1 where there is none.
+
+        Args:
+            queries: unit vectors, float32 [queries, dimension].
+            k: rows a query.
+            exact: go round an approximate index, whose lists may run out before `k`.
+        """
+        if exact and not self.exact:
+            return exact_search(queries, self.vectors, k)
         if self._gpu is not None and k * _RESCORED <= _GPU_MAX_K:
             with self._gpu_lock:  # a GPU index shares its scratch memory between calls
                 _, rows = self._gpu.search(queries, min(k * _RESCORED, len(self.vectors)))

@@ -146,6 +146,9 @@ class Index:
     ) -> list[list[Hit]]:
         """For each query its `k` best passages, best first, no text twice.
 
+        Where copies of a text leave fewer than `k`, it looks deeper, through an approximate index
+        too, until there are `k` or no more that match.
+
         An empty query finds nothing. A hybrid query of which no word is known is answered by the
         dense side alone; an index without vectors answers hybrid queries lexically.
 
@@ -156,28 +159,30 @@ class Index:
         depth = max(k, self.manifest.settings.depth)
         asked = [number for number, query in enumerate(queries) if query.strip()]
         answers: list[list[Hit]] = [[] for _ in queries]
+        dense = self._dense if mode != "lexical" else None
+        exact = dense is None or dense.exact
         while asked:
-            sides = self._sides([queries[number] for number in asked], depth, mode)
+            sides = self._sides([queries[number] for number in asked], depth, mode, exact)
             starved = []
             for number, *rankings in zip(asked, *sides, strict=True):
                 ranked = self._combine(rankings, mode)[:k]
-                cut = any(len(ranking) == depth for ranking in rankings)
-                if len(ranked) < k and cut and depth < len(self):
+                cut = dense or any(len(ranking) == depth for ranking in rankings)
+                if len(ranked) < k and cut and not (exact and depth >= len(self)):
                     starved.append(number)  # copies of one text took the places
                 else:
                     answers[number] = self._hits(ranked)
-            asked, depth = starved, min(4 * depth, len(self))
+            asked, depth, exact = starved, min(4 * depth, len(self)), True
         return answers
 
     def _sides(
-        self, queries: Sequence[str], depth: int, mode: Mode
+        self, queries: Sequence[str], depth: int, mode: Mode, exact: bool
     ) -> list[list[list[tuple[int, float]]]]:
         """By retriever, then by query: rows with their scores, best first, at most `depth`."""
         sides = []
         if mode != "dense":
             sides.append([self._lexical_side(query, depth) for query in queries])
         if mode != "lexical" and self._dense:
-            sides.append(self._dense_sides(queries, depth))
+            sides.append(self._dense_sides(queries, depth, exact))
         return sides
 
     def passages(self) -> Iterator[Passage]:
@@ -212,10 +217,12 @@ class Index:
         rows, scores = self._lexical.search(query, depth)
         return list(zip(rows.tolist(), scores.tolist(), strict=True))
 
-    def _dense_sides(self, queries: Sequence[str], depth: int) -> list[list[tuple[int, float]]]:
+    def _dense_sides(
+        self, queries: Sequence[str], depth: int, exact: bool
+    ) -> list[list[tuple[int, float]]]:
         assert self._dense is not None
         assert self.embedder is not None
-        rows, scores = self._dense.search(self.embedder.encode_queries(queries), depth)
+        rows, scores = self._dense.search(self.embedder.encode_queries(queries), depth, exact)
         return [
             [(row, score) for row, score in zip(*pair, strict=True) if row >= 0]
             for pair in zip(rows.tolist(), scores.tolist(), strict=True)

@@ -238,6 +238,20 @@ def test_copies_of_one_text_do_not_take_the_places_of_others(tmp_path, lexical_s
         assert sorted(found[1:]) == [f"other{n}" for n in range(4)]
 
 
+@pytest.mark.parametrize("mode", ["dense", "hybrid"])
+@pytest.mark.parametrize("kind", ["flat", "ivf", "hnsw"])
+def test_an_approximate_index_gives_k_texts_too(kind, mode, tmp_path):
+    rows = [{"id": f"copy{n:03}", "text": "Iron iron iron."} for n in range(400)]
+    rows += [{"id": f"other{n}", "text": f"{n} parts of tin."} for n in range(4)]
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    # the least target keeps the beam at 1: one list of an ivf index is searched
+    build_index([path], tmp_path / "index", IndexSettings(dense=kind, recall_target=1e-9))
+    with Index.open(tmp_path / "index") as index:
+        assert len(index.search("iron", 5, mode)) == 5
+        assert len(index.search("iron", 9, mode)) == 5  # all there are
+
+
 def test_settings_that_name_another_embedder_are_a_mismatch(built, tmp_path):
     other = shutil.copytree(find_embedder("all-MiniLM-L6-v2"), tmp_path / "other")
     config = json.loads((other / "config.json").read_text())
