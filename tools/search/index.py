@@ -8,6 +8,7 @@ for hit in index.search("who discovered radium", k=3):
 from __future__ import annotations
 
 import sqlite3
+import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,6 +34,9 @@ LEXICAL_NAME = "lexical"
 CANONICAL_NAME = "canonical.npy"
 # What libraries raise when a file that passed the checks still does not read.
 _READ_ERRORS = (OSError, ValueError, KeyError, RuntimeError, EOFError, sqlite3.Error)
+# numpy reads headers by ast.literal_eval, which two threads of one Python 3.11 must not do at once
+# (SystemError: AST constructor recursion depth mismatch).
+_loading = threading.Lock()
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +108,8 @@ class Index:
             found = _find_embedder(folder, manifest, asked)
             try:
                 check_files(folder, manifest, verify)
-                return cls(folder, manifest, found)
+                with _loading:
+                    return cls(folder, manifest, found)
             except (SearchIndexCorruptError, *_READ_ERRORS) as error:
                 if read_manifest(folder) != manifest:
                     continue  # another process published a new index while this one was opened

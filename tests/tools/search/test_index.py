@@ -2,6 +2,8 @@ import json
 import shutil
 import subprocess
 import sys
+import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -70,6 +72,26 @@ def test_concurrent_queries_agree_with_sequential_ones(index):
     with ThreadPoolExecutor(8) as pool:
         together = [[hit.id for hit in hits] for hits in pool.map(index.search, queries)]
     assert together == alone
+
+
+def test_threads_that_open_an_index_read_numpy_headers_one_at_a_time(
+    corpus, tmp_path, lexical_settings, monkeypatch
+):
+    build_index([corpus], tmp_path / "index", lexical_settings)
+    load, busy = np.load, threading.Lock()
+
+    def alone(*arguments, **options):
+        assert busy.acquire(blocking=False)
+        try:
+            time.sleep(0.01)
+            return load(*arguments, **options)
+        finally:
+            busy.release()
+
+    monkeypatch.setattr(np, "load", alone)
+    with ThreadPoolExecutor(4) as pool:
+        for index in pool.map(Index.open, [tmp_path / "index"] * 8):
+            index.close()
 
 
 def test_equal_texts_are_one_result(tmp_path):
