@@ -9,7 +9,8 @@ Three measurements, each pair taken side by side in this one process:
 3. recall@10 of documents for each mode, with 95% bootstrap intervals over the questions.
 
 `--data` (or AGENT_DATA) holds `scifact/{corpus.jsonl.gz,queries.jsonl,qrels.tsv}` and
-`hotpotqa/{corpus.jsonl.gz,qa.jsonl.gz}`. With `--work` the indexes are kept for the next run.
+`hotpotqa/{corpus.jsonl.gz,qa.jsonl.gz}`. With `--work` the indexes that are queried are kept for the
+next run; the builds that are timed start from nothing.
 """
 
 from __future__ import annotations
@@ -196,12 +197,14 @@ def measure_build(corpus: Path, work: Path) -> dict[str, float]:
 
     model = SentenceTransformer(str(embedder.folder))
     build_s, raw_s = [], []
-    for number in range(RATE_ROUNDS):
-        out = work / f"rate-{number}"
-        seconds, report = timed(build_index, [sample], out)
+    for _ in range(RATE_ROUNDS):
+        # A folder of its own: an index or the shards of an earlier run would leave nothing to embed.
+        with tempfile.TemporaryDirectory(dir=work) as out:
+            seconds, report = timed(build_index, [sample], out)
+            store = PassageStore(report.path / report.manifest.data / "passages.sqlite")
+            texts = [passage.indexed_text for passage in store]
+            store.close()
         build_s.append(seconds)
-        store = PassageStore(out / report.manifest.data / "passages.sqlite")
-        texts = [passage.indexed_text for passage in store]
         raw_s.append(timed(lambda t=texts: model.encode(t, show_progress_bar=False))[0])
     best, raw, count = min(build_s), min(raw_s), report.passages
     rates = {"build_per_s": count / best, "encoder_per_s": count / raw}
