@@ -135,8 +135,8 @@ def read_documents(file: CorpusFile, on_problem: OnProblem) -> Iterator[Document
             yield from _read_pdf(file)
         else:
             yield from _read_text(file, name)
-    except _SkipFileError as error:
-        on_problem(Problem(str(file.path), str(error)))
+    except _SkipFileError as error:  # libraries' messages may have several lines
+        on_problem(Problem(str(file.path), " ".join(str(error).split())))
     except OSError as error:
         on_problem(Problem(str(file.path), f"cannot be read: {error.strerror or error}"))
 

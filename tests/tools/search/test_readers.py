@@ -85,6 +85,7 @@ def test_an_unreadable_file_is_a_problem_not_a_crash(tmp_path, name, content, me
     documents, problems = _read(path)
     assert not documents
     assert message in problems[0].message
+    assert "\n" not in problems[0].message
     assert problems[0].where.startswith(str(path))
 
 
