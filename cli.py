@@ -58,6 +58,8 @@ eval_app = _app(
     "Run question sets and score them: agent eval BENCHMARK… --out DIR.", group=_RunByDefault
 )
 world_app = _app("Make and inspect fictional worlds.")
+config_app = _app("Look at the settings.")
+app.add_typer(config_app, name="config")
 app.add_typer(eval_app, name="eval")
 app.add_typer(world_app, name="world")
 app.add_typer(index_app, name="index")
@@ -129,14 +131,15 @@ def ask(
         str, typer.Option(help="text, json or stream-json (one event a line).")
     ] = "text",
     trace: Annotated[
-        bool, typer.Option("--trace", help="Stream the policy's own text too.")
+        bool, typer.Option("--trace", "-v", help="Stream the policy's own text too.")
     ] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="The answer alone.")] = False,
     continue_: Annotated[
         bool, typer.Option("--continue", "-c", help="Go on with the last conversation.")
     ] = False,
     resume: Annotated[
-        str | None, typer.Option(help="Go on with the conversation of this id.")
+        str | None,
+        typer.Option("--resume", "--thread", help="Go on with the conversation of an id."),
     ] = None,
     no_log: Annotated[
         bool, typer.Option("--no-log", "-n", help="Do not store the episode.")
@@ -475,6 +478,19 @@ def index_info(index: Path, json_: AsJson = False) -> None:
     typer.echo(json.dumps(info) if json_ else _lines(info))
 
 
+@config_app.command("show", epilog="Examples: agent config show · agent config show --json")
+def config_show(json_: AsJson = False) -> None:
+    """Every setting, and whether it comes from the environment, a file or the default."""
+    from agent.settings import origins
+
+    rows = [{"name": n, "value": value, "origin": origin} for n, value, origin in origins()]
+    if json_:
+        typer.echo(json.dumps(rows))
+        return
+    for row in rows:
+        typer.echo(f"{row['name']:<18} {json.dumps(row['value'])}  ({row['origin']})")
+
+
 @models_app.command("list", epilog="Examples: agent models list · agent models list --json")
 def models_list(json_: AsJson = False) -> None:
     """Known models, and which are on disk."""
@@ -557,8 +573,11 @@ def trace_export(
     from agent.exchange import export
     from agent.store import Filter
 
+    problems: list[str] = []
     with _store(store) as opened:
-        count = export(opened, out, Filter(status=status, policy=policy))
+        count = export(opened, out, Filter(status=status, policy=policy), problems)
+    for problem in problems:
+        _stderr(f"skipped: {problem}")
     typer.echo(f"{count} episodes written to {out}")
 
 
@@ -623,10 +642,12 @@ def trace_regress(
 
 @trace_app.command("rm", epilog="Example: agent trace rm 3f2a…")
 def trace_rm(ids: list[str], store: Store = None) -> None:
-    """Delete episodes."""
+    """Delete episodes, and the conversations that they belong to."""
+    from agent.threads import forget
+
+    settings = _settings(store=store)
     with _store(store) as opened:
-        full = [opened.get(i).id for i in ids]
-        typer.echo(f"{opened.delete(full)} episodes deleted")
+        typer.echo(f"{forget(opened, ids, settings.threads_path)} episodes deleted")
 
 
 def vars_of(value: Any) -> dict[str, Any]:

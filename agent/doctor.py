@@ -99,7 +99,7 @@ def _engines(settings: Settings) -> Iterator[Check]:
 
 
 def _policy(settings: Settings) -> Iterator[Check]:
-    if settings.policy.startswith(("http://", "https://")):
+    if "://" in settings.policy:
         yield _server(settings)
         return
     name = settings.policy.removeprefix("vllm:").removeprefix("transformers:")
@@ -177,7 +177,7 @@ def _store(settings: Settings) -> Iterator[Check]:
 def _threads(settings: Settings) -> Iterator[Check]:
     import sqlite3
 
-    path = settings.data_dir / "threads.sqlite"
+    path = settings.threads_path
     if not path.exists():
         yield Check("conversations", "ok", "none yet")
         return

@@ -103,8 +103,8 @@ class Episode:
 
     @property
     def sampled_tokens(self) -> int:
-        """Tokens that the policy produced so far; of one that gives none, four characters are one."""
-        return sum(turn.reply.stop - turn.reply.start or len(turn.text) // 4 for turn in self.turns)
+        """Tokens that the policy produced so far; where nobody counted, four characters are one."""
+        return sum(turn.reply_tokens or len(turn.text) // 4 for turn in self.turns)
 
     def write(
         self, ids: Sequence[int], logprobs: Sequence[float] | None = None

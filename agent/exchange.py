@@ -41,9 +41,14 @@ class ImportReport:
         return len(self.problems)
 
 
-def export(store: TrajectoryStore, path: Path, chosen: Filter | None = None) -> int:
-    """Write the chosen episodes of a store; see `write`."""
-    return write(path, store.query(chosen))
+def export(
+    store: TrajectoryStore,
+    path: Path,
+    chosen: Filter | None = None,
+    problems: list[str] | None = None,
+) -> int:
+    """Write the chosen episodes of a store; see `write`, and `TrajectoryStore.query` for `problems`."""
+    return write(path, store.query(chosen, problems))
 
 
 def write(path: Path, trajectories: Iterable[Trajectory]) -> int:

@@ -17,12 +17,15 @@ from collections.abc import Sequence
 from importlib import resources
 from typing import Any
 
-from agent.policies.base import Completion, Message
+from agent.policies.base import Completion, FinishReason, Message
 from agent.trajectory import Action, ActionKind
 from kg.errors import UsageError
 from tools.base import Observation, Source, Tool, Toolbox
 
 _CITATIONS = re.compile(r"\s*\[(\d+(?:\s*,\s*\d+)*)\]")
+# a thought that is not closed goes on to the end
+_THINKING = re.compile(r"<think>.*?(?:</think>|\Z)", re.DOTALL)
+_DECLINED = re.compile(r"(?:ABSTAIN\b|[Aa]bstain(?=\s*(?:[:.]|$)))[\s:.\-]*")
 _RESERVED = ("think", "answer", "abstain", "result", "tool_call", "tool_response", "tools")
 
 
@@ -85,7 +88,7 @@ class ActionFormat(ABC):
 
 
 class TagsFormat(ActionFormat):
-    """Actions as tags; the last complete one counts, text before it is the thought."""
+    """Actions as tags; the first complete one counts, text before it is the thought."""
 
     name = "tags"
     role = "user"
@@ -158,10 +161,10 @@ class ToolCallFormat(ActionFormat):
             call = completion.tool_calls[0]
             return self._tool(call["name"], call["arguments"], completion.text.strip())
         text = prefix + completion.text
-        text = re.sub(r"<think>.*?</think>", "", text, flags=re.DOTALL)
+        text = _THINKING.sub("", text)
         match = self._call.search(text)
         if match is None:
-            return self._final(text.strip())
+            return self._final(text.strip(), completion.finish is FinishReason.LENGTH)
         thought = text[: match.start()].strip()
         try:
             call = json.loads(match[1])
@@ -188,13 +191,15 @@ class ToolCallFormat(ActionFormat):
             )
         return Action(ActionKind.TOOL, name, values, thought=thought)
 
-    def _final(self, text: str) -> Action:
+    def _final(self, text: str, cut: bool) -> Action:
         if "<tool_call>" in text:
             return Action(ActionKind.MALFORMED, text="<tool_call> is not closed")
+        if cut:
+            return Action(ActionKind.MALFORMED, text="the reply was cut off: keep it short")
         if not text:
             return Action(ActionKind.MALFORMED, text="the reply is empty")
-        if text.upper().startswith("ABSTAIN"):
-            return Action(ActionKind.ABSTAIN, text=text[len("ABSTAIN") :].lstrip(" :.-"))
+        if declined := _DECLINED.match(text):
+            return Action(ActionKind.ABSTAIN, text=text[declined.end() :].strip())
         return _answer(text, "")
 
 

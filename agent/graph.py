@@ -143,22 +143,33 @@ async def policy_node(state: State, runtime: Runtime[Setup]) -> State:
     try:
         completion = await _generate(episode, setup, runtime.stream_writer)
     except PolicyUnavailableError as error:
-        log.error("policy %s: %s", setup.policy.name, error.message)
+        log.info("policy %s: %s", setup.policy.name, error.message)
         ended = episode.end(Status.FAILED, StopReason.POLICY_ERROR, error=_one_line(error))
         return {"episode": _tick(ended, began)}
     except TimeoutError:
         return {"episode": _tick(_out_of_time(episode), began)}
+    except Exception as error:  # an engine's own; the turns so far are worth keeping
+        cause = f"{type(error).__name__}: {error}"
+        log.error(
+            "policy %s: %s", setup.policy.name, cause, exc_info=log.isEnabledFor(logging.DEBUG)
+        )
+        ended = episode.end(Status.FAILED, StopReason.POLICY_ERROR, error=" ".join(cause.split()))
+        return {"episode": _tick(ended, began)}
     return {"episode": _tick(_acted(episode, setup, completion, runtime, began), began)}
 
 
 def begin(episode: Episode, setup: Setup) -> Episode:
     """Write the opening: system prompt, earlier conversation, question."""
-    neutral = setup.format.neutralise
+    template = setup.policy.template
+
+    def neutral(text: str) -> str:
+        broken = setup.format.neutralise(text)
+        return template.neutralise(broken) if template else broken
+
     history = [{**m, "content": neutral(m["content"])} for m in render_history(episode.history)]
     system = {"role": "system", "content": setup.format.system(setup.system)}
     question = {"role": "user", "content": neutral(episode.task.question)}
     messages = (system, *history, question)
-    template = setup.policy.template
     ids = template.opening(messages, setup.format.schemas) if template else ()
     opened, _ = episode.show(ids)
     return replace(opened, messages=messages)
@@ -233,6 +244,8 @@ def _acted(
         forced=forced,
         finish=completion.finish.value,
         reasoning=completion.reasoning,
+        prompt_tokens=completion.prompt_tokens,
+        reply_tokens=len(completion.token_ids) or completion.reply_tokens,
         policy_seconds=time.perf_counter() - began,
         started=episode.elapsed,
     )

@@ -123,16 +123,6 @@ class Session:
     async def __aexit__(self, *_: object) -> None:
         await self._stack.aclose()
 
-    async def latest_thread(self) -> str:
-        """Id of the thread that was used last.
-
-        Raises:
-            UsageError: there is none yet.
-        """
-        async for saved in self._saver.alist(None, limit=1):
-            return str(saved.config["configurable"]["thread_id"])
-        raise UsageError("there is no conversation to continue", 'agent ask "your question"')
-
     async def ask(self, question: str, thread: str) -> AsyncGenerator[Event]:
         """Run one question in a thread, yielding its events; `last` is set at the end.
 
@@ -146,7 +136,7 @@ class Session:
             task,
             seed=self.settings.seed,
             history=_history(before),
-            meta={"id": uuid.uuid4().hex},
+            meta={"id": uuid.uuid4().hex, "policy": self.setup.policy_id},
         )
         async with aclosing(self._run({"episode": episode}, thread)) as events:
             async for event in events:
@@ -156,13 +146,18 @@ class Session:
         """Go on with an episode that was cut off in the middle.
 
         Raises:
-            UsageError: the thread does not exist or has nothing unfinished.
+            UsageError: the thread has nothing unfinished, or was begun with another policy.
         """
         before = await self._state(thread)
         if before is None or before.status is not None:
             raise UsageError(f"thread '{thread}' has no unfinished question", "agent trace list")
-        if self._store is not None:  # the record of the cut-off episode gives way to the whole one
-            await asyncio.to_thread(self._store.delete, [before.meta["id"]])
+        begun = before.meta.get("policy", self.setup.policy_id)
+        if begun != self.setup.policy_id:
+            raise UsageError(
+                f"the unfinished question of '{thread}' was begun with {begun}; this is "
+                f"{self.setup.policy_id}",
+                "go on with that policy (--policy), or ask anew",
+            )
         async with aclosing(self._run(None, thread)) as events:
             async for event in events:
                 yield event
@@ -171,14 +166,6 @@ class Session:
         """Whether the thread's last episode was cut off."""
         episode = await self._state(thread)
         return episode is not None and episode.status is None
-
-    async def exists(self, thread: str) -> bool:
-        """Whether the thread has any checkpoint."""
-        return await self._state(thread) is not None
-
-    @property
-    def _saver(self) -> Any:
-        return self._graph.checkpointer
 
     async def _state(self, thread: str) -> Episode | None:
         snapshot = await self._graph.aget_state({"configurable": {"thread_id": thread}})
@@ -213,7 +200,8 @@ class Session:
         self.last = record(episode, self.setup, created)
         if self._store is not None:
             try:
-                await asyncio.to_thread(self._store.add, self.last)
+                # of a question that went on, the record of the cut-off part gives way to the whole
+                await asyncio.to_thread(self._store.replace, self.last)
             except StoreError as error:  # the answer is there and must still reach the person
                 log.error("the episode was not stored: %s", error.message)
 
@@ -254,7 +242,7 @@ async def _checkpoints(settings: Settings, keep: bool = True) -> AsyncIterator[A
     from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
     from langgraph.checkpoint.sqlite.aio import AsyncSqliteSaver
 
-    path = settings.data_dir / "threads.sqlite"
+    path = settings.threads_path
     strict = JsonPlusSerializer(
         allowed_msgpack_modules=[(kind.__module__, kind.__qualname__) for kind in _RECORDS]
     )

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, ValidationError
 from pydantic_settings import (
     BaseSettings,
+    NoDecode,
     PydanticBaseSettingsSource,
     SettingsConfigDict,
     TomlConfigSettingsSource,
@@ -25,6 +27,36 @@ def user_file() -> Path:
     """The user's settings file (XDG)."""
     root = os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config"
     return Path(root) / "turnwise" / "agent.toml"
+
+
+def _listed(value: Any, separator: str) -> Any:
+    """The parts of an environment variable that lists something, plainly or as JSON."""
+    if not isinstance(value, str):
+        return value
+    if value.lstrip().startswith("["):
+        return json.loads(value)
+    return tuple(part.strip() for part in value.split(separator) if part.strip())
+
+
+_Names = Annotated[tuple[str, ...], NoDecode, BeforeValidator(lambda value: _listed(value, ","))]
+_Paths = Annotated[
+    tuple[Path, ...], NoDecode, BeforeValidator(lambda value: _listed(value, os.pathsep))
+]
+
+
+class _ProjectFile(TomlConfigSettingsSource):
+    """The settings file of the folder that a person happens to be in: it may have come with
+    somebody else's repository, so that it never says where questions, trajectories and keys go."""
+
+    def __init__(self, settings_cls: type[BaseSettings]) -> None:
+        super().__init__(settings_cls, PROJECT_FILE)
+        for name in ("policy", "store"):
+            if "://" in str(self.toml_data.get(name, "")):
+                raise UsageError(
+                    f"{PROJECT_FILE} of this folder names a server as '{name}': a project's file "
+                    "may not decide where questions and keys are sent",
+                    f"if you trust it: --{name} URL, AGENT_{name.upper()}, or {user_file()}",
+                )
 
 
 class _Section(BaseModel):
@@ -65,8 +97,9 @@ class Settings(BaseSettings):
         model: the model's name on that server.
         api_key: for that server; never logged.
         format: `tags` or `tool_call`; empty picks `tool_call` for a server and `tags` otherwise.
-        tools: names of the tools the policy may use.
-        corpus: files, folders or built indexes to search; the bundled library when empty.
+        tools: names of the tools the policy may use; AGENT_TOOLS separates them by commas.
+        corpus: files, folders or built indexes to search; the bundled library when empty. AGENT_CORPUS
+            separates them as PATH does.
         rule: what becomes of a rejected observation.
         store: URL or path of the trajectory store; `home`'s own when empty.
         system: replaces the built-in system prompt.
@@ -81,8 +114,8 @@ class Settings(BaseSettings):
     model: str = ""
     api_key: SecretStr | None = None
     format: Literal["", "tags", "tool_call"] = ""
-    tools: tuple[str, ...] = ("search", "judge")
-    corpus: tuple[Path, ...] = ()
+    tools: _Names = ("search", "judge")
+    corpus: _Paths = ()
     rule: ContextRule = ContextRule.OMIT
     budgets: Budgets = Budgets()
     sampling: SamplingSettings = SamplingSettings()
@@ -104,8 +137,8 @@ class Settings(BaseSettings):
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         """Flags, environment, project file, user file."""
-        files = (TomlConfigSettingsSource(settings_cls, f) for f in (PROJECT_FILE, user_file()))
-        return init_settings, env_settings, *files
+        user = TomlConfigSettingsSource(settings_cls, user_file())
+        return init_settings, env_settings, _ProjectFile(settings_cls), user
 
     @property
     def models_dir(self) -> Path:
@@ -126,6 +159,11 @@ class Settings(BaseSettings):
     def data_dir(self) -> Path:
         """Where history lies: trajectories and conversations."""
         return self.home or _xdg("XDG_DATA_HOME", ".local/share")
+
+    @property
+    def threads_path(self) -> Path:
+        """The file of conversations."""
+        return self.data_dir / "threads.sqlite"
 
     @property
     def store_url(self) -> str:
@@ -160,5 +198,29 @@ def load_settings(**flags: Any) -> Settings:
             f"setting '{where}': {'there is no such setting' if unknown else problem['msg']}",
             f"see AGENT_{where.upper().replace('.', '__')}, {PROJECT_FILE} and {user_file()}",
         ) from error
-    except ValueError as error:  # a settings file that is not TOML
-        raise UsageError(f"settings: {error}", f"check {PROJECT_FILE} and {user_file()}") from error
+    except ValueError as error:  # a file that is not TOML, a variable that is not JSON
+        raise UsageError(
+            f"settings: {error}", f"check the variables AGENT_…, {PROJECT_FILE} and {user_file()}"
+        ) from error
+
+
+def origins() -> list[tuple[str, Any, str]]:
+    """Every setting with its value and where it comes from; secrets are masked.
+
+    Raises:
+        UsageError: as `load_settings`.
+    """
+    settings = load_settings()
+    names = Settings.model_fields
+    user = TomlConfigSettingsSource(Settings, user_file()).toml_data
+    project = _ProjectFile(Settings).toml_data
+    found = []
+    for name in names:
+        variable = f"AGENT_{name.upper()}"
+        variables = [key for key in os.environ if key.upper().startswith(variable)]
+        exact = [key for key in variables if key.upper() == variable or "__" in key]
+        places = [*sorted(exact)]
+        places += [str(PROJECT_FILE)] * (name in project) + [str(user_file())] * (name in user)
+        value = settings.model_dump(mode="json", include={name})[name]
+        found.append((name, value, ", ".join(places) or "default"))
+    return found

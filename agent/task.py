@@ -52,6 +52,8 @@ class Task:
                 f"the question has {len(text):,} characters; the limit is {MAX_QUESTION_CHARS:,}",
                 "put long material into a file and ask about it with --corpus FILE",
             )
+        if not _is_unicode(text):
+            raise UsageError("the question is not UTF-8 text", "check the terminal's encoding")
         if "\x00" in text:
             raise UsageError("the question holds NUL bytes: it looks like a binary file, not text")
         return cls(id=hashlib.sha256(text.encode()).hexdigest()[:16], question=text)
@@ -64,3 +66,12 @@ class Task:
     def from_dict(cls, data: dict[str, Any]) -> Task:
         """The inverse of `to_dict`; unknown keys are an error."""
         return cls(**data)
+
+
+def _is_unicode(text: str) -> bool:
+    """False for bytes of an argument that the terminal's encoding did not cover."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

@@ -81,10 +81,12 @@ def find_index(corpus: tuple[Path, ...], indexes: Path) -> Path | None:
     missing = [path for path in corpus if not path.exists()]
     if missing:
         raise UsageError(f"the corpus {missing[0]} does not exist", "check --corpus")
-    if len(corpus) == 1 and (corpus[0] / "manifest.json").is_file():
+    from tools.search.manifest import is_index
+
+    if len(corpus) == 1 and is_index(corpus[0]):
         return corpus[0]
     folder = indexes / _fingerprint(corpus)
-    return folder if (folder / "manifest.json").is_file() else None
+    return folder if is_index(folder) else None
 
 
 def _library(indexes: Path) -> Path:
@@ -93,12 +95,18 @@ def _library(indexes: Path) -> Path:
 
     path = indexes / "library.jsonl"
     partial = path.with_suffix(f".{os.getpid()}.part")
-    partial.parent.mkdir(parents=True, exist_ok=True)
-    write_corpus(partial)
-    if not path.is_file() or path.read_bytes() != partial.read_bytes():
-        os.replace(partial, path)
-    else:
-        partial.unlink()
+    try:
+        partial.parent.mkdir(parents=True, exist_ok=True)
+        write_corpus(partial)
+        if not path.is_file() or path.read_bytes() != partial.read_bytes():
+            os.replace(partial, path)
+        else:
+            partial.unlink()
+    except OSError as error:
+        raise UsageError(
+            f"indexes cannot be kept in {indexes}: {error.strerror or error}",
+            "set AGENT_HOME to a folder with room that you may write to",
+        ) from error
     return path
 
 

@@ -127,6 +127,8 @@ class Turn:
         forced: whether the runtime opened a final answer because a budget was spent.
         finish: the policy's finish reason.
         reasoning: hidden reasoning that a server returned.
+        prompt_tokens, reply_tokens: as the engine or the server counted them, hidden reasoning
+            included; 0 where it did not.
         policy_seconds, tool_seconds: wall time of the two halves.
         started: seconds since the episode began.
     """
@@ -141,6 +143,8 @@ class Turn:
     forced: bool = False
     finish: str = "stop"
     reasoning: str = ""
+    prompt_tokens: int = 0
+    reply_tokens: int = 0
     policy_seconds: float = 0.0
     tool_seconds: float = 0.0
     started: float = 0.0

@@ -90,7 +90,6 @@ def _view(trajectory: Trajectory, decode: Decode | None) -> dict[str, Any]:
     record["confidence"] = trajectory.confidence
     for turn in record["turns"]:
         start, stop = turn["reply"]
-        turn["prompt_tokens"] = sum(b - a for a, b in turn["context"])
         if decode is not None:
             turn["tokens"] = [
                 [decode([token]), logprob]

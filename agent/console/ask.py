@@ -14,7 +14,9 @@ from agent.console.printer import Printer
 from agent.policies.base import Policy
 from agent.session import Session, open_parts
 from agent.settings import Settings
+from agent.store import TrajectoryStore
 from agent.task import MAX_QUESTION_CHARS, Task
+from agent.threads import Threads
 from kg.errors import TurnwiseError, UsageError
 from tools.base import Toolbox
 
@@ -34,7 +36,8 @@ class Ask:
 
     Attributes:
         question: None opens the REPL, or goes on with an unfinished question of `thread`.
-        thread: conversation to continue; `latest` for the last one; empty for a new one.
+        thread: conversation to continue, or an episode of it (the beginning of its id is enough);
+            `latest` for the last one; empty for a new one.
         keep: whether to store the trajectory and the conversation.
     """
 
@@ -64,27 +67,28 @@ def read_question(argument: str | None) -> str | None:
 
 
 def run(ask: Ask, settings: Settings, printer: Printer) -> int:
-    """Run the command to its exit code.
+    """Run the command to its exit code. What can be wrong with the question, the store or the
+    conversation is told before a model is loaded.
 
     Raises:
         TurnwiseError: nothing could be run.
     """
-    if ask.question is not None and not ask.thread:
-        Task.ask(ask.question)  # bad input is told before a model is loaded
+    if ask.question is not None:
+        Task.ask(ask.question)
+    if ask.keep:
+        TrajectoryStore.open(settings.store_url).close()
+    thread = _thread(ask.thread, settings) if ask.thread else uuid.uuid4().hex[:12]
     try:
         parts = open_parts(settings, printer.notify)
-        return asyncio.run(_run(ask, settings, printer, parts))
+        return asyncio.run(_run(ask, thread, settings, printer, parts))
     except KeyboardInterrupt:
-        raise InterruptedRunError(
-            "interrupted", "agent ask --resume ID goes on; see agent trace list"
-        ) from None
+        raise InterruptedRunError("interrupted") from None
 
 
 async def _run(
-    ask: Ask, settings: Settings, printer: Printer, parts: tuple[Toolbox, Policy]
+    ask: Ask, thread: str, settings: Settings, printer: Printer, parts: tuple[Toolbox, Policy]
 ) -> int:
     async with await Session.open(settings, printer.notify, ask.keep, parts) as session:
-        thread = await _thread(session, ask)
         if ask.question is None and not await session.unfinished(thread):
             from agent.console.repl import Repl
 
@@ -93,13 +97,21 @@ async def _run(
                     f"conversation '{thread}' has no unfinished question, and none was asked"
                 )
             return await Repl(session, printer, thread).run()
-        await answer(session, ask.question, thread, printer)
+        try:
+            await answer(session, ask.question, thread, printer)
+        except asyncio.CancelledError:  # Ctrl-C: what was done is stored, and told
+            if session.last is None:
+                raise
+            printer.result(session.last, thread if ask.keep else "", settings.digest)
+            return INTERRUPTED
         assert session.last is not None
+        printer.result(session.last, thread if ask.keep else "", settings.digest)
         return exit_code(session.last, ask.fail_on_abstain)
 
 
 async def answer(session: Session, question: str | None, thread: str, printer: Printer) -> None:
-    """Run one question, or the thread's unfinished one, through the printer."""
+    """Run one question, or the thread's unfinished one; its events go to the printer, its trajectory
+    to `session.last`."""
     printer.start(thread)
     events = session.resume(thread) if question is None else session.ask(question, thread)
     async with aclosing(events):  # a reader that goes away must not cost the episode its record
@@ -108,13 +120,30 @@ async def answer(session: Session, question: str | None, thread: str, printer: P
     current = asyncio.current_task()
     if current is not None and current.cancelling():  # Ctrl-C in the very last moment
         raise asyncio.CancelledError
-    assert session.last is not None
-    printer.result(session.last, thread, session.settings.digest)
 
 
-async def _thread(session: Session, ask: Ask) -> str:
-    if ask.thread == "latest":
-        return await session.latest_thread()
-    if ask.thread and not await session.exists(ask.thread):
-        raise UsageError(f"no conversation '{ask.thread}'", "agent trace list shows their ids")
-    return ask.thread or uuid.uuid4().hex[:12]
+def _thread(given: str, settings: Settings) -> str:
+    """The conversation that is meant.
+
+    Raises:
+        UsageError: there is none.
+    """
+    threads = Threads(settings.threads_path)
+    if given == "latest":
+        latest = threads.latest()
+        if latest is None:
+            raise UsageError("there is no conversation to continue", 'agent ask "your question"')
+        return latest
+    if threads.has(given):
+        return given
+    try:
+        with TrajectoryStore.open(settings.store_url) as store:
+            thread = str(store.get(given).task.meta.get("thread", ""))
+    except TurnwiseError:
+        thread = ""
+    if thread and threads.has(thread):
+        return thread
+    raise UsageError(
+        f"no conversation '{given}'",
+        "agent trace list shows past episodes; --resume takes their ids",
+    )

@@ -15,12 +15,12 @@ INTERRUPTED = 130
 
 
 def envelope(trajectory: Trajectory, thread: str, digest: str) -> dict[str, Any]:
-    """The envelope of an episode."""
+    """The envelope of an episode; `thread` is empty when its conversation is not kept."""
     shown = [s for s in trajectory.sources if s.number in trajectory.citations]
     return {
         **_empty(digest),
         "id": trajectory.id,
-        "thread_id": thread,
+        "thread_id": thread or None,
         "status": trajectory.status.value,
         "answer": trajectory.answer or None,
         "abstained": trajectory.status is Status.ABSTAINED,
@@ -72,10 +72,8 @@ def usage(trajectory: Trajectory) -> dict[str, int]:
             for t in trajectory.turns
             if t.observation and t.observation.tool and t.observation.verdict is None
         ),
-        "prompt_tokens": sum(
-            span.stop - span.start for turn in trajectory.turns for span in turn.context
-        ),
-        "sampled_tokens": int(trajectory.sampled.sum()),
+        "prompt_tokens": sum(turn.prompt_tokens for turn in trajectory.turns),
+        "sampled_tokens": sum(turn.reply_tokens for turn in trajectory.turns if turn.sampled),
     }
 
 

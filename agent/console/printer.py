@@ -83,7 +83,7 @@ class TextPrinter(Printer):
     def result(self, trajectory: Trajectory, thread: str, digest: str) -> None:
         """The answer with its sources."""
         if trajectory.status is Status.FAILED:
-            self.err.print(_text(f"error: {trajectory.error or 'interrupted'}", style="red"))
+            self._failed(trajectory, thread)
             return
         marks = "".join(f"[{number}]" for number in trajectory.citations)
         text = trajectory.answer or _SHOWN[trajectory.status]
@@ -96,12 +96,21 @@ class TextPrinter(Printer):
                 self.out.print(_text(f"  [{source.number}] {source.title}: {source.id}{where}"))
         if trajectory.stop_reason not in (StopReason.ANSWER, StopReason.ABSTAIN):
             self.err.print(_text(f"stopped by: {trajectory.stop_reason.value}", style="yellow"))
+        if thread:
+            seen = f"trace {trajectory.id[:8]} · conversation {thread}"
+            self.err.print(_text(seen, style="dim"))
 
     def error(self, error: TurnwiseError) -> None:
         """What was wrong and what to try."""
         self.err.print(_text(f"error: {error.message}", style="red"))
         if error.hint:
             self.err.print(_text(f"  try: {error.hint}"))
+
+    def _failed(self, trajectory: Trajectory, thread: str) -> None:
+        cancelled = trajectory.stop_reason is StopReason.CANCELLED
+        self.err.print(_text(f"error: {trajectory.error or 'interrupted'}", style="red"))
+        if cancelled and thread:
+            self.err.print(_text(f"  try: agent ask --resume {thread} goes on"))
 
     def _action(self, event: ActionEvent) -> None:
         if self.tokens:

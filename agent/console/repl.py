@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import difflib
 import json
+import os
 import signal
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -64,6 +65,12 @@ class Repl:
                 await self._ask(line)
         except TurnwiseError as error:
             self.printer.error(error)
+        except Exception as error:  # a conversation outlives what goes wrong in one question
+            if os.environ.get("AGENT_DEBUG"):
+                raise
+            self.printer.error(
+                TurnwiseError(f"{type(error).__name__}: {error}", "agent --debug ask")
+            )
 
     async def _ask(self, question: str) -> None:
         task = asyncio.create_task(answer(self.session, question, self.thread, self.printer))
@@ -71,6 +78,8 @@ class Repl:
         loop.add_signal_handler(signal.SIGINT, task.cancel)
         try:
             await task
+            if self.session.last is not None:
+                self.printer.result(self.session.last, "", self.session.settings.digest)
         except asyncio.CancelledError:
             self.printer.notify("stopped")
         finally:

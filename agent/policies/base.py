@@ -84,6 +84,7 @@ class Completion:
         tool_calls: native tool calls, as `{"id", "name", "arguments": str}`.
         sampled: False when a script, not the policy, chose the tokens (they carry no loss).
         prompt_tokens, cached_tokens: size of the prompt, and how much of it came from a cache.
+        reply_tokens: size of the reply where `token_ids` does not tell it; 0 where nobody does.
     """
 
     text: str
@@ -95,6 +96,7 @@ class Completion:
     sampled: bool = True
     prompt_tokens: int = 0
     cached_tokens: int = 0
+    reply_tokens: int = 0
     meta: dict[str, Any] = field(default_factory=dict)
 
 

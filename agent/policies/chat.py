@@ -100,7 +100,7 @@ class ChatTemplate:
 
     def neutralise(self, text: str) -> str:
         """Break every special-token string in foreign text, so that it stays text."""
-        return self._special.sub(lambda match: match.group().replace("<", "\u2039"), text)
+        return self._special.sub(lambda match: _broken(match.group()), text)
 
     def _render(
         self, messages: Sequence[dict[str, Any]], tools: Sequence[dict[str, Any]] = ()
@@ -128,6 +128,11 @@ class ChatTemplate:
             _, before, _, after = text.split(_MARK)
             self._between[role] = (before, after)
         return self._between[role]
+
+
+def _broken(special: str) -> str:
+    """A special token's text as plain text that still reads the same, such as `[ INST]`."""
+    return special.replace("<", "\u2039") if "<" in special else f"{special[0]} {special[1:]}"
 
 
 def _special_strings(tokenizer: Any) -> list[str]:

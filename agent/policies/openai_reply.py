@@ -89,6 +89,7 @@ class Reply:
             tool_calls=tuple(self._calls),
             prompt_tokens=_count(self._usage, "prompt_tokens"),
             cached_tokens=_count(details, "cached_tokens"),
+            reply_tokens=_count(self._usage, "completion_tokens"),
             meta=self._meta(),
         )
 

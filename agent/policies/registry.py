@@ -38,7 +38,7 @@ def open_policy(
         UsageError: a URL without a model name, or an unknown name.
         PolicyUnavailableError: the model cannot be had or does not load.
     """
-    if name.startswith(("http://", "https://")):
+    if "://" in name:
         return _remote(name, model, api_key)
     engine, _, rest = name.partition(":")
     if engine not in ("vllm", "transformers") or not rest:
@@ -56,10 +56,13 @@ def open_policy(
 
 
 def _remote(url: str, model: str, api_key: SecretStr | None) -> Policy:
+    # the URL stays out of the messages: it may hold a password or a key
+    if url.partition("://")[0].lower() not in ("http", "https"):
+        raise UsageError("a policy's URL begins with http:// or https://", "http://HOST:PORT/v1")
     if not model:
         raise UsageError(
             "a server needs a model name", "add --model NAME (see GET /v1/models there)"
-        )  # the URL stays out of the message: it may hold a password or a key
+        )
     from agent.policies.openai import OpenAIPolicy
 
     return OpenAIPolicy(base_url=url, model=model, api_key=api_key)

@@ -13,7 +13,7 @@ from agent.store import query, rows
 from agent.store.connection import StoreError, label, make_engine, transaction
 from agent.store.query import Filter, Summary
 from agent.store.schema import episodes, prepare
-from agent.trajectory import Trajectory
+from agent.trajectory import Trajectory, TrajectoryError
 from kg.errors import UsageError
 
 _MIN_PREFIX = 4
@@ -66,15 +66,19 @@ class TrajectoryStore:
         Raises:
             StoreError: the disk is full or the server gone.
         """
-        dialect = sqlite if self._engine.dialect.name == "sqlite" else postgresql
-        insert = (
-            dialect.insert(episodes)
-            .values(**rows.pack(trajectory))
-            .on_conflict_do_nothing(index_elements=["id"])
-            .returning(episodes.c.id)
-        )
         with transaction(self._engine, writes=True, failed="cannot be written") as connection:
-            return connection.execute(insert).first() is not None
+            return connection.execute(self._insert(trajectory)).first() is not None
+
+    def replace(self, trajectory: Trajectory) -> None:
+        """Store an episode in place of one of the same id, in one transaction.
+
+        Raises:
+            StoreError: the disk is full or the server gone; what was there stays.
+        """
+        old = sa.delete(episodes).where(episodes.c.id == trajectory.id)
+        with transaction(self._engine, writes=True, failed="cannot be written") as connection:
+            connection.execute(old)
+            connection.execute(self._insert(trajectory))
 
     def add_many(self, trajectories: Iterable[Trajectory]) -> int:
         """Store episodes, each in a transaction of its own; gives how many were new."""
@@ -91,13 +95,39 @@ class TrajectoryStore:
             found = connection.execute(sa.select(episodes).where(episodes.c.id == full))
             return rows.unpack(found.mappings().one())
 
-    def query(self, chosen: Filter | None = None) -> Iterator[Trajectory]:
-        """Episodes in order, read as they are asked for."""
+    def full_id(self, id: str) -> str:
+        """The id that begins so, of an episode that need not be readable.
+
+        Raises:
+            UsageError: none, or several.
+        """
+        with transaction(self._engine) as connection:
+            return _full_id(connection, id)
+
+    def query(
+        self, chosen: Filter | None = None, problems: list[str] | None = None
+    ) -> Iterator[Trajectory]:
+        """Episodes in order, read as they are asked for.
+
+        Args:
+            chosen: which; all when None.
+            problems: gets a line for every damaged episode, which is then skipped.
+
+        Raises:
+            StoreError, TrajectoryError: an episode is damaged, and `problems` is None.
+        """
         select = query.select_rows(chosen or Filter())
         with transaction(self._engine) as connection:
             found = connection.execution_options(yield_per=_READ_AHEAD).execute(select)
             for row in found.mappings():
-                yield rows.unpack(row)
+                try:
+                    trajectory = rows.unpack(row)
+                except (StoreError, TrajectoryError) as error:
+                    if problems is None:
+                        raise
+                    problems.append(f"{error.message}; {error.hint}".rstrip("; "))
+                    continue
+                yield trajectory
 
     def summaries(self, chosen: Filter | None = None) -> list[Summary]:
         """The same without turns and tokens."""
@@ -148,6 +178,15 @@ class TrajectoryStore:
             ).scalar_one()
             changed = rows.with_rewards(record, rewards)
             connection.execute(sa.update(episodes).where(here).values(**changed))
+
+    def _insert(self, trajectory: Trajectory) -> Any:
+        dialect = sqlite if self._engine.dialect.name == "sqlite" else postgresql
+        return (
+            dialect.insert(episodes)
+            .values(**rows.pack(trajectory))
+            .on_conflict_do_nothing(index_elements=["id"])
+            .returning(episodes.c.id)
+        )
 
     def _summaries(self, select: sa.Select[Any]) -> list[Summary]:
         with transaction(self._engine) as connection:

@@ -67,7 +67,7 @@ function turnView(episode, turn, index, longest) {
     el("div", { class: "tool", style: `width:${(100 * turn.tool_seconds) / longest}%` }));
   return el("section", { class: "turn", tabindex: "0", "aria-label": `Turn ${index + 1}` },
     el("h2", { class: action.kind === "malformed" ? "bad" : "" }, `${index + 1}. ${name}${values ? ": " + values : ""}`),
-    el("div", { class: "soft" }, `policy ${turn.policy_seconds.toFixed(2)} s, tool ${turn.tool_seconds.toFixed(3)} s, prompt ${turn.prompt_tokens} tokens, reply ${turn.reply[1] - turn.reply[0]} tokens` +
+    el("div", { class: "soft" }, `policy ${turn.policy_seconds.toFixed(2)} s, tool ${turn.tool_seconds.toFixed(3)} s, prompt ${turn.prompt_tokens} tokens, reply ${turn.reply_tokens} tokens` +
       (turn.forced ? ", forced: a budget was spent" : "") + (turn.sampled ? "" : ", written by a script")),
     bar,
     action.thought ? el("pre", { class: "soft" }, action.thought) : null,

@@ -56,8 +56,8 @@ def usage(trajectory: Trajectory) -> Usage:
         + sum(observation.error is not None for observation in seen if observation.tool),
         repeated=len(calls) - len(set(calls)),
         rejected=sum(observation.verdict is Verdict.UNHELPFUL for observation in seen),
-        prompt_tokens=sum(span.stop - span.start for turn in turns for span in turn.context),
-        sampled_tokens=sum(turn.reply.stop - turn.reply.start for turn in turns if turn.sampled),
+        prompt_tokens=sum(turn.prompt_tokens for turn in turns),
+        sampled_tokens=sum(turn.reply_tokens for turn in turns if turn.sampled),
         seconds=trajectory.seconds,
         policy_seconds=sum(turn.policy_seconds for turn in turns),
     )

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agent.formats import TagsFormat, ToolCallFormat, make_format
-from agent.policies.base import Completion
+from agent.policies.base import Completion, FinishReason
 from agent.trajectory import ActionKind
 from kg.errors import UsageError
 from tools.base import Observation, Source, Toolbox
@@ -93,6 +93,27 @@ def test_tool_calls_are_parsed(completion, kind, text):
     action = CALLS.parse(completion)
     assert action.kind is kind
     assert text in action.text
+
+
+CUT_OFF = "the reply was cut off: keep it short"
+
+
+@pytest.mark.parametrize(
+    ("text", "finish", "kind", "said"),
+    [
+        ("Paris is", FinishReason.LENGTH, ActionKind.MALFORMED, CUT_OFF),
+        ("<think>Let me", FinishReason.STOP, ActionKind.MALFORMED, "the reply is empty"),
+        ("<think>Let me", FinishReason.LENGTH, ActionKind.MALFORMED, CUT_OFF),
+        ("ABSTAIN: not told", FinishReason.STOP, ActionKind.ABSTAIN, "not told"),
+        ("ABSTAIN", FinishReason.STOP, ActionKind.ABSTAIN, ""),
+        ("Abstain.", FinishReason.STOP, ActionKind.ABSTAIN, ""),
+        ("Abstainers of 1830", FinishReason.STOP, ActionKind.ANSWER, "Abstainers of 1830"),
+        ("Abstain from wine", FinishReason.STOP, ActionKind.ANSWER, "Abstain from wine"),
+    ],
+)  # fmt: skip
+def test_a_reply_without_a_call_is_an_answer_only_when_it_is_one(text, finish, kind, said):
+    action = CALLS.parse(Completion(text, finish=finish))
+    assert (action.kind, action.text) == (kind, said)
 
 
 def test_an_unknown_format_is_a_usage_error():

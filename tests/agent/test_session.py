@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 HERE = Path(__file__).parent
 PROGRAM = """
 import asyncio, json, os, sys
@@ -20,6 +22,7 @@ from tools.base import Toolbox
 from tools.judge import JudgeTool
 
 class Dying(ScriptedPolicy):
+    version = os.environ.get("SCRIPTED_VERSION", "0")
     async def generate(self, requests):
         if not self.replies:
             os._exit(9)
@@ -83,3 +86,44 @@ def test_a_killed_episode_goes_on_from_its_last_turn_and_then_the_conversation(
             "Which element?",
             "And its symbol?",
         ]
+
+
+def test_another_policy_does_not_finish_what_one_began(base_model, tmp_path, monkeypatch):
+    from agent.store import Filter, TrajectoryStore
+
+    done, _ = run(base_model, tmp_path, [SEARCH, JUDGE], "Which element?")
+    with TrajectoryStore.open(tmp_path / "trajectories.sqlite") as store:
+        before = [t.id for t in store.query(Filter())]
+    monkeypatch.setenv("SCRIPTED_VERSION", "1")
+    done, _ = run(base_model, tmp_path, [ANSWER], None)
+    assert "was begun with scripted@0; this is scripted@1" in done.stderr
+    with TrajectoryStore.open(tmp_path / "trajectories.sqlite") as store:
+        assert [t.id for t in store.query(Filter())] == before
+
+
+def test_forgetting_an_episode_forgets_its_conversation(base_model, tmp_path):
+    import sqlite3
+
+    from agent.store import TrajectoryStore
+    from agent.threads import Threads, forget
+
+    _, told = run(base_model, tmp_path, [SEARCH, JUDGE, ANSWER], "What is secretmarker?")
+    threads = Threads(tmp_path / "threads.sqlite")
+    assert (threads.latest(), threads.has("t1")) == ("t1", True)
+    with TrajectoryStore.open(tmp_path / "trajectories.sqlite") as store:
+        assert forget(store, [told["id"][:8]], threads.path) == 1
+        assert store.count() == 0
+    assert (threads.latest(), threads.has("t1")) == (None, False)
+    with sqlite3.connect(threads.path) as file:
+        assert file.execute("SELECT count(*) FROM writes").fetchone() == (0,)
+
+
+def test_conversations_that_are_not_there_or_damaged(tmp_path):
+    from agent.threads import Threads
+    from kg.errors import UsageError
+
+    assert Threads(tmp_path / "none.sqlite").latest() is None
+    broken = tmp_path / "threads.sqlite"
+    broken.write_bytes(b"no database at all" * 99)
+    with pytest.raises(UsageError, match="cannot be read"):
+        Threads(broken).has("t1")

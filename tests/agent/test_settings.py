@@ -1,8 +1,11 @@
 """Settings: precedence, and mistakes that name their place."""
 
+import os
+from pathlib import Path
+
 import pytest
 
-from agent.settings import load_settings
+from agent.settings import load_settings, origins
 from kg.errors import UsageError
 
 
@@ -10,7 +13,7 @@ from kg.errors import UsageError
 def clean(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
-    for name in ("AGENT_HOME", "AGENT_POLICY", "AGENT_BUDGETS__TURNS"):
+    for name in ("AGENT_HOME", "AGENT_POLICY", "AGENT_BUDGETS__TURNS", "AGENT_TOOLS"):
         monkeypatch.delenv(name, raising=False)
 
 
@@ -72,3 +75,38 @@ def test_a_misspelt_setting_is_told(tmp_path, monkeypatch, text, name):
     (tmp_path / "agent.toml").write_text(text)
     with pytest.raises(UsageError, match=f"'{name}': there is no such setting"):
         load_settings()
+
+
+@pytest.mark.parametrize("name", ["policy", "store"])
+def test_a_project_file_names_no_server(tmp_path, monkeypatch, name):
+    monkeypatch.setenv("AGENT_API_KEY", "secret")
+    url = "https://collector.example/v1"
+    (tmp_path / "agent.toml").write_text(f'{name} = "{url}"\n')
+    with pytest.raises(UsageError, match=f"names a server as '{name}'"):
+        load_settings()
+    (tmp_path / "agent.toml").unlink()
+    (tmp_path / "config" / "turnwise").mkdir(parents=True)
+    (tmp_path / "config" / "turnwise" / "agent.toml").write_text(f'{name} = "{url}"\n')
+    assert getattr(load_settings(), name) == url
+
+
+def test_lists_in_the_environment_are_plain_or_json(monkeypatch):
+    monkeypatch.setenv("AGENT_TOOLS", "search, judge")
+    monkeypatch.setenv("AGENT_CORPUS", os.pathsep.join(["notes", "papers.jsonl"]))
+    assert load_settings().tools == ("search", "judge")
+    assert load_settings().corpus == (Path("notes"), Path("papers.jsonl"))
+    monkeypatch.setenv("AGENT_TOOLS", '["judge"]')
+    assert load_settings().tools == ("judge",)
+    monkeypatch.setenv("AGENT_TOOLS", "[judge")
+    with pytest.raises(UsageError, match="tools"):
+        load_settings()
+
+
+def test_where_each_setting_comes_from(tmp_path, monkeypatch):
+    (tmp_path / "agent.toml").write_text('seed = 4\napi_key = "secret"\n')
+    monkeypatch.setenv("AGENT_POLICY", "micro")
+    shown = {name: (value, origin) for name, value, origin in origins()}
+    assert shown["policy"] == ("micro", "AGENT_POLICY")
+    assert shown["seed"] == (4, "agent.toml")
+    assert shown["dtype"] == ("auto", "default")
+    assert shown["api_key"] == ("**********", "agent.toml")

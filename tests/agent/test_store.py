@@ -1,5 +1,6 @@
 """The trajectory store on real SQLite and real PostgreSQL."""
 
+import dataclasses
 import sqlite3
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -13,6 +14,7 @@ from agent.exchange import export, import_
 from agent.policies.base import Sampling
 from agent.store import Filter, StoreError, TrajectoryStore
 from agent.task import Task
+from agent.threads import forget
 from agent.trajectory import (
     Action,
     ActionKind,
@@ -270,3 +272,30 @@ def _spanning(turn):
     from agent.trajectory import turn_to_dict
 
     return {**simple(1).to_dict(), "turns": [turn_to_dict(turn)]}
+
+
+def test_a_damaged_episode_is_skipped_told_and_can_be_removed(tmp_path):
+    whole, damaged = simple(0), simple(1)
+    path = tmp_path / "store.sqlite"
+    with TrajectoryStore.open(path) as store:
+        store.add_many([whole, damaged])
+        with sqlite3.connect(path) as file:
+            file.execute("UPDATE episodes SET record = '{' WHERE id = ?", (damaged.id,))
+        problems = []
+        assert export(store, tmp_path / "all.jsonl", None, problems) == 1
+        [problem] = problems
+        assert damaged.id in problem
+        assert "agent trace rm" in problem
+        assert forget(store, [damaged.id], tmp_path / "threads.sqlite") == 1
+        assert store.ids() == {whole.id}
+
+
+def test_an_episode_gives_way_to_its_whole(store_url):
+    cut = simple(0)
+    whole = dataclasses.replace(cut, answer="the whole")
+    with TrajectoryStore.open(store_url) as store:
+        store.replace(cut)
+        store.replace(whole)
+        assert store.get(cut.id).answer == "the whole"
+        assert store.count() == 1
+        assert [row.id for row in store.search("whole")] == [cut.id]

@@ -1,4 +1,7 @@
+import pytest
+
 from agent.toolbox import find_index, index_of
+from kg.errors import UsageError
 from tools.search import manifest
 
 
@@ -9,3 +12,19 @@ def test_a_new_index_format_builds_the_cached_index_again(tmp_path, monkeypatch)
     assert find_index(corpus, tmp_path / "indexes") == folder
     monkeypatch.setattr(manifest, "FORMAT_VERSION", manifest.FORMAT_VERSION + 1)
     assert find_index(corpus, tmp_path / "indexes") is None
+
+
+def test_another_programs_manifest_is_no_index(tmp_path):
+    page = tmp_path / "page"
+    page.mkdir()
+    (page / "manifest.json").write_text('{"name": "A web page", "version": 3}')
+    (page / "notes.md").write_text("The ferry leaves at nine.")
+    assert find_index((page,), tmp_path / "indexes") is None
+    (page / "manifest.json").write_text('{"format": "turnwise-ind')  # cut off: an index, damaged
+    assert find_index((page,), tmp_path / "indexes") == page
+
+
+def test_a_home_that_cannot_be_is_told(tmp_path):
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(UsageError, match="cannot be kept"):
+        find_index((), tmp_path / "file" / "indexes")

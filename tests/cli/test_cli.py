@@ -9,6 +9,9 @@ import time
 from pathlib import Path
 
 import pytest
+import typer
+
+import cli
 
 ROOT = Path(__file__).resolve().parents[2]
 KEYS = {
@@ -50,8 +53,16 @@ def test_help_is_quick(agent):
     assert b"agent ask" in done.stdout
 
 
-COMMANDS = ["ask", "doctor", "sft", "index build", "index info", "models list", "models pull",
-            "trace list", "trace show", "trace search", "trace export", "trace html"]  # fmt: skip
+def _commands(group, path=()):
+    """Every command that does something, as its words."""
+    for name, command in group.commands.items():
+        if hasattr(command, "commands"):
+            yield from _commands(command, (*path, name))
+        else:
+            yield " ".join((*path, name))
+
+
+COMMANDS = list(_commands(typer.main.get_command(cli.app)))
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -128,7 +139,12 @@ BAD = [
     (("ask", "--max-turns", "0", "x?"), {}, 2, "budgets.turns"),
     (("ask", "--resume", "nothere", "x?"), {}, 2, "no conversation"),
     (("ask", "--policy", "http://127.0.0.1:9/v1", "x?"), {}, 2, "--model"),
+    (("ask", b"caf\xe9?"), {}, 2, "not UTF-8"),
+    (("ask", "-c", "x?"), {"XDG_DATA_HOME": "nothing-yet"}, 2, "no conversation to continue"),
+    (("ask", "x?"), {"AGENT_HOME": "/dev/null/home"}, 2, "cannot be made"),
+    (("ask", "--policy", "ftp://u:pw@host/v1", "x?"), {}, 2, "URL begins with http"),
     (("trace", "show", "zzzzzz"), {}, 2, "no episode"),
+    (("trace", "rm", "zzzzzz"), {}, 2, "no episode"),
     (("index", "info", "nowhere"), {}, 6, "no such index"),
     (("index", "build", "nowhere", "out"), {}, 2, "nowhere"),
     (("sft", "cold_strat", "--out", "x"), {}, 2, "cold_start"),
@@ -176,10 +192,12 @@ def test_interrupting_a_question_keeps_it_for_resumption(home, tmp_path, agent):
         if '"observation"' in line:
             process.send_signal(signal.SIGINT)
             break
-    _, errors = process.communicate(timeout=60)
+    rest, errors = process.communicate(timeout=60)
     assert process.returncode == 130
     assert "Traceback" not in errors
-    goes_on = json.loads(agent("ask", "--json", "--resume", thread).stdout)
+    last = json.loads(rest.splitlines()[-1])
+    assert (last["type"], last["thread_id"], last["termination"]) == ("result", thread, "cancelled")
+    goes_on = json.loads(agent("ask", "--json", "--resume", last["id"][:8]).stdout)
     assert (goes_on["thread_id"], goes_on["error"]) == (thread, None)
     assert goes_on["status"] in ("answered", "abstained")
     found = json.loads(agent("trace", "search", "neon", "--json").stdout)
@@ -223,3 +241,12 @@ def test_the_last_conversation_goes_on_and_exports(agent, tmp_path):
         assert row["history"] == [["Where was Lise Meitner born?", first["answer"]]]
     assert agent("trace", "html", second["id"], "-o", "t.html").returncode == 0
     assert "Niels Bohr" in (tmp_path / "t.html").read_text()
+    assert "1 episodes deleted" in text(agent("trace", "rm", second["id"][:10]))
+    assert "no conversation" in text(agent("ask", "--resume", first["thread_id"], "Who?"))
+
+
+def test_the_settings_and_where_they_come_from(agent):
+    done = agent("config", "show", "--json", AGENT_SEED="7", AGENT_API_KEY="secretkey")
+    rows = {row["name"]: row for row in json.loads(done.stdout)}
+    assert (rows["seed"]["value"], rows["seed"]["origin"]) == (7, "AGENT_SEED")
+    assert "secretkey" not in text(done)

@@ -108,6 +108,18 @@ class Manifest(_Record):
     files: dict[str, FileRecord]
 
 
+def is_index(folder: Path) -> bool:
+    """Whether a folder is to be opened as an index, be it a damaged one; other programs have files of
+    that name too (web pages, extensions)."""
+    try:
+        raw = json.loads((folder / MANIFEST_NAME).read_text("utf-8"))
+    except OSError:
+        return False
+    except ValueError:
+        return True
+    return isinstance(raw, dict) and raw.get("format") == Manifest.model_fields["format"].default
+
+
 def rebuild_hint(folder: Path) -> str:
     """The command that makes an index again."""
     return f"rebuild it: agent index build CORPUS {folder}"
