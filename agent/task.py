@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from kg.errors import UsageError
@@ -57,6 +58,10 @@ class Task:
         if "\x00" in text:
             raise UsageError("the question holds NUL bytes: it looks like a binary file, not text")
         return cls(id=hashlib.sha256(text.encode()).hexdigest()[:16], question=text)
+
+    def with_answers(self, answers: Iterable[str], kind: str = "") -> Task:
+        """The same question with its accepted answers."""
+        return replace(self, answers=tuple(answers), answerable=True, kind=kind)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values."""

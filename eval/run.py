@@ -222,6 +222,12 @@ def _load(name: str, request: EvalRequest, settings: Settings) -> Benchmark:
     found = load(name, DataFolder(request.data, settings.benchmarks_dir))
     if not found.tasks:
         raise UsageError(f"'{name}' holds no question", next(iter(found.skipped), ""))
+    lacking = [tool for tool in found.needs if settings.tools and tool not in settings.tools]
+    if lacking:
+        raise UsageError(
+            f"the questions of '{name}' need the tool '{lacking[0]}'",
+            f'--tools {",".join((*settings.tools, *lacking))}, or --tools "" for closed book',
+        )
     tasks = tuple(given(found.tasks, request.given))
     require_some(tasks, request.given, name)
     named = scorer(request.scorer).name if request.scorer else found.scorer

@@ -27,6 +27,21 @@ _MODULES = {
     "pubmedqa": "pubmedqa",
     "medqa": "medqa",
     "medmcqa": "medmcqa",
+    "frames": "frames",
+    "nq_titles": "nq_titles",
+    "fever": "fever",
+    "creak": "creak",
+    "webquestions": "webquestions",
+    "simplequestions": "simplequestions",
+    "cwq": "cwq",
+    "grailqa": "grailqa",
+    "fiqa": "fiqa",
+    "metaqa": "metaqa",
+    "pathquestion": "pathquestion",
+    "wc2014": "wc2014",
+    "bbbp": "bbbp",
+    "bace": "bace",
+    "clintox": "clintox",
 }
 NAMES = tuple(_MODULES)
 

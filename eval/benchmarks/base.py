@@ -34,6 +34,8 @@ class Benchmark:
         corpus: files that hold the passages; empty for the bundled library.
         scorer: its official answer scorer, by name.
         skipped: rows that were left out, each with its place and the reason.
+        graph: files of triples that the questions are asked over.
+        needs: tools without which the questions make no sense; a closed-book run needs none.
     """
 
     name: str
@@ -41,6 +43,8 @@ class Benchmark:
     corpus: tuple[Path, ...]
     scorer: str = "squad2"
     skipped: tuple[str, ...] = ()
+    graph: tuple[Path, ...] = ()
+    needs: tuple[str, ...] = ()
 
 
 Loader = Callable[[DataFolder, Split], Benchmark]

@@ -12,9 +12,11 @@ Sources: the evaluation scripts of SQuAD 1.1 and 2.0 (Rajpurkar et al.), HotpotQ
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from eval.metrics.choice import entity_overlap, hits_at_1
 from eval.metrics.text import (
     FULL,
     NONE,
@@ -29,6 +31,7 @@ from eval.metrics.text import (
 )
 from kg.errors import UsageError
 
+_BETWEEN = re.compile(r"[,;\n]|\band\b")
 _CLOSED = ("yes", "no", "noanswer")
 
 
@@ -101,6 +104,36 @@ class Scorer:
         return bool(gold) and f" {gold} " in f" {ours} "
 
 
+class EntityScorer(Scorer):
+    """Answers that are sets of entities, as graph question answering scores them: `em` is Hits@1 (the
+    first entity named is a gold one), F1, precision and recall are of the sets.
+
+    A prediction that is no gold entity as a whole is taken for a list: split at commas, semicolons,
+    line breaks and "and".
+    """
+
+    def __call__(self, prediction: str, answers: Sequence[str]) -> AnswerScore:
+        """Score one prediction against all gold entities together; see `Scorer`."""
+        if not answers:
+            raise ValueError(f"the scorer '{self.name}' needs a gold answer")
+        named = self._entities(prediction, answers)
+        overlap = entity_overlap(named, answers, self.normalise)
+        ours = self.normalise(prediction)
+        return AnswerScore(
+            em=hits_at_1(named, answers, self.normalise),
+            f1=overlap.f1,
+            precision=overlap.precision,
+            recall=overlap.recall,
+            cover=float(any(self._covers(ours, self.normalise(gold)) for gold in answers)),
+        )
+
+    def _entities(self, prediction: str, answers: Sequence[str]) -> list[str]:
+        whole = self.normalise(prediction)
+        if whole and whole in {self.normalise(gold) for gold in answers}:
+            return [prediction]
+        return [part for part in _BETWEEN.split(prediction) if self.normalise(part)]
+
+
 def _squad2_overlap(predicted: str, gold: str) -> Overlap:
     """Where either is empty, both must be."""
     if not predicted or not gold:
@@ -134,6 +167,7 @@ SCORERS = {
         Scorer("igpo", normalise_light, _token_set_overlap),
         Scorer("reseek", normalise, bag_overlap),
         Scorer("ikea", normalise, bag_overlap),
+        EntityScorer("entities", normalise, bag_overlap),
         Scorer("flashrag", normalise, _closed_overlap, substring=True),
     )
 }

@@ -31,7 +31,7 @@ def multiple_choice(prediction: str, choices: Sequence[str], right: int) -> floa
 
 def hits_at_1(ranked: Sequence[str], gold: Collection[str], by: Normaliser = normalise) -> float:
     """1.0 when the first answer is one of the gold entities."""
-    return float(bool(ranked) and by(ranked[0]) in {by(answer) for answer in gold})
+    return float(bool(ranked) and by(ranked[0]) in {by(answer) for answer in gold} - {""})
 
 
 def entity_overlap(

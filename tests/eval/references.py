@@ -128,3 +128,41 @@ def ndcg(ranked, relevant, k):
     gain = sum(1 / math.log2(i + 2) for i, d in enumerate(ranked[:k]) if d in relevant)
     best = sum(1 / math.log2(i + 2) for i in range(min(k, len(relevant))))
     return gain / best
+
+
+def entity_set(prediction, golds):
+    """Hits@1, precision, recall and F1 of a list of entities, read character by character."""
+    wanted = []
+    for gold in golds:
+        if squad_normal(gold) and squad_normal(gold) not in wanted:
+            wanted.append(squad_normal(gold))
+    if squad_normal(prediction) in wanted:
+        said = [squad_normal(prediction)]
+    else:
+        pieces, word, piece = [], "", ""
+        for c in prediction + "\n":
+            if c.isalnum() or c == "_":
+                word += c
+                continue
+            ends = c in ",;\n" or word == "and"
+            if word == "and":
+                pieces.append(piece)
+                piece, word = "", ""
+                piece += c if c not in ",;\n" else ""
+                if c in ",;\n":
+                    pieces.append(piece)
+                    piece = ""
+                continue
+            piece, word = piece + word, ""
+            if ends:
+                pieces.append(piece)
+                piece = ""
+            else:
+                piece += c
+        said = [squad_normal(p) for p in pieces if squad_normal(p)]
+    hit = float(bool(said) and said[0] in wanted)
+    distinct = list(dict.fromkeys(said))
+    same = len([s for s in distinct if s in wanted])
+    p = same / len(distinct) if distinct else 0.0
+    r = same / len(wanted) if wanted else 0.0
+    return hit, p, r, 2 * p * r / (p + r) if same else 0.0

@@ -12,6 +12,7 @@ from tests.eval import references as ref
 
 WORDS = (
     *("the", "The", "a", "An", "an", "Paris", "paris,", "New", "York", "U.S.", "o'clock", "1,000"),
+    *("and", "Berlin;", "Rome,", "band"),
     *("yes", "no", "NO", "noanswer", "Noël", "Noël", "naïve", "‘quoted’", "rock'n'roll", "A-ha"),
     *(
         "",
@@ -72,6 +73,8 @@ def compared(name, prediction, golds):
     ours = SCORERS[name](prediction, golds)
     if name in ("hotpotqa", "2wikimultihopqa", "flashrag"):
         return (ours.em, ours.precision, ours.recall, ours.f1), ref.two_wiki(prediction, golds)
+    if name == "entities":
+        return (ours.em, ours.precision, ours.recall, ours.f1), ref.entity_set(prediction, golds)
     if name == "nq_open":
         return (ours.em,), (ref.nq(prediction, golds),)
     return (ours.em, ours.f1), REFERENCES[name](prediction, golds)
@@ -121,6 +124,22 @@ def test_published_examples():
     # FlashRAG and Search-R1: "no" is inside "november"
     assert scorer("search_r1")("November", ["no"]).cover == 1
     assert scorer("squad")("November", ["no"]).cover == 0
+
+
+@pytest.mark.parametrize(
+    ("prediction", "hit", "f1"),
+    [
+        ("Drama", 1, 2 / 3),
+        ("Comedy and Drama", 1, 1),
+        ("Horror, Drama", 0, 1 / 2),
+        ("Trinidad and Tobago", 0, 0),
+        ("", 0, 0),
+    ],
+)
+def test_answers_that_are_sets(prediction, hit, f1):
+    found = SCORERS["entities"](prediction, ["Drama", "Comedy"])
+    assert (found.em, found.f1) == (hit, pytest.approx(f1))
+    assert SCORERS["entities"]("Trinidad and Tobago", ["Trinidad and Tobago"]).f1 == 1
 
 
 def test_cover_is_on_token_boundaries():

@@ -1,0 +1,42 @@
+"""MetaQA: questions of one to three hops over a graph of films."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from agent.task import Task
+from eval.benchmarks.base import Benchmark, Split, read_tasks
+from eval.data import DataFolder
+
+_HOPS = (1, 2, 3)
+
+
+def load(data: DataFolder, split: Split) -> Benchmark:
+    """Questions whose topic falls into `split`, so that no film is in both; a question whose answers
+    the graph does not give is left out."""
+    found: list[Task] = []
+    problems: list[str] = []
+    for hops in _HOPS:
+        path = data.file(f"metaqa/qa_{hops}hop.jsonl.gz")
+        tasks, skipped = read_tasks(path, _task, split, lambda task: task.meta["topics"][0])
+        found += [task for task in tasks if task.meta.pop("in_graph")]
+        problems += skipped
+    graph = (data.file("metaqa/kb.tsv.gz"),)
+    return Benchmark(
+        "metaqa", tuple(found), (), "entities", tuple(problems), graph=graph, needs=("kg",)
+    )
+
+
+def _task(row: dict[str, Any]) -> Task:
+    return Task(
+        id=row["id"],
+        question=row["question"].replace("[", "").replace("]", ""),
+        answers=tuple(row["answers"]),
+        answerable=True,
+        kind=f"{row['hop']}hop",
+        meta={
+            "topics": [row["topic_entity"]],
+            "path": row["qtype"],
+            "in_graph": row["answers_match_kb"],
+        },
+    )
