@@ -379,6 +379,33 @@ def eval_judge(
 
 
 @eval_app.command(
+    "introspect",
+    epilog="Examples: agent eval introspect runs/a · agent eval introspect runs/a --votes 4 --json",
+)
+def eval_introspect(
+    run: Path,
+    policy: PolicyName = None,
+    model: Annotated[str | None, typer.Option("--model", "-m", help="Model of a server.")] = None,
+    votes: Annotated[int, typer.Option(help="Self-analyses a question.")] = 8,
+    temperature: Annotated[float, typer.Option(help="Of the votes; at 0 all are the same.")] = 1.0,
+    seed: Annotated[int | None, typer.Option(help="Of the first vote.")] = None,
+    concurrency: Annotated[int, typer.Option(help="Questions at once.")] = 8,
+    json_: AsJson = False,
+) -> None:
+    """Ask a policy which questions of a run it could answer; is it steady, and is it so?"""
+    from eval.command import introspected
+
+    settings = _settings(policy=policy, model=model, seed=seed)
+    options = {
+        "votes": votes,
+        "temperature": temperature,
+        "concurrency": concurrency,
+        "json": json_,
+    }
+    typer.echo(introspected(run, settings, options, _stderr))
+
+
+@eval_app.command(
     "boundary",
     epilog='Example: agent eval nq_open --tools "" --samples 8 --temperature 1 --out runs/closed, '
     "then agent eval nq_open --out runs/open, then agent eval boundary runs/closed runs/open",

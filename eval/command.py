@@ -10,6 +10,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from agent.policies.base import Policy
 from agent.policies.registry import open_policy
 from agent.settings import Settings
 from eval.analyses.boundary import boundary
@@ -72,7 +73,35 @@ def judged(
     notify: Callable[[str], None],
 ) -> str:
     """Have a policy judge a run's answers; see `eval.judge`."""
-    policy = open_policy(
+    policy = _policy(settings, notify)
+    with bar(lines=True) as advance:
+        found = judge_run(run_folder, policy, concurrency, advance)
+    write_reports(score_run(run_folder), run_folder)
+    return json.dumps(asdict(found)) if as_json else "\n".join(lines(found))
+
+
+def introspected(
+    run_folder: Path, settings: Settings, options: Mapping[str, Any], notify: Callable[[str], None]
+) -> str:
+    """What a policy says it could answer; see `eval.analyses.introspection`."""
+    from eval.analyses import introspection
+
+    policy = _policy(settings, notify)
+    with bar(lines=True) as advance:
+        found = introspection.introspect(
+            run_folder,
+            policy,
+            votes=options["votes"],
+            temperature=options["temperature"],
+            seed=settings.seed,
+            concurrency=options["concurrency"],
+            advance=advance,
+        )
+    return introspection.to_json(found) if options["json"] else introspection.table(found)
+
+
+def _policy(settings: Settings, notify: Callable[[str], None]) -> Policy:
+    return open_policy(
         settings.policy,
         settings.models_dir,
         dtype=settings.dtype,
@@ -80,10 +109,6 @@ def judged(
         api_key=settings.api_key,
         notify=notify,
     )
-    with bar(lines=True) as advance:
-        found = judge_run(run_folder, policy, concurrency, advance)
-    write_reports(score_run(run_folder), run_folder)
-    return json.dumps(asdict(found)) if as_json else "\n".join(lines(found))
 
 
 def bounded(closed: Path, opened: Path, as_json: bool) -> str:

@@ -11,13 +11,14 @@ import asyncio
 import hashlib
 import json
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 from agent.policies.base import Policy, Request, Sampling
+from eval.asking import Advance, ask_all, request_of
 from eval.folder import write
 from eval.sample import Sample
 from eval.score import score_run
@@ -27,10 +28,7 @@ from kg.errors import UsageError
 CORRECT, INCORRECT, DECLINED, UNREAD = "correct", "incorrect", "declined", "unread"
 _LETTERS = {"A": CORRECT, "B": INCORRECT, "C": DECLINED}
 _SLOT = re.compile(r"\{(question|gold|answer)\}")
-_SAVE_EVERY = 20
 _TOKENS = 8
-
-Advance = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
@@ -77,40 +75,17 @@ def judge_run(
     judge = f"{policy.name}@{policy.version}"
     verdicts = _known(run, judge)
     verdicts |= {s.id: DECLINED for s in samples if not s.answer}
-    missing = [s for s in samples if s.id not in verdicts]
-    asyncio.run(_judge(run, policy, judge, missing, verdicts, concurrency, advance, len(samples)))
-    _save(run, judge, verdicts)
+    requests = {s.id: _request(policy, s) for s in samples if s.id not in verdicts}
+
+    def keep(id: str, text: str) -> None:
+        verdicts[id] = read_verdict(text)
+        advance("judged", len(verdicts), len(samples))
+
+    def save() -> None:
+        _save(run, judge, verdicts)
+
+    asyncio.run(ask_all(policy, requests, keep, save, concurrency))
     return summary(judge, samples, verdicts, prompt_digest())
-
-
-async def _judge(
-    run: Path,
-    policy: Policy,
-    judge: str,
-    missing: Sequence[Sample],
-    verdicts: dict[str, str],
-    concurrency: int,
-    advance: Advance,
-    total: int,
-) -> None:
-    gate = asyncio.Semaphore(concurrency)
-
-    async def one(sample: Sample) -> None:
-        async with gate:
-            [done] = await policy.generate([_request(policy, sample)])
-        verdicts[sample.id] = read_verdict(done.text)
-        advance("judged", len(verdicts), total)
-        if len(verdicts) % _SAVE_EVERY == 0:
-            await asyncio.to_thread(_save, run, judge, dict(verdicts))
-
-    tasks = [asyncio.create_task(one(sample)) for sample in missing]
-    try:
-        await asyncio.gather(*tasks)
-    finally:
-        for task in tasks:
-            task.cancel()
-        await policy.aclose()
-        _save(run, judge, dict(verdicts))
 
 
 def _request(policy: Policy, sample: Sample) -> Request:
@@ -121,9 +96,7 @@ def _request(policy: Policy, sample: Sample) -> Request:
     }
     # one pass, not str.format: an answer may hold braces, or the name of a slot
     text = _SLOT.sub(lambda slot: " ".join(parts[slot[1]].split()), _prompt())
-    messages = ({"role": "user", "content": text},)
-    ids = tuple(policy.template.opening(messages)) if policy.template is not None else ()
-    return Request(messages, ids, Sampling(max_tokens=_TOKENS))
+    return request_of(policy, text, Sampling(max_tokens=_TOKENS))
 
 
 def read_verdict(text: str) -> str:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import asyncio
 import re
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import BaseModel, Field
 
 from tools.base import Observation, Source, Tool, ToolContext, ToolError
+from tools.search.batching import Batcher
 
 if TYPE_CHECKING:
     from tools.search.index import Hit, Index, Mode
@@ -46,6 +47,7 @@ class SearchTool(Tool):
         self.k = k
         self.passage_chars = passage_chars
         self.mode = mode
+        self._batcher = Batcher(self.passages_of)
 
     @property
     def version(self) -> str:
@@ -57,13 +59,20 @@ class SearchTool(Tool):
         query = arguments.query.strip()
         if not query:
             raise ToolError("search: the query is empty")
-        sources = await asyncio.to_thread(self.passages, query)
+        sources = await self._batcher.ask(query)
         return Observation(self.name, "" if sources else "No passage found.", sources)
 
     def passages(self, query: str) -> tuple[Source, ...]:
         """What a call shows: the best passages, each cut to its best window."""
-        hits = self.index.search(query, self.k, self.mode)
-        return tuple(self._source(hit, query) for hit in hits)
+        return self.passages_of([query])[0]
+
+    def passages_of(self, queries: Sequence[str]) -> list[tuple[Source, ...]]:
+        """The same for several queries at once."""
+        found = self.index.search_many(queries, self.k, self.mode)
+        return [
+            tuple(self._source(hit, query) for hit in hits)
+            for query, hits in zip(queries, found, strict=True)
+        ]
 
     def _source(self, hit: Hit, query: str) -> Source:
         text = excerpt(hit.text, query, self.passage_chars)

@@ -1,0 +1,97 @@
+"""Introspection over a real run; the votes are scripted, what is made of them is not."""
+
+import json
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from eval.analyses.introspection import FILE, consensus, introspect, read_vote, summary, table
+from eval.score import score_run
+from kg.errors import PolicyUnavailableError, UsageError
+from tests.agent.scripted import ScriptedPolicy
+from tests.eval.test_run import ask, policy, settings  # noqa: F401  fixtures
+
+
+@pytest.mark.parametrize(
+    ("text", "vote"),
+    [("Yes.", "yes"), ("no", "no"), ("I know: no", "no"), ("maybe", "unread"), ("", "unread"),
+     ("nobody", "unread"), ("NO, yes", "no")],
+)  # fmt: skip
+def test_a_vote_is_the_first_yes_or_no(text, vote):
+    assert read_vote(text) == vote
+
+
+@given(st.permutations(["yes"] * 5 + ["no"] * 3))
+def test_consensus_does_not_depend_on_order(votes):
+    assert consensus(votes) == 5 / 8
+
+
+def test_consensus_goes_from_evenly_split_to_agreed():
+    assert consensus(["yes"] * 8) == consensus(["no"] * 8) == 1
+    assert consensus(["yes"] * 4 + ["no"] * 4) == 0.5
+    assert consensus(["unread"] * 8) == 0
+    assert consensus(["yes"] * 4 + ["unread"] * 4) == 0.5
+
+
+class Oracle(ScriptedPolicy):
+    """Says yes to the questions named, no to the others; dies when told to."""
+
+    def __init__(self, known, dies_at=10**9):
+        super().__init__([])
+        self.known, self.dies_at, self.calls = known, dies_at, 0
+
+    def _one(self, request):
+        self.calls += 1
+        if self.calls > self.dies_at:
+            raise PolicyUnavailableError("gone")
+        text = request.messages[0]["content"]
+        question = text.split("Question: ")[1].split("\n")[0]
+        self.replies = ["yes" if question in self.known else "no"]
+        return super()._one(request)
+
+
+@pytest.fixture
+def run(policy, settings, tmp_path):  # noqa: F811
+    ask(settings, tmp_path / "a")
+    return tmp_path / "a"
+
+
+def test_a_policy_that_knows_itself_is_told_from_one_that_says_yes_to_all(run):
+    samples = [
+        replace(sample, right=float(number % 3 == 0), answerable=number % 2 == 0)
+        for number, sample in enumerate(score_run(run).samples)
+    ]
+    able = {s.task for s in samples if s.right}
+    name = samples[0].benchmark
+
+    def cast(says_yes):
+        return {f"{name}/{s.task}/{n}": says_yes(s) for s in samples for n in range(3)}
+
+    knowing = summary(name, samples, cast(lambda s: "yes" if s.task in able else "no"), 3)
+    assert (knowing.consensus.mean, knowing.against_right.mean, knowing.f1_right) == (1, 1, 1)
+    assert knowing.says_yes == pytest.approx(len(able) / len(samples))
+    boasting = summary(name, samples, cast(lambda s: "yes"), 3)
+    assert (boasting.consensus.mean, boasting.says_yes, boasting.f1_label) == (1, 1, 0)
+    assert boasting.against_right.mean == pytest.approx(len(able) / len(samples))
+    labels = summary(name, samples, cast(lambda s: "yes" if s.answerable else "no"), 3)
+    assert (labels.against_label.mean, labels.f1_label) == (1, 1)
+    mute = summary(name, samples, cast(lambda s: "unread"), 3)
+    assert (mute.unread, mute.consensus.mean, mute.says_yes) == (1, 0, 0)
+    assert f"| 3 | 0.0 | {str(boasting.consensus).strip()} | 100.0 |" in table([boasting])
+
+
+def test_introspection_goes_on_where_it_stopped_and_with_the_same_policy_only(run):
+    dying = Oracle(set(), dies_at=5)
+    with pytest.raises(PolicyUnavailableError):
+        introspect(run, dying, votes=2, concurrency=1)
+    assert len(json.loads((run / FILE).read_text())["votes"]) == 5
+    rest = Oracle(set())
+    [found] = introspect(run, rest, votes=2)
+    assert rest.calls == 2 * len(score_run(run).samples) - 5
+    assert found.says_yes == 0
+    with pytest.raises(UsageError, match="was introspected by"):
+        introspect(run, rest, votes=2, temperature=0.5)
+    with pytest.raises(UsageError, match="0 votes"):
+        introspect(run, rest, votes=0)
