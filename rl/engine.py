@@ -71,23 +71,32 @@ class TargetLogprobs(torch.nn.Module):
         self.chunk = chunk
 
     def forward(
-        self, ids: torch.Tensor, positions: torch.Tensor, targets: torch.Tensor
+        self,
+        ids: torch.Tensor,
+        positions: torch.Tensor,
+        targets: torch.Tensor,
+        predictors: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """float32[m]: log p(ids[t] | row before t), in nats, for each t in `targets`.
+        """float32[m]: log p(ids[t] | what t sees), in nats, for each t in `targets`.
 
         Args:
-            ids: int64[n], rows end to end (their lengths are set by `row_lengths`).
-            positions: int64[n], position within the own row.
+            ids: int64[n], rows end to end (their lengths are set by `row_lengths`), or a token tree
+                (set by `on_tree`).
+            positions: int64[n], position within the own row or path.
             targets: int64[m], indices into `ids`, none of them the first of a row.
+            predictors: int64[m], the token before each target; the one in front of it when None.
         """
         model: Any = self.model
         base = model.get_base_model() if hasattr(model, "peft_config") else model
         hidden = base.get_decoder()(
             input_ids=ids[None], position_ids=positions[None], use_cache=False
         ).last_hidden_state[0]
+        before = targets - 1 if predictors is None else predictors
         parts = [
-            _logprobs(base.lm_head(hidden[part - 1]), ids[part])
-            for part in torch.split(targets, self.chunk)
+            _logprobs(base.lm_head(hidden[source]), ids[part])
+            for source, part in zip(
+                torch.split(before, self.chunk), torch.split(targets, self.chunk), strict=True
+            )
         ]
         return torch.cat(parts)
 

@@ -62,6 +62,7 @@ class Request:
         stop: strings that end the completion; the one that does is kept in its text.
         tools: OpenAI function schemas, for policies that take native tool calls.
         on_text: called with each new piece of text, from the event loop's thread.
+        prompt_logprobs: also tell the log-probability of each prompt token; vLLM does, others tell none.
     """
 
     messages: tuple[Message, ...]
@@ -70,6 +71,7 @@ class Request:
     stop: tuple[str, ...] = ()
     tools: tuple[dict[str, Any], ...] = ()
     on_text: Callable[[str], None] | None = None
+    prompt_logprobs: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +85,7 @@ class Completion:
         reasoning: hidden reasoning that a server returned beside the text.
         tool_calls: native tool calls, as `{"id", "name", "arguments": str}`.
         sampled: False when a script, not the policy, chose the tokens (they carry no loss).
+        prompt_logprobs: float[prompt] in nats where they were asked for and are told; NaN for the first.
         prompt_tokens, cached_tokens: size of the prompt, and how much of it came from a cache.
         reply_tokens: size of the reply where `token_ids` does not tell it; 0 where nobody does.
     """
@@ -90,6 +93,7 @@ class Completion:
     text: str
     token_ids: tuple[int, ...] = ()
     logprobs: tuple[float, ...] = ()
+    prompt_logprobs: tuple[float, ...] = ()
     finish: FinishReason = FinishReason.STOP
     reasoning: str = ""
     tool_calls: tuple[dict[str, str], ...] = ()

@@ -35,6 +35,7 @@ class _Running:
     future: asyncio.Future[Completion]
     ids: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
+    prompt_logprobs: tuple[float, ...] = ()
     text: str = ""
     cached: int = 0
 
@@ -208,6 +209,7 @@ class VllmPolicy(Policy):
         item.ids += delta.token_ids
         item.logprobs += delta.logprobs
         item.text += delta.text
+        item.prompt_logprobs = delta.prompt_logprobs or item.prompt_logprobs
         item.cached = delta.cached or item.cached
         if delta.text and item.request.on_text:
             _tell(item, item.request.on_text, delta.text)
@@ -226,6 +228,7 @@ def _completion(item: _Running, finish: FinishReason) -> Completion:
         text=item.text,
         token_ids=tuple(item.ids),
         logprobs=tuple(item.logprobs),
+        prompt_logprobs=item.prompt_logprobs,
         finish=finish,
         prompt_tokens=len(item.request.token_ids),
         cached_tokens=item.cached,

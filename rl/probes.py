@@ -1,0 +1,70 @@
+"""Gold-answer probes: what is forced after a turn to see how likely the gold answer has become.
+
+Source: IGPO (arXiv 2510.14967): a fixed wrapper and the gold answer follow the context of a policy
+call; only the answer's tokens count, the wrapper conditions. A token that straddles the border of the
+two counts as answer.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from agent.policies.chat import ChatTemplate
+from kg.errors import UsageError
+
+Ids = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Wrapper:
+    """Text around the forced answer, before it as the action format opens an answer.
+
+    Attributes:
+        before, after: not scored; `after` is computed only to be complete and changes no score.
+    """
+
+    before: str = "<answer>"
+    after: str = ""
+
+
+@dataclass(frozen=True)
+class Probe:
+    """Tokens to force, and which of them are the answer's.
+
+    Attributes:
+        ids: int64[n].
+        answer: bool[n].
+    """
+
+    ids: Ids
+    answer: npt.NDArray[np.bool_]
+
+
+def make_probe(template: ChatTemplate, answer: str, wrapper: Wrapper | None = None) -> Probe:
+    """The probe of one gold answer.
+
+    Raises:
+        UsageError: the answer is empty, or the tokenizer cannot tell where its tokens come from.
+    """
+    around = wrapper or Wrapper()
+    if not answer.strip():
+        raise UsageError("a gold answer is empty: nothing to probe")
+    text = around.before + answer + around.after
+    tokenizer: Any = template.tokenizer
+    try:
+        made = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+    except NotImplementedError as error:
+        raise UsageError(
+            f"the tokenizer of '{tokenizer.name_or_path}' tells no offsets",
+            "use a model with a fast tokenizer",
+        ) from error
+    begin, end = len(around.before), len(around.before) + len(answer)
+    spans = made["offset_mapping"]
+    inside = np.array([start < end and stop > begin for start, stop in spans], dtype=np.bool_)
+    ids = np.asarray(made["input_ids"], dtype=np.int64)
+    last = int(np.flatnonzero(inside)[-1]) + 1  # what follows the answer cannot change its score
+    return Probe(ids[:last], inside[:last])

@@ -1,0 +1,337 @@
+"""Log-probabilities of a group's tokens, and of its gold answers at every turn, in one pass.
+
+All that a group's policy calls saw and wrote is laid into one token tree, with a probe of each gold
+answer hanging off the end of each context. A `Scorer` computes the tree; nothing here carries a
+gradient.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from agent.policies.base import Request, Sampling
+from agent.policies.chat import ChatTemplate
+from agent.trajectory import Trajectory, TrajectoryError
+from kg.errors import PolicyUnavailableError
+from rl.probes import Probe, Wrapper, make_probe
+from rl.tree import TokenTree, build_tree
+
+if TYPE_CHECKING:
+    import torch
+
+    from agent.policies.vllm import VllmPolicy
+    from rl.tree_attention import Way
+
+Ids = npt.NDArray[np.int64]
+Logprobs = npt.NDArray[np.float32]
+
+
+class Scorer(ABC):
+    """Log-probabilities under one set of weights.
+
+    Attributes:
+        policy: `name@version` of the weights, as trajectories name them; "" accepts any.
+        template: its tokenizer.
+    """
+
+    policy: str
+    template: ChatTemplate
+
+    @abstractmethod
+    def logprobs(self, tree: TokenTree, rows: Ids) -> Logprobs:
+        """float32[m]: log p(token at a row | its ancestors) in nats, for each of `rows`.
+
+        Untruncated, at temperature 1. `rows` holds no first token of a root.
+        """
+
+
+class ModelScorer(Scorer):
+    """A transformers model in this process.
+
+    Args:
+        model: a causal language model with the attention `tree`; see `load_scorer`.
+        template: its tokenizer.
+        policy: `name@version`.
+        way: how attention is computed; see `rl.tree_attention`.
+    """
+
+    def __init__(
+        self, model: torch.nn.Module, template: ChatTemplate, policy: str, way: Way = "segments"
+    ) -> None:
+        from rl.engine import TargetLogprobs
+
+        self.policy = policy
+        self.template = template
+        self.way: Way = way
+        self._targets = TargetLogprobs(model.eval())
+
+    def logprobs(self, tree: TokenTree, rows: Ids) -> Logprobs:
+        """See `Scorer.logprobs`; one forward pass."""
+        import torch
+
+        from rl.tree_attention import on_tree
+
+        if not len(rows):
+            return np.zeros(0, dtype=np.float32)
+        device = next(self._targets.parameters()).device
+        with torch.inference_mode(), on_tree(tree, device, self.way):
+            found = self._targets(
+                *(
+                    torch.from_numpy(part).to(device)
+                    for part in (tree.ids, tree.positions, rows, tree.predictors()[rows])
+                )
+            )
+        return np.asarray(found.float().cpu().numpy(), dtype=np.float32)
+
+
+def load_scorer(
+    folder: Path, name: str, dtype: str = "float32", device: str = "cpu", way: Way = "segments"
+) -> ModelScorer:
+    """The scorer of a model folder.
+
+    Args:
+        folder: config, weights and tokenizer.
+        name: as the policy was named.
+        dtype: of weights and computation.
+        device: where.
+        way: how attention is computed.
+
+    Raises:
+        PolicyUnavailableError: the folder does not hold a model.
+        UsageError: its attention differs from what a tree computes.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    from agent.policies.model_folder import weights_version
+    from rl.attention import require_plain
+    from rl.tree_attention import NAME, register
+
+    register()
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            str(folder),
+            dtype=getattr(torch, dtype),
+            attn_implementation=NAME,
+            local_files_only=True,
+        )
+    except (OSError, ValueError) as error:
+        raise PolicyUnavailableError(
+            f"no model in {folder}: {error}", "agent models list"
+        ) from error
+    require_plain(model.config, model.config.max_position_embeddings)
+    version = weights_version(folder)
+    return ModelScorer(model.to(device), ChatTemplate.load(folder), f"{name}@{version}", way)
+
+
+class VllmScorer(Scorer):
+    """vLLM's log-probabilities of prompt tokens: one request a leaf of the tree, batched by the engine.
+
+    Args:
+        policy: a running engine; it is not closed here.
+    """
+
+    def __init__(self, policy: VllmPolicy) -> None:
+        assert policy.template is not None
+        self.policy = f"{policy.name}@{policy.version}"
+        self.template = policy.template
+        self._engine = policy
+
+    def logprobs(self, tree: TokenTree, rows: Ids) -> Logprobs:
+        """See `Scorer.logprobs`."""
+        found = np.full(len(tree), np.nan, dtype=np.float32)
+        inner = set(tree.parents.tolist())
+        paths = [tree.path(number) for number in range(len(tree.parents)) if number not in inner]
+        one = Sampling(max_tokens=1)
+        requests = [
+            Request((), tuple(tree.ids[path].tolist()), one, prompt_logprobs=True) for path in paths
+        ]
+        done = asyncio.run(self._engine.generate(requests))
+        for path, completion in zip(paths, done, strict=True):
+            found[path] = completion.prompt_logprobs
+        return found[rows]
+
+
+@dataclass(frozen=True)
+class GroupScores:
+    """What scoring gives of the trajectories of one task.
+
+    Attributes:
+        logprobs: by trajectory id, float32[its tokens], NaN where the policy did not sample.
+        gold: by trajectory id, float64[answers, turns]: mean log-probability (nats a token) of each
+            gold answer behind what each turn's call saw; column 0 is the bare prompt.
+        tokens: computed; `sequence_tokens` is what the same would be one by one.
+        problems: a line for each trajectory that could not be scored.
+    """
+
+    logprobs: dict[str, Logprobs] = field(default_factory=dict)
+    gold: dict[str, npt.NDArray[np.float64]] = field(default_factory=dict)
+    tokens: int = 0
+    sequence_tokens: int = 0
+    problems: tuple[str, ...] = ()
+
+
+@dataclass
+class _Layout:
+    """The sequences of some trajectories and what is to be read off each.
+
+    Attributes:
+        sequences: tokens, each a path of the tree.
+        replies: trajectory, positions in its `token_ids`, sequence: its sampled tokens are that
+            sequence's last.
+        forced: trajectory, answer, turn, sequence, and which of its last tokens are the answer's.
+    """
+
+    sequences: list[Ids] = field(default_factory=list)
+    replies: list[tuple[Trajectory, Ids, int]] = field(default_factory=list)
+    forced: list[tuple[Trajectory, int, int, int, npt.NDArray[np.bool_]]] = field(
+        default_factory=list
+    )
+
+
+def score_group(
+    scorer: Scorer,
+    group: Sequence[Trajectory],
+    answers: Sequence[str] = (),
+    wrapper: Wrapper | None = None,
+    most: int = 32_768,
+) -> GroupScores:
+    """Score trajectories of one task.
+
+    Args:
+        scorer: computes log-probabilities.
+        group: may share turns; one that cannot be scored is told in `problems`, the others go on.
+        answers: gold answers to probe for, the same for the whole group; none for no probes.
+        wrapper: text around a forced answer.
+        most: tokens of one tree; a larger group is computed in several.
+
+    Raises:
+        UsageError: a gold answer is empty.
+    """
+    probes = [make_probe(scorer.template, answer, wrapper) for answer in answers]
+    fit, problems = _scorable(scorer, group)
+    scores = GroupScores(problems=tuple(problems))
+    for part in _parts(fit, probes, most):
+        layout = _lay_out(part, probes)
+        tree = build_tree(layout.sequences)
+        values = _values(scorer, tree, layout)
+        _read_replies(scores, layout, tree, values)
+        _read_gold(scores, layout, tree, values, len(probes))
+        scores = GroupScores(
+            scores.logprobs,
+            scores.gold,
+            scores.tokens + len(tree),
+            scores.sequence_tokens + tree.sequence_tokens,
+            scores.problems,
+        )
+    return scores
+
+
+def _scorable(scorer: Scorer, group: Sequence[Trajectory]) -> tuple[list[Trajectory], list[str]]:
+    fit: list[Trajectory] = []
+    problems: list[str] = []
+    for trajectory in group:
+        try:
+            _check(scorer, trajectory)
+        except TrajectoryError as error:
+            problems.append(error.message)
+        else:
+            fit.append(trajectory)
+    return fit, problems
+
+
+def _check(scorer: Scorer, trajectory: Trajectory) -> None:
+    """Refuse what this scorer cannot score.
+
+    Raises:
+        TrajectoryError: no token ids, or ids of another tokenizer.
+    """
+    if not trajectory.has_tokens:
+        raise TrajectoryError(
+            f"trajectory {trajectory.id} has no token ids (policy {trajectory.policy})",
+            "score trajectories of a token-exact policy",
+        )
+    size = len(scorer.template.tokenizer)
+    if (top := int(trajectory.token_ids.max())) >= size or int(trajectory.token_ids.min()) < 0:
+        raise TrajectoryError(
+            f"trajectory {trajectory.id} holds the token {top}; this model has {size}: it is of "
+            f"another model ({trajectory.policy})"
+        )
+    name = trajectory.policy.partition("@")[0]
+    if scorer.policy and name != scorer.policy.partition("@")[0]:
+        raise TrajectoryError(
+            f"trajectory {trajectory.id} is of the policy {trajectory.policy}, not {scorer.policy}"
+        )
+
+
+def _parts(
+    group: Sequence[Trajectory], probes: Sequence[Probe], most: int
+) -> Iterable[list[Trajectory]]:
+    """Trajectories whose trees hold at most `most` tokens, by an upper bound; a longer one is alone."""
+    part: list[Trajectory] = []
+    used = 0
+    extra = sum(len(probe.ids) for probe in probes)
+    for trajectory in group:
+        size = len(trajectory.token_ids) + extra * len(trajectory.turns)
+        if part and used + size > most:
+            yield part
+            part, used = [], 0
+        part.append(trajectory)
+        used += size
+    if part:
+        yield part
+
+
+def _lay_out(group: Sequence[Trajectory], probes: Sequence[Probe]) -> _Layout:
+    layout = _Layout()
+    for trajectory in group:
+        for number, turn in enumerate(trajectory.turns):
+            context = trajectory.prompt_of(turn).astype(np.int64)
+            reply = np.arange(turn.reply.start, turn.reply.stop)
+            if turn.sampled and len(reply):
+                layout.replies.append((trajectory, reply, len(layout.sequences)))
+                layout.sequences.append(np.concatenate([context, trajectory.token_ids[reply]]))
+            for answer, probe in enumerate(probes):
+                place = len(layout.sequences)
+                layout.forced.append((trajectory, answer, number, place, probe.answer))
+                layout.sequences.append(np.concatenate([context, probe.ids]))
+    return layout
+
+
+def _values(scorer: Scorer, tree: TokenTree, layout: _Layout) -> Logprobs:
+    """float32[tree tokens]: log-probabilities where they are wanted, NaN elsewhere."""
+    wanted = np.zeros(len(tree), dtype=np.bool_)
+    for _, reply, place in layout.replies:
+        wanted[tree.rows[place][-len(reply) :]] = True
+    for _, _, _, place, mask in layout.forced:
+        wanted[tree.rows[place][-len(mask) :][mask]] = True
+    rows = np.flatnonzero(wanted)
+    values = np.full(len(tree), np.nan, dtype=np.float32)
+    values[rows] = scorer.logprobs(tree, rows)
+    return values
+
+
+def _read_replies(scores: GroupScores, layout: _Layout, tree: TokenTree, values: Logprobs) -> None:
+    for trajectory, reply, place in layout.replies:
+        row = scores.logprobs.setdefault(
+            trajectory.id, np.full(len(trajectory.token_ids), np.nan, dtype=np.float32)
+        )
+        row[reply] = values[tree.rows[place][-len(reply) :]]
+
+
+def _read_gold(
+    scores: GroupScores, layout: _Layout, tree: TokenTree, values: Logprobs, answers: int
+) -> None:
+    for trajectory, answer, turn, place, mask in layout.forced:
+        table = scores.gold.setdefault(
+            trajectory.id, np.full((answers, len(trajectory.turns)), np.nan)
+        )
+        table[answer, turn] = values[tree.rows[place][-len(mask) :][mask]].mean(dtype=np.float64)

@@ -1,0 +1,228 @@
+"""One pass over a token tree against every sequence alone, with real models."""
+
+import asyncio
+from dataclasses import replace
+from typing import ClassVar
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen3Config, Qwen3ForCausalLM
+
+from agent.policies.catalog import resolve
+from agent.policies.chat import ChatTemplate
+from kg.errors import UsageError
+from rl.probes import Wrapper, make_probe
+from rl.scoring import ModelScorer, VllmScorer, load_scorer, score_group
+from rl.tree_attention import NAME, on_tree, register
+from tests.rl.groups import random_group
+
+CLOSE = 1e-4
+
+
+@pytest.fixture(scope="module")
+def micro(models_dir):
+    return resolve("micro", models_dir)
+
+
+def alone(model, ids):
+    """float64[n]: log p of each token of one sequence, by the library's own attention; NaN first."""
+    with torch.inference_mode():
+        logits = model(torch.tensor([list(map(int, ids))])).logits[0].double()
+    found = logits[:-1].log_softmax(-1)[torch.arange(len(ids) - 1), torch.tensor(ids[1:])]
+    return np.concatenate([[np.nan], found.numpy()])
+
+
+def one_by_one(model, group, probes):
+    """Scores as a forward pass a turn and trajectory gives them."""
+    logprobs, gold = {}, {}
+    for trajectory in group:
+        row = np.full(len(trajectory.token_ids), np.nan)
+        table = np.full((len(probes), len(trajectory.turns)), np.nan)
+        for number, turn in enumerate(trajectory.turns):
+            context = trajectory.prompt_of(turn).astype(np.int64)
+            reply = trajectory.token_ids[turn.reply.start : turn.reply.stop].astype(np.int64)
+            if turn.sampled:
+                values = alone(model, np.concatenate([context, reply]))
+                row[turn.reply.start : turn.reply.stop] = values[len(context) :]
+            for answer, probe in enumerate(probes):
+                values = alone(model, np.concatenate([context, probe.ids]))[len(context) :]
+                table[answer, number] = values[probe.answer].mean()
+        logprobs[trajectory.id], gold[trajectory.id] = row, table
+    return logprobs, gold
+
+
+def tiny():
+    """A model of random weights with grouped keys, and a tokenizer's worth of tokens."""
+    torch.manual_seed(0)
+    config = Qwen3Config(
+        vocab_size=49_152, hidden_size=32, intermediate_size=48, num_hidden_layers=3,
+        num_attention_heads=4, num_key_value_heads=2, head_dim=8, max_position_embeddings=512,
+    )  # fmt: skip
+    return Qwen3ForCausalLM(config).eval()
+
+
+@pytest.fixture(scope="module")
+def models():
+    """The same random weights twice: with the tree, and as the library computes them."""
+    register()
+    plain = tiny()
+    plain.set_attn_implementation("eager")
+    tree = tiny()
+    tree.set_attn_implementation(NAME)
+    return tree, plain
+
+
+@settings(deadline=None, max_examples=200)
+@given(st.integers(0, 10**6))
+def test_one_pass_equals_every_turn_alone_on_two_hundred_random_groups(models, template, seed):
+    tree, plain = models
+    group = random_group(seed)
+    answers = ("gold", "the golden one")
+    found = score_group(ModelScorer(tree, template, ""), group, answers)
+    probes = [make_probe(template, answer) for answer in answers]
+    logprobs, gold = one_by_one(plain, group, probes)
+    for trajectory in group:
+        if trajectory.sampled.any():
+            ours = found.logprobs[trajectory.id]
+            np.testing.assert_allclose(ours, logprobs[trajectory.id], atol=CLOSE)
+            assert (np.isnan(ours) == ~trajectory.sampled).all()
+        np.testing.assert_allclose(found.gold[trajectory.id], gold[trajectory.id], atol=CLOSE)
+    assert found.tokens <= found.sequence_tokens
+
+
+@pytest.mark.parametrize("name", ["micro", "default base"])
+def test_real_models_score_as_one_by_one(name, micro, base_model):
+    folder = micro if name == "micro" else base_model
+    scorer = load_scorer(folder, "p")
+    plain = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    vocabulary = min(500, plain.config.vocab_size)
+    worst = 0.0
+    for seed in range(20 if name == "micro" else 3):
+        group = random_group(seed, size=3, vocabulary=vocabulary, lengths=(2, 20))
+        answer = "Lise Meitner"
+        found = score_group(scorer, group, [answer])
+        logprobs, gold = one_by_one(plain, group, [make_probe(scorer.template, answer)])
+        for t in group:
+            worst = max(worst, np.nanmax(np.abs(found.gold[t.id] - gold[t.id])))
+            if t.sampled.any():
+                worst = max(worst, np.nanmax(np.abs(found.logprobs[t.id] - logprobs[t.id])))
+    assert worst <= CLOSE
+
+
+def test_a_large_group_in_several_trees_scores_the_same(models, template):
+    scorer = ModelScorer(models[0], template, "")
+    group = random_group(3, size=8)
+    whole, parts = (
+        score_group(scorer, group, ["gold"]),
+        score_group(scorer, group, ["gold"], most=60),
+    )
+    assert parts.tokens > whole.tokens
+    for t in group:
+        np.testing.assert_allclose(parts.gold[t.id], whole.gold[t.id], atol=CLOSE)
+
+
+def test_the_mask_of_blocks_gives_the_same(models, template):
+    """FlexAttention, uncompiled, over the whole mask."""
+    group = random_group(5, size=2, turns=(2, 3))
+    segments = score_group(ModelScorer(models[0], template, ""), group, ["gold"])
+    blocks = score_group(ModelScorer(models[0], template, "", "flex"), group, ["gold"])
+    for t in group:
+        np.testing.assert_allclose(blocks.gold[t.id], segments.gold[t.id], atol=CLOSE)
+
+
+def test_a_token_behind_a_turn_changes_nothing_before_it(models, template):
+    scorer = ModelScorer(models[0], template, "")
+    [first, *_] = random_group(11, size=1, turns=(4, 4))
+    cut = first.turns[2].reply.start
+    ids = first.token_ids.copy()
+    ids[cut:] = (ids[cut:] + 7) % 200
+    before = score_group(scorer, [first], ["gold"])
+    after = score_group(scorer, [replace(first, token_ids=ids)], ["gold"])
+    same = [n for n, turn in enumerate(first.turns) if max(s.stop for s in turn.context) <= cut]
+    assert len(same) >= 2
+    np.testing.assert_array_equal(
+        np.round(before.gold[first.id][:, same], 5), np.round(after.gold[first.id][:, same], 5)
+    )
+    np.testing.assert_allclose(
+        before.logprobs[first.id][:cut], after.logprobs[first.id][:cut], atol=1e-6
+    )
+
+
+def test_scores_carry_no_gradient_and_the_tree_does(models, template):
+    from rl.engine import TargetLogprobs
+    from rl.tree import build_tree
+
+    tree = build_tree([np.array([1, 2, 3]), np.array([1, 2, 4, 5])])
+    rows = tree.rows[1][2:]
+    parts = (tree.ids, tree.positions, rows, tree.predictors()[rows])
+    with on_tree(tree, torch.device("cpu")):
+        TargetLogprobs(models[0])(*map(torch.from_numpy, parts)).sum().backward()
+    embedded = models[0].get_input_embeddings().weight.grad
+    assert embedded[2].abs().sum() > 0
+    assert embedded[3].abs().sum() == 0  # the other branch is not seen
+    models[0].zero_grad()
+    found = score_group(ModelScorer(models[0], template, ""), random_group(1), ["gold"])
+    assert all(isinstance(table, np.ndarray) for table in found.gold.values())
+    assert models[0].get_input_embeddings().weight.grad is None
+
+
+def test_what_cannot_be_scored_is_told_and_the_rest_goes_on(models, template):
+    scorer = ModelScorer(models[0], template, "p@1")
+    group = random_group(2, size=4)
+    none = np.zeros(0, dtype=np.int32)
+    text_only = replace(
+        group[0], turns=(), token_ids=none, logprobs=none.astype(np.float32), id="text"
+    )
+    foreign = replace(group[1], token_ids=group[1].token_ids + 100_000, id="foreign")
+    other = replace(group[2], policy="other@1", id="other")
+    found = score_group(scorer, [text_only, foreign, other, group[3]], ["gold"])
+    assert set(found.gold) == {group[3].id}
+    assert [p.split()[1] for p in found.problems] == ["text", "foreign", "other"]
+    assert score_group(scorer, [], ["gold"]).gold == {}
+    with pytest.raises(UsageError, match="empty"):
+        score_group(scorer, group, [" "])
+
+
+def test_only_tokens_of_the_answer_count(template):
+    probe = make_probe(template, "Lise Meitner", Wrapper("<answer>\n", "</answer>"))
+    assert template.decode(probe.ids[probe.answer]).strip() == "Lise Meitner"
+    assert template.decode(probe.ids).endswith("Lise Meitner")
+    assert template.decode(probe.ids[~probe.answer]).strip() == "<answer>"
+
+
+def test_vllm_scores_as_the_model_in_this_process(micro):
+    pytest.importorskip("vllm", reason="vLLM is not installed")
+    from agent.policies.vllm import VllmPolicy
+
+    policy = VllmPolicy(micro, name="p", dtype="float32", max_model_len=512, cache_gib=1)
+    try:
+        group = random_group(8, size=3, vocabulary=300)
+        ours = score_group(load_scorer(micro, "p"), group, ["Lise Meitner"])
+        theirs = score_group(VllmScorer(policy), group, ["Lise Meitner"])
+        for t in group:
+            np.testing.assert_allclose(theirs.gold[t.id], ours.gold[t.id], atol=1e-3)
+    finally:
+        asyncio.run(policy.aclose())
+
+
+def test_a_template_without_offsets_is_told(template):
+    class Slow:
+        name_or_path = "slow"
+        chat_template = "{{ messages }}"
+        added_tokens_decoder: ClassVar[dict] = {}
+        all_special_tokens: ClassVar[list] = []
+
+        def __call__(self, *_, **__):
+            raise NotImplementedError
+
+    with pytest.raises(UsageError, match="offsets"):
+        make_probe(ChatTemplate(Slow()), "gold")
+
+
+def test_the_tokenizer_of_a_model_reads_its_own_probe(micro):
+    tokenizer = AutoTokenizer.from_pretrained(micro)
+    probe = make_probe(ChatTemplate(tokenizer), "Quin Ardal")
+    assert probe.answer.any()
