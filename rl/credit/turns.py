@@ -151,8 +151,9 @@ def turn_rloo(batch: Batch, *, gamma: float = 1.0) -> Credit:
 
     Unbiased with gamma = 1, whoever chooses when to stop: whether this trajectory reaches turn t was
     settled before the turn's tokens, and who else reaches it is not its doing. Where no other
-    trajectory does, the baseline is 0: still unbiased, but noisy (see `stopping`). A group of one gets 0. With gamma < 1 it
-    is the gradient of the discounted return only after turn t's share is multiplied by gamma^t.
+    trajectory does, the baseline is 0: still unbiased, but noisy (see `stopping`). A group of one
+    gets 0. With gamma < 1, turn t's share must be multiplied by gamma^t to give the gradient of the
+    discounted return.
 
     Args:
         batch: n trajectories.
