@@ -4,18 +4,8 @@ Pure functions of a `Batch`; nothing here knows models, logs or files. `estimate
 What each computes, and whether it is unbiased, is in docs/credit.md.
 """
 
-from rl.credit.group import (
-    Batch,
-    Credit,
-    CreditError,
-    Ledger,
-    PartAccount,
-    RewardPart,
-    Term,
-    TermReceipt,
-    TurnReceipt,
-    Unit,
-)
+from rl.credit.group import Batch, CreditError, RewardPart
+from rl.credit.ledger import Credit, Ledger, PartAccount, Term, TermReceipt, TurnReceipt, Unit
 from rl.credit.registry import ESTIMATORS, Estimator, estimate, find
 from rl.credit.settle import drop_and_count, problems
 

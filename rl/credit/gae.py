@@ -14,7 +14,8 @@ from collections.abc import Callable
 
 import numpy as np
 
-from rl.credit.group import Batch, Credit, CreditError, Floats, Ints, Unit
+from rl.credit.group import Batch, CreditError, Floats, Ints
+from rl.credit.ledger import Credit, Unit
 from rl.credit.outcome import token_rewards
 from rl.credit.settle import check, per_token, per_turn, term
 from rl.credit.spread import Std, deviation, mean
@@ -43,10 +44,11 @@ def token_gae(
         eps: added to the std.
 
     Raises:
-        CreditError: no values, or a number that is not finite.
+        CreditError: no values, a number that is not finite, or a discount outside 0..1.
 
     Source: GAE (arXiv 1506.02438), equation 16.
     """
+    check(batch, gamma=gamma, lam=lam)
     return _over_tokens(
         batch, lambda i, v: _token_advantages(batch, i, v, gamma, lam), whiten, std, eps
     )
@@ -74,11 +76,11 @@ def turn_gae(
         eps: added to the std.
 
     Raises:
-        CreditError: no values, or a number that is not finite.
+        CreditError: no values, a number that is not finite, or a discount outside 0..1.
 
     Source: GAE (arXiv 1506.02438) over turns.
     """
-    check(batch)
+    check(batch, gamma=gamma, lam=lam)
     predicted = _values(batch)
     before, advantage = np.zeros(batch.turn_mask.shape), np.zeros(batch.turn_mask.shape)
     for i in range(len(batch)):
@@ -131,7 +133,7 @@ def bilevel_gae(
         eps: added to the std.
 
     Raises:
-        CreditError: no values, or a number that is not finite.
+        CreditError: no values, a number that is not finite, or a discount outside 0..1.
 
     Source: RAGEN (arXiv 2504.20073), bi-level GAE.
     """
@@ -148,6 +150,7 @@ def bilevel_gae(
             out[tokens] = _backward(inner, values[tokens], gamma, lam)
         return out
 
+    check(batch, turn_gamma=turn_gamma, gamma=gamma, lam=lam)
     return _over_tokens(batch, advantages, whiten, std, eps)
 
 
@@ -158,7 +161,6 @@ def _over_tokens(
     std: Std,
     eps: float,
 ) -> Credit:
-    check(batch)
     values = _values(batch)
     raw = [advantages(i, values[i]) for i in range(len(batch))]
     chosen = [row[mask] for row, mask in zip(raw, batch.sampled, strict=True)]

@@ -15,7 +15,8 @@ from typing import Literal
 
 import numpy as np
 
-from rl.credit.group import Batch, Credit, CreditError, Floats, Unit
+from rl.credit.group import Batch, CreditError, Floats
+from rl.credit.ledger import Credit, Unit
 from rl.credit.settle import check, per_token, per_turn, term
 from rl.credit.spread import Std, deviation, mean
 
@@ -123,11 +124,11 @@ def reinforce_pp(
         eps: added to the std.
 
     Raises:
-        CreditError: a reward that is not finite.
+        CreditError: a reward that is not finite, or gamma outside 0..1.
 
     Source: REINFORCE++ (arXiv 2501.03262).
     """
-    check(batch)
+    check(batch, gamma=gamma)
     returns = tuple(_token_returns(batch, i, gamma) for i in range(len(batch)))
     pool = _sampled(batch, returns)
     zeros = tuple(np.zeros(len(row)) for row in returns)

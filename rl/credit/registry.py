@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from functools import partial
 
 from rl.credit.gae import bilevel_gae, token_gae, turn_gae
-from rl.credit.group import Batch, Credit, CreditError, Unit
+from rl.credit.group import Batch, CreditError
+from rl.credit.ledger import Credit, Unit
 from rl.credit.outcome import dr_grpo, grpo, lite_ppo, reinforce_pp, reinforce_pp_baseline, rloo
 from rl.credit.settle import drop_and_count
 from rl.credit.stopping import stopping

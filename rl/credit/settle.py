@@ -7,17 +7,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from rl.credit.group import (
-    Batch,
-    Credit,
-    CreditError,
-    Floats,
-    Ints,
-    Ledger,
-    PartAccount,
-    Term,
-    Unit,
-)
+from rl.credit.group import Batch, CreditError, Floats, Ints
+from rl.credit.ledger import Credit, Ledger, PartAccount, Term, Unit
 
 
 def problems(batch: Batch) -> dict[int, CreditError]:
@@ -33,12 +24,19 @@ def problems(batch: Batch) -> dict[int, CreditError]:
     return found
 
 
-def check(batch: Batch) -> None:
-    """Refuse a batch with numbers that are not finite.
+def check(batch: Batch, **shares: float) -> None:
+    """Refuse a batch with numbers that are not finite, and options outside 0..1.
+
+    Args:
+        batch: any.
+        shares: discounts and the like, by name.
 
     Raises:
-        CreditError: names the first trajectory and turn at fault.
+        CreditError: names the option, or the first trajectory and turn at fault.
     """
+    for name, value in shares.items():
+        if not 0 <= value <= 1:
+            raise CreditError(f"{name} is {value}", "it lies between 0 and 1")
     for error in problems(batch).values():
         raise error
 
@@ -96,11 +94,12 @@ def per_turn(
     """Credit whose every turn has one advantage, borne by each of its sampled tokens."""
     parts = raw_accounts(batch) if accounts is None else accounts
     ledger = Ledger(batch.ids, batch.turn_mask, batch.tokens, parts, terms)
+    advantage = ledger.advantage
     out = []
     for i, row in enumerate(batch.spans):
         tokens = np.zeros(len(batch.sampled[i]))
         for k, (start, stop) in enumerate(row):
-            tokens[start:stop] = ledger.advantage[i, k]
+            tokens[start:stop] = advantage[i, k]
         out.append(np.where(batch.sampled[i], tokens, 0.0))
     return Credit(tuple(out), ledger)
 

@@ -12,7 +12,8 @@ from typing import Literal
 
 import numpy as np
 
-from rl.credit.group import Batch, Credit, CreditError, Floats, Ints, Unit, suffix_returns
+from rl.credit.group import Batch, CreditError, Floats, Ints, suffix_returns
+from rl.credit.ledger import Credit, Unit
 from rl.credit.settle import check, per_turn, term
 from rl.credit.spread import Std, deviation
 from rl.credit.turns import leave_one_out, others_at_turn
@@ -51,12 +52,12 @@ def stopping(
         eps: added to that std.
 
     Raises:
-        CreditError: a reward that is not finite, or another word for an option.
+        CreditError: a reward that is not finite, or an option that makes no sense.
 
     Source: the action-independent baseline argument of Williams (1992), with the leave-one-out
         baseline of RLOO (arXiv 2402.14740), applied to each turn's return.
     """
-    check(batch)
+    check(batch, gamma=gamma)
     if scale not in ("none", "others"):
         raise CreditError(f"scale is '{scale}'", "it is 'none' or 'others'")
     returns = suffix_returns(batch.rewards, gamma)

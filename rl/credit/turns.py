@@ -11,17 +11,8 @@ from typing import Literal
 
 import numpy as np
 
-from rl.credit.group import (
-    Batch,
-    Bools,
-    Credit,
-    CreditError,
-    Floats,
-    Ints,
-    PartAccount,
-    Unit,
-    suffix_returns,
-)
+from rl.credit.group import Batch, Bools, CreditError, Floats, Ints, suffix_returns
+from rl.credit.ledger import Credit, PartAccount, Unit
 from rl.credit.settle import check, per_turn, term
 from rl.credit.spread import Std, deviation, mean
 
@@ -57,11 +48,11 @@ def igpo(
         eps: added to the std.
 
     Raises:
-        CreditError: a reward that is not finite, or another word for an option.
+        CreditError: a reward that is not finite, or an option that makes no sense.
 
     Source: IGPO (arXiv 2510.14967) and its released code.
     """
-    check(batch)
+    check(batch, gamma=gamma)
     if pools not in ("separate", "joint"):
         raise CreditError(f"pools is '{pools}'", "it is 'separate' or 'joint'")
     shape = batch.turn_mask.shape
@@ -131,9 +122,9 @@ def turn_group(
         eps: added to the std.
 
     Raises:
-        CreditError: a reward that is not finite.
+        CreditError: a reward that is not finite, or gamma outside 0..1.
     """
-    check(batch)
+    check(batch, gamma=gamma)
     returns = suffix_returns(batch.rewards, gamma)
     baseline, scale = np.zeros_like(returns), np.ones_like(returns)
     for rows in batch.groups:
@@ -160,11 +151,11 @@ def turn_rloo(batch: Batch, *, gamma: float = 1.0) -> Credit:
         gamma: discount per turn.
 
     Raises:
-        CreditError: a reward that is not finite.
+        CreditError: a reward that is not finite, or gamma outside 0..1.
 
     Source: RLOO (arXiv 2402.14740) applied turn by turn.
     """
-    check(batch)
+    check(batch, gamma=gamma)
     returns = suffix_returns(batch.rewards, gamma)
     baseline, _ = others_at_turn(batch, returns)
     one = term(batch, "return", Unit.TURN, returns, baseline=baseline, discount=gamma)
@@ -198,11 +189,11 @@ def gigpo(
         eps: added to the std.
 
     Raises:
-        CreditError: no anchors, or a reward that is not finite.
+        CreditError: no anchors, a reward that is not finite, or gamma outside 0..1.
 
     Source: GiGPO (arXiv 2505.10978).
     """
-    check(batch)
+    check(batch, gamma=gamma)
     if batch.anchors is None:
         raise CreditError("gigpo needs anchors", "give every turn the number of its state")
     whole = np.broadcast_to(batch.outcomes[:, None], batch.turn_mask.shape)

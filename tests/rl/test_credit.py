@@ -1,5 +1,7 @@
 """Credit: reference numbers, corner cases and properties of every estimator."""
 
+import itertools
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -7,7 +9,8 @@ from hypothesis import strategies as st
 
 from rl.credit import ESTIMATORS, Batch, CreditError, drop_and_count, estimate, find
 from rl.credit.gae import bilevel_gae, token_gae, turn_gae
-from rl.credit.group import RewardPart, Unit, suffix_returns
+from rl.credit.group import RewardPart, suffix_returns
+from rl.credit.ledger import Unit
 from rl.credit.outcome import (
     dr_grpo,
     grpo,
@@ -440,6 +443,22 @@ def test_suffix_returns_at_the_ends_of_gamma(rewards):
     assert suffix_returns(row, 1.0)[0] == pytest.approx(
         [sum(rewards[k:]) for k in range(len(row[0]))]
     )
+
+
+@pytest.mark.parametrize("gamma", [-0.1, 1.1, float("nan")])
+@pytest.mark.parametrize("name", [n for n, e in ESTIMATORS.items() if "gamma" in e.options])
+def test_a_discount_outside_zero_to_one_is_refused(name, gamma):
+    with pytest.raises(CreditError, match=r"gamma is (-0\.1|1\.1|nan)"):
+        estimate(name, episodes(), gamma=gamma)
+
+
+def test_unnormalised_information_gains_telescope():
+    """The return of a turn is how far the confidence rose from its start to the end."""
+    confidence = [-2.0, -1.1, -1.4, -0.3]
+    gains = [b - a for a, b in itertools.pairwise(confidence)]
+    credit = turn_rloo(Batch.ragged([0, 0], {"information_gain": [gains, [0.0]]}))
+    returns = credit.ledger.terms[0].returns[0]
+    assert returns == pytest.approx([confidence[-1] - c for c in confidence[:-1]])
 
 
 # --- properties -------------------------------------------------------------------------------

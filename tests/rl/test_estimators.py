@@ -12,9 +12,11 @@ from dataclasses import dataclass
 
 import numpy as np
 import pytest
+import torch
 
 from rl.credit import Batch, estimate
-from rl.credit.group import Unit
+from rl.credit.ledger import Unit
+from rl.losses import Reduction, Tokens, gspo, ppo_clip
 
 PARAMETERS = 3 + 2 + 3 + 2 + 2  # logits: act at turns 0 and 1, a filler for each, act at turn 2
 ACT, FILLER = (slice(0, 3), slice(5, 8), slice(10, 12)), (slice(3, 5), slice(8, 10))
@@ -317,6 +319,46 @@ def test_a_length_divisor_biases_an_unbiased_advantage(name):
         mean = sum(e.probability * e.reward for e in EPISODES)
         exact = sum(e.probability * (e.reward - mean) * e.score / len(e.scores) for e in EPISODES)
         assert got == pytest.approx(exact, abs=1e-9)
+
+
+def loss_gradient(loss, name, reduction):
+    """Expected gradient by autograd, through credit, tool-token masks and the loss, of pairs."""
+    move = torch.zeros(PARAMETERS, dtype=torch.float64, requires_grad=True)
+    total = torch.zeros((), dtype=torch.float64)
+    for pair in itertools.product(EPISODES, repeat=2):
+        batch = batch_of([pair])
+        credit = estimate(name, batch)
+        mask = np.concatenate(batch.sampled)
+        scores = np.full((len(mask), PARAMETERS), 7.0)  # tool tokens: wrong on purpose
+        scores[mask] = np.concatenate([e.scores for e in pair])
+        logprobs = torch.from_numpy(scores) @ move - 1.0
+        sequence = np.repeat([0, 1], [len(m) for m in batch.sampled])
+        tokens = Tokens(
+            logprobs,
+            torch.full_like(logprobs.detach(), -1.0),
+            torch.from_numpy(np.concatenate(credit.advantages)),
+            torch.from_numpy(mask),
+            torch.from_numpy(sequence),
+        )
+        weight = pair[0].probability * pair[1].probability
+        total = total + weight * loss(tokens, reduction=reduction).value
+    return -torch.autograd.grad(total, move)[0].numpy()
+
+
+@pytest.mark.parametrize("name", ["rloo", "turn_rloo", "stopping"])
+def test_from_rewards_to_the_loss_the_gradient_is_the_true_one(name):
+    for reduction in (Reduction("sequence-sum"), Reduction("sequence-sum", divisor=2)):
+        got = loss_gradient(ppo_clip, name, reduction)
+        assert got == pytest.approx(true_gradient(), abs=1e-9)
+    got = loss_gradient(ppo_clip, name, Reduction("constant", 4))
+    assert got == pytest.approx(true_gradient() / 4, abs=1e-9)
+
+
+@pytest.mark.parametrize("how", ["token-mean", "sequence-mean"])
+@pytest.mark.parametrize("loss", [ppo_clip, gspo])
+def test_reductions_by_length_bias_what_was_unbiased(loss, how):
+    got = loss_gradient(loss, "stopping", Reduction(how))
+    assert cosine(got, true_gradient()) < 0.9995
 
 
 def with_outcome_plus(constant):
