@@ -78,12 +78,16 @@ class Tokens:
     """What a policy loss is computed over; every tensor has the shape [tokens].
 
     Attributes:
-        logprobs: log-probability (nats) under the policy in training; carries the gradient.
+        logprobs: float32 or float64: log-probability (nats) under the policy in training; carries
+            the gradient.
         old: the same under the policy that the ratio is taken to, fixed.
         advantages: per token.
         mask: bool; true on tokens that carry loss.
         sequence: int64; equal numbers mark tokens of one sequence. Any numbers.
         weights: factor on each token's loss, as from `importance_weights`; None for 1.
+
+    Raises:
+        LossError: shapes that differ, a mask that is not bool, log-probabilities of 16 bits.
     """
 
     logprobs: torch.Tensor
@@ -106,6 +110,10 @@ class Tokens:
                 raise LossError(f"{name} has the shape {tuple(tensor.shape)}, not {tuple(shape)}")
         if self.mask.dtype != torch.bool:
             raise LossError(f"mask is {self.mask.dtype}; expected torch.bool")
+        for name, tensor in {"logprobs": self.logprobs, "old": self.old}.items():
+            if tensor.dtype not in (torch.float32, torch.float64):
+                hint = "ratios need 32 bits: take the log-softmax of logits.float()"
+                raise LossError(f"{name} is {tensor.dtype}", hint)
 
     def require_finite(self) -> None:
         """Refuse NaN and infinities at loss tokens (waits for the device).
@@ -414,8 +422,7 @@ def aggregate(
     if reduction.how == "token-mean":
         return kept.sum() / _divisor(reduction, mask.sum())
     index, count = _sequences(sequence)
-    lengths = torch.zeros(count, device=losses.device, dtype=losses.dtype)
-    lengths = lengths.index_add(0, index, mask.to(losses.dtype))
+    lengths = _lengths(mask, index, count)
     divisor = _divisor(reduction, (lengths > 0).sum())
     if reduction.how == "sequence-mean":
         return (kept / lengths.clamp(min=1)[index]).sum() / divisor
@@ -452,7 +459,7 @@ def _finish(
         losses = losses * weights
     fixed = log_ratio.detach()
     index, count = _sequences(tokens.sequence)
-    present = torch.zeros(count, device=losses.device).index_add(0, index, tokens.mask.float())
+    present = _lengths(tokens.mask, index, count)
     diagnostics = {
         "ratio_mean": _token_mean(fixed.exp(), tokens.mask),
         "ratio_max": _token_max(fixed.exp(), tokens.mask),
@@ -476,8 +483,13 @@ def _sequence_mean(
 ) -> torch.Tensor:
     kept = torch.where(mask, values, torch.zeros_like(values))
     total = values.new_zeros(count).index_add(0, index, kept)
-    lengths = values.new_zeros(count).index_add(0, index, mask.to(values.dtype))
-    return total / lengths.clamp(min=1)
+    return total / _lengths(mask, index, count).clamp(min=1)
+
+
+def _lengths(mask: torch.Tensor, index: torch.Tensor, count: int) -> torch.Tensor:
+    """int64[sequences]: loss tokens of each; counted in integers, which do not round."""
+    zeros = torch.zeros(count, device=mask.device, dtype=torch.int64)
+    return zeros.index_add(0, index, mask.to(torch.int64))
 
 
 def _token_mean(values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:

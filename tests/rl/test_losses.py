@@ -240,6 +240,13 @@ def test_options_out_of_range_and_shapes_that_differ_are_refused():
         Tokens(*(torch.zeros(1, 1),) * 5)
 
 
+def test_sixteen_bit_log_probabilities_are_refused():
+    given = tokens([0.0], [0.0], [1.0])
+    rest = (given.old, given.advantages, given.mask, given.sequence)
+    with pytest.raises(LossError, match="logprobs is torch.bfloat16"):
+        Tokens(given.logprobs.bfloat16(), *rest)
+
+
 def test_numbers_that_are_not_finite_are_named_on_request():
     bad = tokens([0.0, 0.0], [0.0, NAN], [1.0, 1.0], sequence=[3, 4])
     with pytest.raises(LossError, match="old is nan at token 1 of sequence 4"):
