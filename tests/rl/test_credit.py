@@ -261,6 +261,8 @@ def test_stopping_scale_comes_from_the_other_groups():
     spread = np.std([3, 0, 8, 4], ddof=1)
     assert firsts(scaled)[0] == pytest.approx(firsts(plain)[0] / spread)
     assert firsts(stopping(outcomes([1, 0]), scale="others")) == [1.0, -1.0]
+    equal_elsewhere = stopping(outcomes([1, 0], [0.1] * 3), scale="others")
+    assert firsts(equal_elsewhere)[:2] == [1.0, -1.0]  # rounding noise is no spread
     with pytest.raises(CreditError, match="scale is 'own'"):
         stopping(batch, scale="own")
 

@@ -243,7 +243,7 @@ def test_options_out_of_range_and_shapes_that_differ_are_refused():
 def test_sixteen_bit_log_probabilities_are_refused():
     given = tokens([0.0], [0.0], [1.0])
     rest = (given.old, given.advantages, given.mask, given.sequence)
-    with pytest.raises(LossError, match="logprobs is torch.bfloat16"):
+    with pytest.raises(LossError, match=r"logprobs is torch\.bfloat16"):
         Tokens(given.logprobs.bfloat16(), *rest)
 
 
