@@ -121,7 +121,7 @@ class SupportCheck(Strict):
 
 
 class _Thoughts(Reward):
-    """Checks the thoughts of each turn against all passages retrieved and given."""
+    """Checks the thoughts of each turn against all passages retrieved and given; see `Factuality`."""
 
     check: SupportCheck = SupportCheck()
     enough: int = Field(10, ge=0)
@@ -187,6 +187,8 @@ class FactualReasoning(_Thoughts):
     and so never above a right one. Thoughts of a policy that declines earn nothing in either.
 
     Attributes:
+        check: how a statement is checked.
+        enough: statements from which on the share counts in full (the code's factor); 0 for none.
         form: the paper's sum or the code's gate.
         refusal: of declining, whether or not the question has an answer; -1 in the paper's ablation.
         correctness: exact match under `scorer`, or the context's judge of the answer's meaning.
