@@ -18,8 +18,7 @@ from pydantic import Field, model_validator
 from agent.trajectory import Trajectory
 from eval.metrics import normalise
 from eval.metrics.text import Overlap
-from rl.recipe import Strict
-from rl.rewards.base import Range, Reward, RewardError, Values, at_end, nothing
+from rl.rewards.base import Options, Range, Reward, RewardError, Values, at_end, nothing
 from rl.rewards.context import Need, RewardContext
 from rl.rewards.outcome import Outcome
 from rl.rewards.reading import calls, results, shown_ids
@@ -43,7 +42,7 @@ def weight_at(weight: Weight, progress: float | None) -> float:
     return start + (end - start) * progress
 
 
-class Part(Strict):
+class Part(Options):
     """One reward of a combination: registered name, weight and options."""
 
     reward: str

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
+from numbers import Real
 from typing import ClassVar, NamedTuple, TypeAlias
 
 import numpy as np
@@ -53,15 +54,19 @@ class Range(NamedTuple):
 UNBOUNDED = Range(-math.inf, math.inf)
 
 
-class Reward(Strict, ABC):
+class Options(Strict):
+    """A group of options: unknown ones are refused, and so are numbers that are not finite."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class Reward(Options, ABC):
     """A reward and its options: subclasses declare options as fields, unknown ones are refused.
 
     Attributes:
         name: as recipes and logs call it.
         source: paper and section, or "own" where the form is this project's.
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     name: ClassVar[str]
     source: ClassVar[str]
@@ -150,12 +155,13 @@ def padded(values: Values) -> tuple[Floats, npt.NDArray[np.bool_]]:
     return rectangle, mask
 
 
-def unit(value: float, what: str, trajectory: str, turn: int | None = None) -> float:
+def unit(value: object, what: str, trajectory: str, turn: int | None = None) -> float:
     """The value itself when it lies in 0..1.
 
     Raises:
         RewardError: it does not, or is not a number.
     """
-    if not 0.0 <= value <= 1.0:
-        raise RewardError(f"{what} is {value}, not between 0 and 1", trajectory, turn)
-    return float(value)
+    number = float(value) if isinstance(value, Real) else math.nan
+    if not 0.0 <= number <= 1.0:
+        raise RewardError(f"{what} is {value!r}, not between 0 and 1", trajectory, turn)
+    return number

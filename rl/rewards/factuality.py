@@ -16,8 +16,17 @@ from pydantic import Field, field_validator
 
 from agent.trajectory import Trajectory
 from eval.metrics import normalise, scorer
-from rl.recipe import Strict
-from rl.rewards.base import Floats, Range, Reward, RewardError, Values, at_end, nothing, unit
+from rl.rewards.base import (
+    Floats,
+    Options,
+    Range,
+    Reward,
+    RewardError,
+    Values,
+    at_end,
+    nothing,
+    unit,
+)
 from rl.rewards.context import Need, RewardContext
 from rl.rewards.format import FormatRules
 from rl.rewards.reading import abstained, is_right, passages, results, thought_of
@@ -69,7 +78,7 @@ def few_facts(n: int, enough: int = 10) -> float:
     return 1.0 if n >= enough else math.exp(1.0 - enough / n)
 
 
-class SupportCheck(Strict):
+class SupportCheck(Options):
     """How a statement is checked against passages.
 
     Attributes:

@@ -11,8 +11,7 @@ from typing import ClassVar, Literal
 
 from agent.trajectory import ActionKind, Status, Trajectory, Turn
 from eval.metrics import SCORERS
-from rl.recipe import Strict
-from rl.rewards.base import Floats, Range, Reward, Values, at_end, nothing
+from rl.rewards.base import Floats, Options, Range, Reward, Values, at_end, nothing
 from rl.rewards.context import Need, RewardContext
 from rl.rewards.outcome import Scored
 from rl.rewards.reading import thought_of
@@ -21,7 +20,7 @@ from rl.rewards.registry import register
 _FINAL = (ActionKind.ANSWER, ActionKind.ABSTAIN)
 
 
-class FormatRules(Strict):
+class FormatRules(Options):
     """What breaks the format, besides a malformed action and a `<think>` that is not closed.
 
     Attributes:

@@ -118,8 +118,6 @@ class GraphProcess(Reward):
             raise RewardError("edges are not pairs of node names", trajectory, turn)
         probability, rollouts = data["target_probability"], data.get("rollout_probabilities", [])
         for p in (probability, *rollouts):
-            if not isinstance(p, int | float):
-                raise RewardError(f"the target probability is {p!r}", trajectory, turn)
             unit(p, "the target probability", trajectory, turn)
         valid = not self.edge_weight or all(self._key(edge) in reference for edge in edges)
         return self.level(probability, rollouts, valid)

@@ -1,6 +1,6 @@
 """What a turn taught the policy about the gold answer (IGPO).
 
-Source: IGPO (arXiv 2510.14967), section 3, and its released code. The gold answer is forced in the
+Source: IGPO (arXiv 2510.14967) and its released code. The gold answer is forced in the
 context of every policy call; the reward of a turn is how much more likely its observation made the
 answer: r_t = g(s_{t+1}) - g(s_t), with s_t the mean log-probability of the answer's tokens in what
 turn t's call saw and g the identity (`log_probability`) or exp (`probability`). The model work is
@@ -46,7 +46,7 @@ class InformationGain(Reward):
     """
 
     name: ClassVar[str] = "information_gain"
-    source: ClassVar[str] = "IGPO 2510.14967, section 3"
+    source: ClassVar[str] = "IGPO 2510.14967 and its released code"
     form: Literal["log_probability", "probability"] = "log_probability"
     alias: Literal["likeliest", "first"] = "likeliest"
     answer_turn: Literal["excluded", "included"] = "excluded"

@@ -154,7 +154,11 @@ class MultipleChoice(Outcome):
         meta = trajectory.task.meta
         if not {"choices", "right"} <= meta.keys():
             raise RewardError(f"task {trajectory.task.id} has no choices", trajectory.id)
-        return multiple_choice(said, meta["choices"], meta["right"])
+        try:
+            return multiple_choice(said, meta["choices"], meta["right"])
+        except (TypeError, ValueError) as error:
+            what = f"the choices of task {trajectory.task.id}: {error}"
+            raise RewardError(what, trajectory.id) from error
 
 
 @register

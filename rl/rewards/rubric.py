@@ -1,6 +1,6 @@
 """A checklist scored item by item (RuscaRL).
 
-Source: RuscaRL (arXiv 2508.16949), section on rubric scores: points of the items judged met over the
+Source: RuscaRL (arXiv 2508.16949; released code): points of the items judged met over the
 sum of the positive points; items with negative points subtract. What a rule can check is checked by a
 rule; the context's judge says yes or no to the rest. Showing items to the policy beforehand is
 guidance, not reward.
@@ -15,8 +15,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from agent.trajectory import Trajectory
 from eval.metrics import contains, normalise
-from rl.recipe import Strict
-from rl.rewards.base import UNBOUNDED, Range, Reward, RewardError, Values, at_end, unit
+from rl.rewards.base import UNBOUNDED, Options, Range, Reward, RewardError, Values, at_end, unit
 from rl.rewards.context import Need, RewardContext
 from rl.rewards.reading import calls, final_answer, is_call, last, results, thought_of
 from rl.rewards.registry import register
@@ -67,7 +66,7 @@ RULES: dict[str, Callable[[Trajectory], bool]] = {
 """Items that need no judge, by name."""
 
 
-class Item(Strict):
+class Item(Options):
     """One item of a checklist: a criterion for the judge, or the name of a rule."""
 
     points: float

@@ -15,8 +15,17 @@ from pydantic import Field, model_validator
 
 from agent.trajectory import ActionKind, Trajectory
 from eval.metrics import contains, normalise
-from rl.recipe import Strict
-from rl.rewards.base import Floats, Range, Reward, RewardError, Values, nothing, saturated, unit
+from rl.rewards.base import (
+    Floats,
+    Options,
+    Range,
+    Reward,
+    RewardError,
+    Values,
+    nothing,
+    saturated,
+    unit,
+)
 from rl.rewards.context import Need, RewardContext
 from rl.rewards.reading import Result, gold, passages, results, shown_ids, verdicts
 from rl.rewards.registry import register
@@ -25,7 +34,7 @@ from tools.base import Verdict
 _CLOSED = ("yes", "no", "true", "false")
 
 
-class Usefulness(Strict):
+class Usefulness(Options):
     """How useful a result is for its question, 0 to 1, by one of three references.
 
     reranker: relevance of the passages to the gold answer (ReSeek: bge-reranker-large, 0.7).
@@ -91,8 +100,12 @@ class Usefulness(Strict):
         if context.reranker is None:
             raise RewardError("no reranker", trajectory.id, turn)
         shown = texts if self.pool == "max" else ["\n".join(texts)]
-        scores = [score for answer in answers for score in context.reranker(answer, shown)]
-        return max(unit(s, "the reranker's relevance", trajectory.id, turn) for s in scores)
+        rows = [list(context.reranker(answer, shown)) for answer in answers]
+        if any(len(row) != len(shown) for row in rows):
+            what = f"the reranker gave {len(rows[0])} scores for {len(shown)} passages"
+            raise RewardError(what, trajectory.id, turn)
+        what = "the reranker's relevance"
+        return max(unit(score, what, trajectory.id, turn) for row in rows for score in row)
 
 
 def _shows_evidence(trajectory: Trajectory, seen: Result) -> float:

@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -261,3 +262,19 @@ def test_nothing_is_hoarded_beyond_a_bound():
 def test_malformed_and_cut_episodes_are_rewarded_like_any_other():
     group = [episode(malformed(), malformed()), episode(search(), answer())]
     assert [row.tolist() for row in make_reward("f1")(group, RewardContext())] == [[0, 0], [0, 1]]
+
+
+def documented():
+    page = Path(__file__).parents[3] / "docs" / "rewards.md"
+    table = page.read_text("utf-8").split("## The rewards")[1].split("Tables that do not fit")[0]
+    return {line.split("`")[1]: line for line in table.splitlines() if line.startswith("| `")}
+
+
+def test_the_documentation_lists_every_reward_and_what_it_needs():
+    lines = documented()
+    assert set(lines) == set(reward_names())
+    for name in set(reward_names()) - {"combination"}:
+        reward = make_reward(name)
+        alike = {Need.RERANKER: "the same", Need.ANSWERS: "the same"}
+        for need in reward.needs:
+            assert need.value in lines[name] or alike.get(need, need.value) in lines[name]

@@ -56,6 +56,8 @@ def test_choices_by_letter_or_text():
     assert total("multiple_choice", said("Cameron", **of)) == 0
     with pytest.raises(RewardError, match="no choices"):
         total("multiple_choice", said("B"))
+    with pytest.raises(RewardError, match="choices of task q1: choice 7 of 1"):
+        total("multiple_choice", said("B", meta={"choices": ["x"], "right": 7}))
 
 
 def test_sets_are_compared_as_sets():

@@ -112,10 +112,15 @@ class TestIdeal:
             )
         assert seen == [2, 1]
 
-    @pytest.mark.parametrize("score", [2.3, -0.1, float("nan")])
+    @pytest.mark.parametrize("score", [2.3, -0.1, float("nan"), "0.9", None])
     def test_a_relevance_that_is_a_logit_is_refused(self, score):
         context = RewardContext(reranker=lambda q, ps: [score for _ in ps])
         with pytest.raises(RewardError, match="trajectory t, turn 0: the reranker's"):
+            values(search("q", GOOD), judge(True), answer(), context=context)
+
+    def test_a_reranker_scores_every_passage(self):
+        context = RewardContext(reranker=lambda q, ps: [])
+        with pytest.raises(RewardError, match="turn 0: the reranker gave 0 scores for 1 passages"):
             values(search("q", GOOD), judge(True), answer(), context=context)
 
     def test_without_a_reranker_it_says_where(self):
