@@ -30,11 +30,14 @@ from rl.rewards.registry import register
 _WEIGHING = re.compile(
     r"\b(?:overall|therefore|on balance|in summary|taken together|thus|hence|in conclusion)\b", re.I
 )
-_YES = "likely|probably|expected|predicted|active|positive|true"
-_NO = "unlikely|inactive|negative|false|not (?:likely|expected|active|positive|true)"
+_NO = r"(?:not|inactive|negative|false|unlikely|fails?)"
+_HEDGE = "(?:likely|probably|expected|predicted)"
+_TO_BE = "(?: to)?(?: be)?"
 _CONFIRMING = {
-    said: re.compile(rf"\b(?:is|be) (?:{words})\b", re.I)
-    for said, words in ((True, _YES), (False, _NO))
+    True: re.compile(
+        rf"\b(?:is|be) (?:{_HEDGE}\b(?!{_TO_BE} {_NO}\b)|(?:active|positive|true)\b)", re.I
+    ),
+    False: re.compile(rf"\b(?:is|be) (?:{_HEDGE}{_TO_BE} )?{_NO}\b", re.I),
 }
 _NEGATED = re.compile(r"\b(?:not|no|non|without|lacks?|lacking|absence of)\b[\w\s]{0,20}$", re.I)
 

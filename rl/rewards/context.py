@@ -24,7 +24,9 @@ Entailment: TypeAlias = Callable[[str, str], float]
 """(passage, statement) to the probability that the passage entails the statement."""
 
 Judge: TypeAlias = Callable[[str, str], float]
-"""(criterion, transcript) to how far the transcript meets the criterion, 0 to 1."""
+"""(criterion, transcript) to how far the transcript meets the criterion, 0 to 1.
+
+Models are called once an item: a slow one is asked in batches beforehand and looked up here."""
 
 Facts: TypeAlias = Callable[[str], Sequence[str]]
 """Text to the atomic statements it makes."""

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from itertools import pairwise
 from typing import Any, ClassVar, Literal
 
 from pydantic import Field
@@ -57,7 +56,6 @@ def align(steps: Sequence[str], made: Sequence[Action], threshold: float) -> lis
             s += 1
         else:
             c += 1
-    assert all(a < b and x < y for (a, x), (b, y) in pairwise(pairs))
     return pairs
 
 

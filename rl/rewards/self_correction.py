@@ -58,8 +58,12 @@ class Usefulness(Options):
     @property
     def needs(self) -> tuple[Need, ...]:
         """Gold answers and, by reference, a reranker or gold evidence."""
-        extra = {"reranker": (Need.RERANKER,), "evidence": (Need.EVIDENCE,), "answer": ()}
-        return (Need.EVIDENCE,) if self.by == "evidence" else (Need.ANSWERS, *extra[self.by])
+        needs = {
+            "reranker": (Need.ANSWERS, Need.RERANKER),
+            "evidence": (Need.EVIDENCE,),
+            "answer": (Need.ANSWERS,),
+        }
+        return needs[self.by]
 
     def scores(self, trajectory: Trajectory, context: RewardContext) -> dict[int, float | None]:
         """Turn of each result to its usefulness; None where nothing can tell.
@@ -239,8 +243,8 @@ class Recovery(Reward):
 
     Bad: a malformed action (corrected by the next well-formed one), or a call that failed or found
     nothing useful (corrected by the next useful result). As no more comes back than was paid, erring
-    on purpose never pays. On a question that has no answer only failures are bad: nothing useful can
-    be found there.
+    on purpose never pays. On a question that has no answer only failures are bad, and any result
+    corrects them: nothing useful can be found there.
 
     Attributes:
         penalty: of a bad turn.
@@ -292,14 +296,15 @@ class Recovery(Reward):
         return min(self.penalty, max(float(row.sum()) + self.refund * back - self.floor, 0.0))
 
     def _good(self, trajectory: Trajectory, context: RewardContext) -> dict[int, bool]:
+        """Turn of each result to whether it is good; undecided ones are left out."""
         unanswerable = trajectory.task.answerable is False
         good: dict[int, bool] = {}
         scores = self.ideal.scores(trajectory, context)
         for seen in results(trajectory):
             score = scores[seen.turn]
-            if seen.observation.error is not None:
-                good[seen.turn] = False
-            elif score is not None and not unanswerable:
+            if seen.observation.error is not None or unanswerable:
+                good[seen.turn] = seen.observation.error is None
+            elif score is not None:
                 good[seen.turn] = score > self.ideal.threshold
         return good
 

@@ -245,6 +245,24 @@ class TestGating:
         assert consistency("Overall it is likely active, but it is unlikely.", True) == 0
         assert consistency("It is likely active.", True) == 0
 
+    @pytest.mark.parametrize(
+        ("phrase", "said"),
+        [
+            ("is likely to be active", True),
+            ("is expected to pass", True),
+            ("is active", True),
+            ("is likely inactive", False),
+            ("is predicted to be inactive", False),
+            ("is expected to fail", False),
+            ("is unlikely to pass", False),
+            ("is not likely to pass", False),
+            ("is not active", False),
+        ],
+    )
+    def test_a_phrase_confirms_one_answer_only(self, phrase, said):
+        assert consistency(f"Overall it {phrase}.", said) == 1
+        assert consistency(f"Overall it {phrase}.", not said) == 0
+
     def test_comparison_quotes_a_neighbour(self):
         assert comparison("as in CCN", ["CCO", "CCN"]) == 1
         assert comparison("as in CCN", ["", "CCO"]) == 0

@@ -1,6 +1,7 @@
 """Rewards of the way there: graph steps, plans, costs, checklists, and sums of rewards."""
 
 import math
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -161,6 +162,7 @@ class TestPlan:
     def test_the_alignment_is_the_longest_in_order(self, steps, made):
         pairs = align(steps, [search(m).action for m in made], 1.0)
         assert all(steps[s] == made[c] for s, c in pairs if steps[s] != "a")
+        assert all(s < t and c < d for (s, c), (t, d) in pairwise(pairs))
         assert len(pairs) == longest([s for s in steps if s != "a"], [m for m in made if m != "a"])
 
 

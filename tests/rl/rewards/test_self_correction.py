@@ -180,6 +180,8 @@ class TestRecovery:
     def test_no_search_is_bad_where_there_is_no_answer(self):
         of = task(answers=(), answerable=False)
         assert recovery(search("q", BAD), search("r", BAD), abstain(), of=of) == [0, 0, 0]
+        row = recovery(search("q", error="down"), search("r", BAD), abstain(), of=of)
+        assert row == pytest.approx([-0.2, 0.1, 0])
 
     @given(st.lists(st.sampled_from("gbme"), max_size=12), st.floats(0, 1))
     def test_erring_on_purpose_never_pays(self, kinds, refund):
