@@ -6,6 +6,7 @@ teaches it to give up early. `only_when_right` charges right answers alone, as I
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Sequence
 from typing import ClassVar
 
@@ -56,9 +57,9 @@ class Cost(Reward):
             return nothing(trajectory)
         return saturated(-self.charges(trajectory), -self.most, 0.0)
 
+    @abstractmethod
     def charges(self, trajectory: Trajectory) -> Floats:
         """float64[turns]: what each turn costs, at least 0, before the bound."""
-        raise NotImplementedError
 
 
 @register

@@ -278,3 +278,50 @@ def test_the_documentation_lists_every_reward_and_what_it_needs():
         alike = {Need.RERANKER: "the same", Need.ANSWERS: "the same"}
         for need in reward.needs:
             assert need.value in lines[name] or alike.get(need, need.value) in lines[name]
+
+
+@pytest.mark.parametrize(
+    "name", ["exact_match", "knowledge_boundary", "abstention", "factual_reasoning", "tool_cost"]
+)
+def test_every_reward_that_matches_answers_takes_a_known_scorer(name):
+    assert make_reward(name, {"scorer": "nq_open"}).scorer == "nq_open"
+    with pytest.raises(UsageError, match="no scorer 'nq_close'"):
+        make_reward(name, {"scorer": "nq_close"})
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "low", "high"),
+    [
+        ("judge_verdict", {"total": "mean"}, -0.6, 0.3),
+        ("judge_verdict", {"total": "sum"}, -np.inf, np.inf),
+        ("information_gain", {"form": "probability"}, -1, 1),
+        ("information_gain", {"form": "probability", "only": ["search"]}, -np.inf, np.inf),
+        ("graph_process", {"form": "level"}, -np.inf, np.inf),
+        ("factual_reasoning", {"form": "paper"}, -2, 4),
+        ("attribute_rationality", {"chance_corrected": True}, -1, 1),
+        ("self_consistency", {"balanced": False}, 0, 1),
+        ("rubric", {"clip": True}, 0, 1),
+        ("format", {"valid": 1, "invalid": -1}, -1, 1),
+    ],
+)
+def test_ranges_follow_the_options(name, options, low, high):
+    assert make_reward(name, options).range == (low, high)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "need"),
+    [
+        ("judge_verdict", {"ideal": {"by": "evidence"}}, Need.EVIDENCE),
+        ("plan_adherence", {}, Need.PLAN),
+        ("factuality", {"check": {"extract": "extractor"}}, Need.FACTS),
+        ("factual_reasoning", {"correctness": "judge"}, Need.JUDGE),
+        ("self_consistency", {"credit": "claimed"}, Need.CLAIMED),
+        ("abstention", {"confidence": "given"}, Need.CONFIDENCE),
+    ],
+)
+def test_needs_follow_the_options_and_lacking_one_is_an_error(name, options, need):
+    reward = make_reward(name, options)
+    assert need in reward.needs
+    of, given = deprived(example(name).task, context("t", "u"), need)
+    with pytest.raises(RewardError, match="trajectory t"):
+        reward([replace(example(name, id), task=of) for id in ("t", "u")], given)

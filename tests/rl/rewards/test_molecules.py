@@ -112,6 +112,10 @@ class TestAttributes:
     def test_correctness_compares_the_whole_answer(self, said, value):
         assert total("attribute_correctness", named("MolWt: improve", said)) == value
 
+    def test_a_gold_label_that_is_none_is_an_error(self):
+        with pytest.raises(RewardError, match="trajectory t: the gold label is 'blue'"):
+            total("attribute_correctness", named("MolWt: improve", of=molecule(label="blue")))
+
     def test_an_answer_with_its_block_inside_is_read_behind_it(self):
         text = "<name>MolWt: improve</name> <answer>True</answer>"
         assert total("attribute_correctness", episode(answer(text), of=molecule())) == 2

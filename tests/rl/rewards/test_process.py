@@ -57,6 +57,10 @@ class TestGraph:
             -0.7
         )
 
+    def test_without_a_weight_no_reference_is_read(self):
+        turns = [grown(0.8, [("a", "z")]), answer()]
+        assert row("graph_process", *turns, edge_weight=0)[0] == pytest.approx(0.3)
+
     def test_an_empty_graph_is_valid(self):
         assert row("graph_process", grown(0.5), answer(), context=REFERENCE) == [0, 0]
 
@@ -384,3 +388,7 @@ class TestCombination:
 
     def test_an_empty_answer_is_not_brief(self):
         assert sum(row("brevity", search())) == 0
+
+    def test_nothing_is_evidence_for_a_question_without_an_answer(self):
+        of = task(answers=(), answerable=False, evidence=("p1",))
+        assert sum(row("evidence_recall", search("q", "x", ids=["p1"]), of=of)) == 0
