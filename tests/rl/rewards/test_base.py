@@ -302,10 +302,19 @@ def test_every_reward_that_matches_answers_takes_a_known_scorer(name):
         ("self_consistency", {"balanced": False}, 0, 1),
         ("rubric", {"clip": True}, 0, 1),
         ("format", {"valid": 1, "invalid": -1}, -1, 1),
+        ("format", {"valid": 1, "invalid": 0.5}, 0, 1),
+        ("graph_process", {}, -2, 1),
+        ("molecular_reasoning", {}, -1.5, 3),
+        ("abstention", {}, -3, 1.5),
+        ("knowledge_boundary", {}, -1, 1.6),
+        ("boundary_label", {}, -0.3, 0),
+        ("tool_cost", {"most": 2}, -2, 0),
+        ("plan_adherence", {}, -0.5, 1),
+        ("recovery", {}, -0.6, 0),
     ],
 )
 def test_ranges_follow_the_options(name, options, low, high):
-    assert make_reward(name, options).range == (low, high)
+    assert make_reward(name, options).range == pytest.approx((low, high))
 
 
 @pytest.mark.parametrize(

@@ -92,6 +92,9 @@ class TestShare:
         assert statements(text) == []
         assert share(search("q", PAGE, thought=text), answer()) == [0, 0]
 
+    def test_two_words_claim_something_and_one_does_not(self):
+        assert statements("Ridley directed. Indeed.") == ["Ridley directed."]
+
     def test_a_fact_extractor_may_cut_the_thoughts(self):
         context = RewardContext(facts=lambda text: [TRUE, "Alien is a musical comedy."])
         check = {**OVERLAP, "extract": "extractor"}

@@ -150,6 +150,9 @@ class TestSalu:
         ("text", "value"),
         [
             ("confidence: 0.7", 0.7),
+            ("confidence: 1", 1),
+            ("confidence 100%", 1),
+            ("confidence: 0.4 no, confidence: 0.6", 0.6),
             ("Confidence = 95 %", 0.95),
             ("confidence 250", None),
             ("sure", None),

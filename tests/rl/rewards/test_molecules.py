@@ -10,10 +10,12 @@ from rl.rewards import RewardContext, RewardError, make_reward
 from rl.rewards.attributes import RANGES, attributes, descriptor_name
 from rl.rewards.chemistry import (
     FEATURES,
+    Claim,
     any_claim,
     claim_precision,
     comparison,
     consistency,
+    lipinski_violations,
     principle_claims,
     structure_claims,
 )
@@ -170,6 +172,38 @@ class TestClaims:
     )
     def test_principles(self, text, smiles, holds):
         assert list(claims(text, smiles).values()) == [holds]
+
+    @pytest.mark.parametrize(
+        ("smiles", "broken"),
+        [
+            (ASPIRIN, 0),
+            ("C" * 20, 1),  # logP
+            ("C" * 40, 2),  # logP and weight
+            ("OCC1OC(OC2(CO)OC(CO)C(O)C2O)C(O)C(O)C1O", 2),  # sucrose: donors and acceptors
+            ("OCC(O)C(O)C(O)C(O)CO", 1),  # sorbitol: 6 donors, 6 acceptors
+            ("OCC(O)C(O)C(O)CO", 0),  # xylitol: 5 donors, at the limit
+        ],
+    )
+    def test_lipinski_counts_what_is_beyond_its_limits(self, smiles, broken):
+        assert lipinski_violations(smiles) == broken
+        assert claims("It violates the rule of five.", smiles) == {"lipinski": broken >= 2}
+
+    def test_one_ring_is_aromatic_and_one_acceptor_bonds(self):
+        assert claims("aromatic", ASPIRIN) == {"aromaticity": True}
+        assert claims("hydrogen bonds", "COC") == {"hydrogen bonds": True}
+        assert claims("hydrogen bonds", "CCC") == {"hydrogen bonds": False}
+
+    def test_of_a_molecule_that_does_not_parse_no_claim_counts(self):
+        bad = molecule("this is no molecule")
+        text = "Aromatic, with steric bulk, an ester and a thiol."
+        assert total("molecular_reasoning", reasoned(text, of=bad)) == 2
+
+    def test_more_claims_than_enough_are_worth_no_more(self):
+        true = [Claim(str(i), True) for i in range(6)]
+        assert claim_precision(true, 1, 3) == 1
+        assert claim_precision([*true[:3], Claim("x", None)], 1, 3) == 1
+        assert claim_precision([Claim("x", False)] * 3, 1, 3) == -1
+        assert claim_precision([*true[:3], Claim("x", False)], 0.5, 3) == pytest.approx(2.5 / 4)
 
     def test_polar_is_not_read_in_nonpolar(self):
         assert principle_claims("a nonpolar, non-polar tail", OCTYLBENZENE) == [("polarity", True)]

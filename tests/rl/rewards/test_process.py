@@ -281,6 +281,17 @@ class TestRubric:
             row("rubric", search("q", error="down"), answer(), of=of, items=rest)
         ) == pytest.approx(1 / 3)
 
+    @pytest.mark.parametrize(("words", "met"), [(0, 0), (1, 1), (10, 1), (11, 0)])
+    def test_a_short_answer_has_at_most_ten_words(self, words, met):
+        done = answer(" ".join(["word"] * words))
+        assert row("rubric", done, items=[{"points": 1, "rule": "short_answer"}]) == [met]
+
+    def test_an_item_is_met_from_the_threshold_on(self):
+        half = RewardContext(judge=lambda c, t: 0.5)
+        items = [{"points": 1, "criterion": "x"}]
+        assert row("rubric", answer(), items=items, context=half) == [1]
+        assert row("rubric", answer(), items=items, context=half, met=0.51) == [0]
+
     def test_the_judge_reads_the_whole_episode(self):
         text = transcript(episode(search("who", "He did.", thought="Look."), answer()))
         assert text.splitlines()[:4] == [
@@ -301,6 +312,7 @@ class TestRubric:
         ("items", "what"),
         [
             ([{"points": -1, "criterion": "x"}], "no item has positive points"),
+            ([{"points": 0, "criterion": "x"}], "no item has positive points"),
             ([{"points": 1}], "a criterion or a rule"),
             ([{"points": 1, "rule": "magic"}], "no rule 'magic'"),
         ],
@@ -353,7 +365,9 @@ class TestCombination:
             "loose": Part(reward="f1"),
             "strict": Part(reward="f1", options={"scorer": "igpo"}),
         }
-        assert list(Combination(parts=parts).separate(self.GROUP, NONE)) == ["loose", "strict"]
+        both = Combination(parts=parts)
+        assert list(both.separate(self.GROUP, NONE)) == ["loose", "strict"]
+        assert both(self.GROUP, NONE)[0].tolist() == [0, 2]
 
     def test_a_combination_may_hold_another(self):
         inner = {"parts": {"a": {"reward": "exact_match"}}}
