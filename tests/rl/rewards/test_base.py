@@ -270,6 +270,15 @@ def documented():
     return {line.split("`")[1]: line for line in table.splitlines() if line.startswith("| `")}
 
 
+def test_the_documentation_s_example_runs():
+    page = Path(__file__).parents[3] / "docs" / "rewards.md"
+    code = page.read_text("utf-8").split("```python\n")[1].split("```")[0]
+    names = {"group": [example("f1")], "tasks": [FULL]}
+    exec(code, names)
+    summed = sum(values[0] for values in names["parts"].values())
+    assert summed.tolist() == names["values"][0].tolist()
+
+
 def test_the_documentation_lists_every_reward_and_what_it_needs():
     lines = documented()
     assert set(lines) == set(reward_names())
@@ -304,6 +313,7 @@ def test_every_reward_that_matches_answers_takes_a_known_scorer(name):
         ("format", {"valid": 1, "invalid": -1}, -1, 1),
         ("format", {"valid": 1, "invalid": 0.5}, 0, 1),
         ("graph_process", {}, -2, 1),
+        ("attribute_count", {}, -1.5, 0),
         ("molecular_reasoning", {}, -1.5, 3),
         ("abstention", {}, -3, 1.5),
         ("knowledge_boundary", {}, -1, 1.6),

@@ -172,6 +172,7 @@ class TestSalu:
     def test_the_order_of_the_cases_is_kept(self):
         with pytest.raises(UsageError, match="the order is hallucinated"):
             make_reward("abstention", {"hallucinated": -0.5})
+        assert make_reward("abstention", {"hallucinated": -1.0}).range.low == -1.5
 
 
 VOTES = {"f": "feasible", "i": "Infeasible.", "?": "maybe", "b": "feasible or infeasible"}
