@@ -1,0 +1,117 @@
+"""What a turn taught the policy about the gold answer (IGPO).
+
+Source: IGPO (arXiv 2510.14967) and its released code. The gold answer is forced in the
+context of every policy call; the reward of a turn is how much more likely its observation made the
+answer: r_t = g(s_{t+1}) - g(s_t), with s_t the mean log-probability of the answer's tokens in what
+turn t's call saw and g the identity (`log_probability`) or exp (`probability`). The model work is
+done before: `RewardContext.gold_logprobs`. Normalising and discounting is the credit's work.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import ClassVar, Literal
+
+import numpy as np
+from pydantic import Field
+
+from agent.trajectory import Trajectory
+from rl.rewards.base import UNBOUNDED, Floats, Range, Reward, RewardError, Values, nothing
+from rl.rewards.context import Need, RewardContext
+from rl.rewards.registry import register
+
+CURRICULUM = {"outcome": (0.5, 1.0), "information_gain": (1.0, 0.5)}
+"""IGPO's optional curriculum: weights at the run's start and end, linear between. It acts before the
+group is normalised: it cancels where each reward is divided by its own standard deviation."""
+
+_ROUNDING = 1e-4  # a log-probability of a sure token may come out a hair above 0
+
+
+@register
+class InformationGain(Reward):
+    """Gain in the gold answer's probability, or log-probability, by each turn before the answer.
+
+    A forward difference: the sum over a trajectory telescopes to last score less first, so turns that
+    add nothing earn nothing, however many there are.
+
+    Attributes:
+        form: `log_probability` (the final paper and the released script; unbounded) or `probability`
+            (first version of the paper; a sum in -1..1).
+        alias: which gold answer is scored, one for the whole question so that differences compare:
+            the one likeliest on the bare prompt, or the first (the released code).
+        answer_turn: whether the last turn's own reasoning is credited too; it then needs a score
+            behind the last turn. Published: excluded.
+        only: tools whose turns may earn; empty for all turns.
+        bound: values are cut to plus or minus this; 0 for no bound. The sum no longer telescopes.
+    """
+
+    name: ClassVar[str] = "information_gain"
+    source: ClassVar[str] = "IGPO 2510.14967 and its released code"
+    form: Literal["log_probability", "probability"] = "log_probability"
+    alias: Literal["likeliest", "first"] = "likeliest"
+    answer_turn: Literal["excluded", "included"] = "excluded"
+    only: tuple[str, ...] = ()
+    bound: float = Field(0.0, ge=0)
+
+    @property
+    def range(self) -> Range:
+        """-1..1 where the probabilities of all turns telescope."""
+        whole = self.form == "probability" and not self.only and not self.bound
+        return Range(-1.0, 1.0) if whole else UNBOUNDED
+
+    @property
+    def needs(self) -> tuple[Need, ...]:
+        """Scores of the gold answer at every turn."""
+        return (Need.PROBES,)
+
+    def values(self, group: Sequence[Trajectory], context: RewardContext) -> Values:
+        """Differences of the chosen alias's scores."""
+        tables = [self._scores(trajectory, context) for trajectory in group]
+        row = self._alias([table for table in tables if table.size])
+        return [
+            self._gains(trajectory, table[row] if table.size else np.zeros(0))
+            for trajectory, table in zip(group, tables, strict=True)
+        ]
+
+    def _scores(self, trajectory: Trajectory, context: RewardContext) -> Floats:
+        """float64[aliases, columns], checked.
+
+        Raises:
+            RewardError: no scores, too few or too many columns, or one that is no log-probability.
+        """
+        columns = len(trajectory.turns) + (self.answer_turn == "included")
+        if not trajectory.turns:
+            return np.zeros((0, 0))
+        if trajectory.id not in context.gold_logprobs:
+            raise RewardError("no gold-answer log-probabilities", trajectory.id)
+        table = np.atleast_2d(np.asarray(context.gold_logprobs[trajectory.id], dtype=np.float64))
+        if table.ndim != 2 or table.shape[1] != columns or not len(table):
+            shape = (
+                f"gold-answer log-probabilities of shape {table.shape}, not [aliases, {columns}]"
+            )
+            raise RewardError(shape, trajectory.id)
+        wrong = ~np.isfinite(table) | (table > _ROUNDING)
+        if wrong.any():
+            alias, turn = (int(i) for i in np.argwhere(wrong)[0])
+            what = f"the gold answer's log-probability is {table[alias, turn]}"
+            raise RewardError(what, trajectory.id, turn)
+        return np.minimum(table, 0.0)
+
+    def _alias(self, tables: list[Floats]) -> int:
+        """The row to use for every trajectory of the question."""
+        if not tables or self.alias == "first":
+            return 0
+        counts = {len(table) for table in tables}
+        if len(counts) > 1:
+            raise RewardError(f"trajectories of one task are scored on {sorted(counts)} aliases")
+        return int(np.mean([table[:, 0] for table in tables], axis=0).argmax())
+
+    def _gains(self, trajectory: Trajectory, scores: Floats) -> Floats:
+        row = nothing(trajectory)
+        steps = np.diff(np.exp(scores) if self.form == "probability" else scores)
+        row[: len(steps)] = steps
+        if self.bound:
+            row = np.clip(row, -self.bound, self.bound)
+        if self.only:
+            row[[turn.action.name not in self.only for turn in trajectory.turns]] = 0.0
+        return row

@@ -1,0 +1,129 @@
+"""IGPO: differences of the gold answer's probability, turn by turn."""
+
+import math
+
+import numpy as np
+import pytest
+from episodes import answer, call, episode, malformed, search, task
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rl.rewards import Combination, Part, RewardContext, RewardError, make_reward
+from rl.rewards.information_gain import CURRICULUM
+
+
+def gains(trajectories, scores, **options):
+    pairs = zip(trajectories, scores, strict=True)
+    given = RewardContext(gold_logprobs={t.id: np.array(s) for t, s in pairs})
+    return make_reward("information_gain", options)(trajectories, given)
+
+
+def two_turns(id="t"):
+    return episode(search(), answer(), id=id)
+
+
+def test_the_gain_of_a_toy_policy_is_the_analytic_difference():
+    # the gold answer has two tokens: 0.2 and 0.05 before the search, 0.9 and 0.4 after it
+    before, after = np.log([0.2, 0.05]).mean(), np.log([0.9, 0.4]).mean()
+    scores = [[before, after]]
+    assert gains([two_turns()], scores)[0] == pytest.approx([math.log(6), 0], abs=1e-6)
+    expected = [math.sqrt(0.36) - math.sqrt(0.01), 0]
+    found = gains([two_turns()], scores, form="probability")[0]
+    assert found == pytest.approx(expected, abs=1e-6)
+
+
+@given(st.lists(st.floats(-30, 0), min_size=1, max_size=12), st.booleans())
+def test_the_sum_telescopes(scores, probability):
+    turns = [search() for _ in scores[1:]]
+    form = "probability" if probability else "log_probability"
+    row = gains([episode(*turns, answer(), id="t")], [scores], form=form)[0]
+    g = math.exp if probability else float
+    assert row.sum() == pytest.approx(g(scores[-1]) - g(scores[0]), abs=1e-9)
+    assert row[-1] == 0
+    assert not probability or -1 <= row.sum() <= 1
+
+
+def test_values_are_plain_numbers_cut_off_from_the_scores():
+    scores = np.array([-2.0, -1.0])
+    context = RewardContext(gold_logprobs={"t": scores})
+    row = make_reward("information_gain")([two_turns()], context)[0]
+    scores += 1
+    assert type(row) is np.ndarray
+    assert row.tolist() == [1, 0]
+
+
+def test_with_equal_outcomes_turns_before_the_last_still_differ():
+    group = [two_turns("a"), two_turns("b")]
+    outcome = [row.sum() for row in make_reward("f1")(group, RewardContext())]
+    assert outcome[0] - np.mean(outcome) == 0
+    gain = [row[0] for row in gains(group, [[-3, -1], [-3, -2.5]])]
+    assert gain[0] - np.mean(gain) == pytest.approx(0.75)
+
+
+def test_malformed_turns_keep_their_place():
+    row = gains([episode(malformed(), search(), answer(), id="t")], [[-3, -3, -1]])[0]
+    assert row.tolist() == [0, 2, 0]
+
+
+def test_an_answer_turn_that_counts_needs_one_more_score():
+    included = {"answer_turn": "included"}
+    assert gains([two_turns()], [[-3, -2, -0.5]], **included)[0].tolist() == [1, 1.5]
+    with pytest.raises(RewardError, match=r"trajectory t: .* not \[aliases, 3\]"):
+        gains([two_turns()], [[-3, -2]], **included)
+    with pytest.raises(RewardError, match=r"not \[aliases, 2\]"):
+        gains([two_turns()], [[-3, -2, -1]])
+
+
+class TestAlias:
+    GROUP = (two_turns("a"), two_turns("b"))
+    # the second alias is likelier on the bare prompt, the first one after some searches
+    SCORES = ([[-5, -0.1], [-2, -1.5]], [[-5, -4], [-2, -1]])
+
+    def test_one_alias_is_chosen_for_the_whole_question(self):
+        rows = gains(self.GROUP, self.SCORES)
+        assert [row[0] for row in rows] == pytest.approx([0.5, 1])
+
+    def test_the_first_one_as_in_the_released_code(self):
+        rows = gains(self.GROUP, self.SCORES, alias="first")
+        assert [row[0] for row in rows] == pytest.approx([4.9, 1])
+
+    def test_the_order_of_the_group_does_not_matter(self):
+        there, back = gains(self.GROUP, self.SCORES), gains(self.GROUP[::-1], self.SCORES[::-1])
+        assert [r.tolist() for r in there] == [r.tolist() for r in back[::-1]]
+
+    def test_trajectories_scored_on_different_aliases_are_refused(self):
+        with pytest.raises(RewardError, match=r"on \[1, 2\] aliases"):
+            gains(self.GROUP, ([[-5, -1]], self.SCORES[1]))
+
+
+def test_only_turns_of_named_tools_may_earn():
+    mixed = episode(search(), call("visit", url="x"), answer(), id="t")
+    row = gains([mixed], [[-3, -2, -1]], only=("visit",))[0]
+    assert row.tolist() == [0, 1, 0]
+
+
+def test_a_bound_cuts_single_turns():
+    assert gains([two_turns()], [[-9, -1]], bound=2)[0].tolist() == [2, 0]
+
+
+@pytest.mark.parametrize("bad", [math.nan, -math.inf, math.inf, 0.5])
+def test_a_score_that_is_no_log_probability_names_trajectory_and_turn(bad):
+    with pytest.raises(RewardError, match="trajectory t, turn 1: the gold answer's") as error:
+        gains([two_turns()], [[-1, bad]])
+    assert (error.value.trajectory, error.value.turn) == ("t", 1)
+
+
+def test_missing_scores_name_the_trajectory():
+    with pytest.raises(RewardError, match="trajectory t: no gold-answer log-prob"):
+        make_reward("information_gain")([two_turns()], RewardContext())
+
+
+@pytest.mark.parametrize(
+    ("progress", "outcome", "gain"), [(0, 0.5, 1), (0.5, 0.75, 0.75), (1, 1, 0.5)]
+)
+def test_the_curriculum_moves_weight_from_gain_to_outcome(progress, outcome, gain):
+    names = {"outcome": "exact_match", "information_gain": "information_gain"}
+    parts = {k: Part(reward=v, weight=CURRICULUM[k]) for k, v in names.items()}
+    given = RewardContext(gold_logprobs={"t": np.array([-2.0, -1.0])}, progress=progress)
+    row = Combination(parts=parts)([episode(search(), answer(), of=task(), id="t")], given)[0]
+    assert row == pytest.approx([gain, outcome])
