@@ -1,8 +1,9 @@
 """What the evaluation harness costs: time of `agent eval` over that of the bare policy.
 
 The bundled library's questions run through the whole harness (graph, real search, store) at 64 at once;
-the bare engine then replays the very same requests. Both in one process, alternating; the better of each
-counts.
+the bare engine then replays the very same requests, and the bare index the very same searches, in the
+same batches. All in one process, alternating; the better of each counts. `ratio` is the harness over the
+engine alone; `ratio_with_search` over engine and searches, which share the machine.
 
     python benchmarks/eval.py [--engine vllm|transformers] [--questions 192] [--concurrency 64]
 """
@@ -15,6 +16,7 @@ import json
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 sys.path[0] = str(Path(__file__).resolve().parents[1])  # this file's name is that of a package
@@ -22,8 +24,12 @@ sys.path[0] = str(Path(__file__).resolve().parents[1])  # this file's name is th
 import eval.run as harness  # noqa: E402
 from agent.policies.catalog import resolve  # noqa: E402
 from agent.settings import load_settings  # noqa: E402
+from agent.toolbox import index_of  # noqa: E402
 from benchmarks.rollout import Recorder, bare, by_episode, count, make_engine  # noqa: E402
 from eval.folder import open_store  # noqa: E402
+from tools.base import Source  # noqa: E402
+from tools.search.index import Index  # noqa: E402
+from tools.search.tool import SearchTool  # noqa: E402
 
 
 def through_harness(recorder: Recorder, questions: int, concurrency: int, out: Path) -> float:
@@ -37,6 +43,28 @@ def through_harness(recorder: Recorder, questions: int, concurrency: int, out: P
     return times[-1] - times[0]
 
 
+def watch_searches(batches: list[list[str]]) -> None:
+    """Note the queries of every batch that the search tool answers."""
+    answer = SearchTool.passages_of
+
+    def noted(tool: SearchTool, queries: Sequence[str]) -> list[tuple[Source, ...]]:
+        batches.append(list(queries))
+        return answer(tool, queries)
+
+    SearchTool.passages_of = noted  # type: ignore[method-assign]
+
+
+def bare_search(batches: Sequence[Sequence[str]]) -> float:
+    """Seconds that the bare index takes for the same searches."""
+    settings = load_settings()
+    with Index.open(index_of(settings.corpus, settings.indexes_dir)) as index:
+        index.search("warm", settings.search.k, settings.search.mode)
+        began = time.perf_counter()
+        for queries in batches:
+            index.search_many(queries, settings.search.k, settings.search.mode)
+        return time.perf_counter() - began
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--engine", default="vllm", choices=["vllm", "transformers"])
@@ -47,17 +75,22 @@ def main() -> None:
     args = parser.parse_args()
     engine = make_engine(args.engine, resolve(args.policy, load_settings().models_dir), True)
     recorder = Recorder(engine)
+    batches: list[list[str]] = []
+    watch_searches(batches)
     with tempfile.TemporaryDirectory() as root:
         through_harness(recorder, 8, 8, Path(root) / "warm")  # the first requests are slow
         recorder.calls.clear()
+        batches.clear()
         first = through_harness(recorder, args.questions, args.concurrency, Path(root) / "a")
         tokens = count(recorder.calls)
+        searched = list(batches)
         with open_store(Path(root) / "a") as store:
             requests = by_episode(recorder, list(store.query()))
         policy = [asyncio.run(bare(engine, requests, args.concurrency))]
         again = through_harness(recorder, args.questions, args.concurrency, Path(root) / "b")
         policy.append(asyncio.run(bare(engine, requests, args.concurrency)))
     asyncio.run(engine.aclose())
+    search = min(bare_search(searched) for _ in range(2))
     row = {
         "engine": args.engine,
         "questions": len(requests),
@@ -65,7 +98,11 @@ def main() -> None:
         "tokens": tokens,
         "harness_s": round(min(first, again), 2),
         "bare_policy_s": round(min(policy), 2),
+        "bare_search_s": round(search, 2),
+        "searches": sum(map(len, searched)),
+        "search_batches": len(searched),
         "ratio": round(min(first, again) / min(policy), 3),
+        "ratio_with_search": round(min(first, again) / (min(policy) + search), 3),
     }
     print(json.dumps(row))
     args.out.parent.mkdir(parents=True, exist_ok=True)
