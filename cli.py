@@ -244,6 +244,47 @@ def sft(
     _trained(run(recipe, set_ or [], out, data, demonstrations or [], settings, _stderr))
 
 
+@app.command(
+    epilog="Examples: agent collect hotpotqa --data DATA --out runs/a.sqlite --group 8 · "
+    "agent collect worlds/a --policy micro --out postgresql://host/turnwise --limit 200"
+)
+def collect(
+    tasks: Annotated[list[str], typer.Argument(help="Sets, JSONL files of questions, or worlds.")],
+    out: Annotated[str, typer.Option(help="Trajectory store: a path or a database URL.")],
+    group: Annotated[int, typer.Option(help="Rollouts a task.")] = 8,
+    policy: PolicyName = None,
+    data: Annotated[
+        str | None,
+        typer.Option(envvar="AGENT_DATA", help="Folder, https:// or hf:// of the benchmark data."),
+    ] = None,
+    corpus: Corpus = None,
+    tools: Annotated[str | None, typer.Option(help="Comma-separated tool names.")] = None,
+    limit: Annotated[int, typer.Option(help="Tasks a set, spread over it; 0 is all.")] = 0,
+    split: Annotated[str, typer.Option(help="Part of each set: train or test.")] = "train",
+    seed: Annotated[int, typer.Option(help="Of each group's first rollout.")] = 0,
+    concurrency: Annotated[int, typer.Option(help="Episodes at once.")] = 8,
+    ray: Annotated[int, typer.Option(help="Ray actors, each with its own engine; 0 for none.")] = 0,
+    json_: AsJson = False,
+) -> None:
+    """Collect groups of rollouts to train on; the same command goes on after a kill."""
+    from rl.command import collected
+
+    settings = _settings(
+        policy=policy, corpus=tuple(corpus) if corpus else None, tools=_names(tools)
+    )
+    options = {
+        "tasks": tasks,
+        "data": data or "",
+        "split": split,
+        "limit": limit,
+        "group": group,
+        "seed": seed,
+        "concurrency": concurrency,
+        "actors": ray,
+    }
+    typer.echo(collected(options, settings, out, json_, _stderr))
+
+
 @app.command(epilog="Example: agent pretrain micro --out runs/micro")
 def pretrain(
     recipe: Annotated[str, typer.Argument(help="A recipe that ships, or a YAML file.")],

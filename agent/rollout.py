@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Iterable, Iterator
+from collections.abc import AsyncGenerator, Iterable, Iterator
 from dataclasses import replace
 from datetime import UTC, datetime
+from typing import Any
+
+from langchain_core.runnables import RunnableConfig
+from langgraph.types import Durability
 
 from agent.episode import Episode
-from agent.graph import Graph, Setup, build_graph
+from agent.graph import Graph, Setup, State, build_graph
 from agent.trajectory import Status, StopReason, Trajectory
 
 log = logging.getLogger(__name__)
@@ -19,16 +23,21 @@ _RECURSION = 10_000  # LangGraph's own step limit; ours are the budgets
 async def run_episode(episode: Episode, setup: Setup, graph: Graph) -> Trajectory:
     """Run one episode to its end; a crash in it becomes a failed trajectory.
 
-    Nothing is checkpointed on the way (`exit` durability): this is the bulk path.
+    Without a checkpointer nothing is kept on the way. With one, an episode that has an `id` in its
+    meta goes on from where a killed process left it, and each finished step of it is on disk.
     """
     created = datetime.now(UTC).isoformat(timespec="microseconds")
+    config: RunnableConfig = {"recursion_limit": _RECURSION}
+    given: State | None = {"episode": episode}
+    if graph.checkpointer:
+        config["configurable"] = {"thread_id": episode.meta["id"]}
+        begun = (await graph.aget_state(config)).values.get("episode")
+        if begun is not None and begun.status is not None:
+            return record(begun, setup, created)
+        given = given if begun is None else None
     try:
-        state = await graph.ainvoke(
-            {"episode": episode},
-            {"recursion_limit": _RECURSION},
-            context=setup,
-            durability="exit" if graph.checkpointer else None,
-        )
+        durability: Durability | None = "sync" if graph.checkpointer else None
+        state = await graph.ainvoke(given, config, context=setup, durability=durability)
         finished: Episode = state["episode"]
     except Exception as error:
         cause = f"{type(error).__name__}: {error}"
@@ -46,13 +55,19 @@ def record(episode: Episode, setup: Setup, created: str) -> Trajectory:
 
 
 async def rollout(
-    episodes: Iterable[Episode], setup: Setup, concurrency: int = 8
-) -> AsyncIterator[Trajectory]:
+    episodes: Iterable[Episode], setup: Setup, concurrency: int = 8, checkpointer: Any = None
+) -> AsyncGenerator[Trajectory]:
     """Run episodes, at most `concurrency` at a time, yielding each as it finishes.
 
     Closing the iterator early cancels what still runs.
+
+    Args:
+        episodes: taken as there is room.
+        setup: what they share.
+        concurrency: episodes at once.
+        checkpointer: a LangGraph saver; see `run_episode`.
     """
-    graph, source = build_graph(setup.tools), iter(episodes)
+    graph, source = build_graph(setup.tools, checkpointer), iter(episodes)
     running: set[asyncio.Task[Trajectory]] = set()
     try:
         while True:

@@ -10,12 +10,13 @@ import asyncio
 import logging
 import sqlite3
 import uuid
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
-from contextlib import AsyncExitStack, aclosing, asynccontextmanager
+from collections.abc import AsyncGenerator, Callable
+from contextlib import AsyncExitStack, aclosing
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any, cast
 
+from agent.checkpoints import checkpoints
 from agent.episode import Episode
 from agent.events import Event
 from agent.formats import make_format, system_prompt
@@ -28,24 +29,16 @@ from agent.store import StoreError, TrajectoryStore
 from agent.task import Task
 from agent.toolbox import open_tools
 from agent.trajectory import (
-    Action,
-    ActionKind,
-    Span,
     Status,
     StopReason,
     Trajectory,
-    Turn,
 )
 from kg.errors import UsageError
-from tools.base import Observation, Source, Toolbox, Verdict
+from tools.base import Toolbox
 
 log = logging.getLogger(__name__)
 Notify = Callable[[str], None]
 _STEPS = 10_000  # LangGraph's own limit; ours are the budgets
-_RECORDS = (
-    *(Episode, Task, Turn, Action, ActionKind, Span, Status, StopReason),
-    *(Observation, Source, Verdict),
-)
 
 
 def make_setup(settings: Settings, policy: Policy, tools: Toolbox) -> Setup:
@@ -107,7 +100,9 @@ class Session:
         tools, policy = parts
         store = await asyncio.to_thread(TrajectoryStore.open, settings.store_url) if keep else None
         stack = AsyncExitStack()
-        saver = await stack.enter_async_context(_checkpoints(settings, keep))
+        saver = await stack.enter_async_context(
+            checkpoints(settings.threads_path if keep else None)
+        )
         session = cls(
             make_setup(settings, policy, tools), build_graph(tools, saver), store, settings
         )
@@ -231,34 +226,3 @@ def open_parts(settings: Settings, notify: Notify = lambda line: None) -> tuple[
         notify=notify,
     )
     return tools, policy
-
-
-@asynccontextmanager
-async def _checkpoints(settings: Settings, keep: bool = True) -> AsyncIterator[Any]:
-    """The SQLite saver, or one in memory when nothing is to be kept; its serializer loads our own
-    records and plain values, nothing else."""
-    import aiosqlite
-    from langgraph.checkpoint.memory import InMemorySaver
-    from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
-    from langgraph.checkpoint.sqlite.aio import AsyncSqliteSaver
-
-    path = settings.threads_path
-    strict = JsonPlusSerializer(
-        allowed_msgpack_modules=[(kind.__module__, kind.__qualname__) for kind in _RECORDS]
-    )
-    if not keep:
-        yield InMemorySaver(serde=strict)
-        return
-    async with AsyncExitStack() as stack:
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            saver = AsyncSqliteSaver(
-                await stack.enter_async_context(aiosqlite.connect(path)), serde=strict
-            )
-            await saver.setup()
-        except (OSError, sqlite3.Error) as error:
-            raise UsageError(
-                f"the conversation file {path} does not open: {error}",
-                "move it away, or set AGENT_HOME to another folder",
-            ) from error
-        yield saver

@@ -57,6 +57,10 @@ class Threads:
         """Whether a thread has any checkpoint."""
         return bool(self._rows("SELECT 1 FROM checkpoints WHERE thread_id = ? LIMIT 1", thread))
 
+    def ids(self) -> set[str]:
+        """Every thread."""
+        return set(self._rows("SELECT DISTINCT thread_id FROM checkpoints"))
+
     def forget(self, threads: Iterable[str]) -> None:
         """Remove threads with all their checkpoints."""
         if not self.path.is_file():

@@ -136,7 +136,7 @@ async def _run(
     )
     try:
         sets = [
-            _Set(b, spread(b.tasks, request.limit), _setup(settings, policy, b, notify))
+            _Set(b, spread(b.tasks, request.limit), setup_of(settings, policy, b, notify))
             for b in loaded
         ]
         header = claim(
@@ -234,7 +234,8 @@ def _load(name: str, request: EvalRequest, settings: Settings) -> Benchmark:
     return replace(found, tasks=tasks, scorer=named)
 
 
-def _setup(settings: Settings, policy: Policy, benchmark: Benchmark, notify: Notify) -> Setup:
+def setup_of(settings: Settings, policy: Policy, benchmark: Benchmark, notify: Notify) -> Setup:
+    """What episodes of a set share: its corpus is searched unless the settings name one."""
     own = settings.model_copy(update={"corpus": settings.corpus or benchmark.corpus})
     return make_setup(own, policy, open_tools(own, notify))
 

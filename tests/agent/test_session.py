@@ -15,7 +15,8 @@ from scripted import ScriptedPolicy
 from test_graph import FactTool, HAPPY
 from agent.graph import build_graph
 from agent.policies.chat import ChatTemplate
-from agent.session import Session, _checkpoints, make_setup
+from agent.checkpoints import checkpoints
+from agent.session import Session, make_setup
 from agent.settings import load_settings
 from agent.store import TrajectoryStore
 from tools.base import Toolbox
@@ -33,7 +34,7 @@ async def main(replies, question):
     template = ChatTemplate.load({model!r})
     tools = Toolbox([FactTool(), JudgeTool()])
     setup = make_setup(settings, Dying(replies, template), tools)
-    async with _checkpoints(settings) as saver:
+    async with checkpoints(settings.threads_path) as saver:
         with TrajectoryStore.open(settings.store_url) as store:
             session = Session(setup, build_graph(tools, saver), store, settings)
             events = session.resume("t1") if question is None else session.ask(question, "t1")

@@ -1,0 +1,344 @@
+"""Collection: groups of rollouts of many tasks, into a trajectory store.
+
+Every episode has an id that follows from what shapes it and its seed, so that nothing is collected
+twice and a collection that was killed ends with the same ids as one that was not. Episodes in mid-air
+are checkpointed after each step, beside the user's data; they go on from there, with the tokens and
+log-probabilities that they had.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import time
+from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from agent.checkpoints import checkpoints
+from agent.episode import Episode
+from agent.graph import Setup
+from agent.policies.base import Policy
+from agent.policies.registry import open_policy
+from agent.rollout import rollout
+from agent.settings import Settings
+from agent.store import TrajectoryStore
+from agent.threads import Threads
+from agent.trajectory import Status, StopReason, Trajectory
+from eval.benchmarks import Benchmark, DataFolder, Split, load
+from eval.folder import shape_of
+from eval.run import setup_of, spread
+from kg.errors import PolicyUnavailableError, UsageError
+
+_GIVE_UP = 8  # policy failures in a row that end a collection
+
+Notify = Callable[[str], None]
+Advance = Callable[[str, int, int], None]
+
+
+class CollectRequest(BaseModel):
+    """What to collect.
+
+    Attributes:
+        tasks: question sets, files of questions or folders of worlds.
+        data: where the sets' files are; see `eval.data.DataFolder`.
+        split: part of each set; `train`, so that nothing is trained on what is tested.
+        limit: tasks a set, spread evenly over it; 0 for all.
+        group: rollouts a task, with seeds `seed`, `seed + 1`, …
+        seed: of each group's first rollout.
+        concurrency: episodes at once.
+        actors: Ray actors to spread them over, each with its own engine; 0 for this process.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    tasks: tuple[str, ...] = Field(min_length=1)
+    data: str = ""
+    split: Split = "train"
+    limit: int = Field(0, ge=0)
+    group: int = Field(8, ge=1)
+    seed: int = Field(0, ge=0)
+    concurrency: int = Field(8, ge=1)
+    actors: int = Field(0, ge=0)
+
+
+@dataclass(frozen=True)
+class CollectReport:
+    """What a collection did.
+
+    Attributes:
+        groups, episodes: asked for in all; `known` of the episodes were there before.
+        resumed: episodes that went on from a killed process.
+        statuses: of the new episodes.
+        sampled_tokens, prompt_tokens: of the new episodes; a prompt that is read again counts again.
+        seconds: wall time; `tokens_per_second` is of sampled ones.
+        skipped: rows of the data that gave no task.
+    """
+
+    groups: int
+    episodes: int
+    known: int
+    resumed: int
+    statuses: dict[str, int]
+    sampled_tokens: int
+    prompt_tokens: int
+    seconds: float
+    tokens_per_second: float
+    skipped: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The episodes of one question set, and what they share.
+
+    Attributes:
+        name: of the set.
+        setup: what its episodes share.
+        episodes: in order, group after group, each with its id and group.
+        skipped: rows of the data that gave no task.
+    """
+
+    name: str
+    setup: Setup
+    episodes: tuple[Episode, ...]
+    skipped: tuple[str, ...]
+
+
+def collect(
+    request: CollectRequest,
+    settings: Settings,
+    out: str,
+    notify: Notify = lambda line: None,
+    advance: Advance = lambda stage, done, total: None,
+) -> CollectReport:
+    """Collect, or go on with a collection.
+
+    Args:
+        request: what.
+        settings: policy, tools and budgets, as for `agent ask`; sampling must be the model's own.
+        out: path or URL of the trajectory store.
+        notify: gets one line a stage.
+        advance: gets a stage, finished episodes and their total.
+
+    Raises:
+        UsageError: unknown names, no task, sampling or a policy that cannot be trained on.
+        PolicyUnavailableError: the policy cannot be had, or failed many times in a row; what is
+            finished is kept.
+    """
+    require_untruncated(settings)
+    sets = [load_set(name, request, settings) for name in request.tasks]
+    with TrajectoryStore.open(out) as store:
+        if request.actors:
+            from rl.collect_ray import play
+
+            return play(sets, request, settings, store, notify, advance)
+        return asyncio.run(_collect(sets, request, settings, store, notify, advance))
+
+
+def require_untruncated(settings: Settings) -> None:
+    """Training data are drawn from the model's own distribution: its log-probabilities are recorded.
+
+    Raises:
+        UsageError: the settings draw from another one.
+    """
+    sampling = settings.sampling
+    if sampling.temperature != 1.0 or sampling.top_p < 1.0 or sampling.top_k > 0:
+        raise UsageError(
+            "training data must be sampled at temperature 1 without top_p and top_k, not at "
+            f"temperature {sampling.temperature:g}, top_p {sampling.top_p:g}, top_k {sampling.top_k}",
+            "leave these settings out; agent eval takes any",
+        )
+
+
+def load_set(name: str, request: CollectRequest, settings: Settings) -> Benchmark:
+    """A set with the tasks of the request.
+
+    Raises:
+        UsageError: there is no such set, it holds no task, or it needs a tool that is not named.
+    """
+    found = load(name, DataFolder(request.data, settings.benchmarks_dir), request.split)
+    if not found.tasks:
+        raise UsageError(f"'{name}' holds no task", next(iter(found.skipped), ""))
+    lacking = [tool for tool in found.needs if tool not in settings.tools]
+    if lacking:
+        raise UsageError(f"the tasks of '{name}' need the tool '{lacking[0]}'", "--tools …")
+    return replace(found, tasks=spread(found.tasks, request.limit))
+
+
+def make_plan(
+    found: Benchmark, policy: Policy, request: CollectRequest, settings: Settings, notify: Notify
+) -> Plan:
+    """The episodes of a set under a policy.
+
+    Raises:
+        UsageError: the policy gives no token ids.
+    """
+    if policy.template is None:
+        raise UsageError(
+            f"the policy '{policy.name}' gives no token ids: its episodes cannot be trained on",
+            "collect with a local model: a folder, vllm:NAME or a name of agent models list",
+        )
+    setup = setup_of(settings, policy, found, notify)
+    shape = json.dumps([found.name, setup.policy_id, shape_of(setup)], sort_keys=True)
+    digest = hashlib.sha256(shape.encode()).hexdigest()[:12]
+    episodes = tuple(_episodes(found, digest, request))
+    return Plan(found.name, setup, episodes, found.skipped)
+
+
+def _episodes(found: Benchmark, digest: str, request: CollectRequest) -> Iterator[Episode]:
+    for task in found.tasks:
+        group = f"{found.name}/{task.id}/{digest}/{request.seed}"
+        for seed in range(request.seed, request.seed + request.group):
+            id = hashlib.sha256(f"{group}/{seed}".encode()).hexdigest()[:32]
+            yield Episode(task, seed=seed, group=group, meta={"id": id})
+
+
+def journal(store: TrajectoryStore, settings: Settings) -> Path:
+    """The file of unfinished episodes of a store."""
+    name = hashlib.sha256(repr(store).encode()).hexdigest()[:12]
+    return settings.data_dir / "collecting" / f"{name}.sqlite"
+
+
+class Tally:
+    """What was collected so far.
+
+    Args:
+        plans: what is to be collected.
+        missing: ids of the episodes that were not there.
+        begun: ids of those that another process left in mid-air.
+        advance: told of each episode.
+    """
+
+    def __init__(self, plans: Sequence[Plan], missing: int, begun: int, advance: Advance) -> None:
+        self._plans = plans
+        self._total = sum(len(plan.episodes) for plan in plans)
+        self._known = self._total - missing
+        self._resumed = begun
+        self._advance = advance
+        self._began = time.perf_counter()
+        self._statuses: dict[str, int] = {}
+        self._tokens = [0, 0]
+        self._failures = 0
+        advance(self._stage(), self._known, self._total)
+
+    def add(self, done: Trajectory) -> None:
+        """Count an episode.
+
+        Raises:
+            PolicyUnavailableError: the policy failed too often in a row.
+        """
+        self._statuses[done.status] = self._statuses.get(done.status, 0) + 1
+        self._tokens[0] += sum(turn.reply_tokens for turn in done.turns)
+        self._tokens[1] += sum(turn.prompt_tokens for turn in done.turns)
+        self._advance(self._stage(), self._known + sum(self._statuses.values()), self._total)
+        failed = done.stop_reason is StopReason.POLICY_ERROR
+        self._failures = self._failures + 1 if failed else 0
+        if self._failures == _GIVE_UP:
+            raise PolicyUnavailableError(
+                f"the policy failed {_GIVE_UP} times in a row: {done.error}",
+                "run the same command again to go on from here",
+            )
+
+    def report(self) -> CollectReport:
+        """The figures."""
+        seconds = time.perf_counter() - self._began
+        groups = {episode.group for plan in self._plans for episode in plan.episodes}
+        return CollectReport(
+            groups=len(groups),
+            episodes=self._total,
+            known=self._known,
+            resumed=self._resumed,
+            statuses=dict(sorted(self._statuses.items())),
+            sampled_tokens=self._tokens[0],
+            prompt_tokens=self._tokens[1],
+            seconds=round(seconds, 3),
+            tokens_per_second=round(self._tokens[0] / seconds, 1) if seconds else 0.0,
+            skipped=tuple(line for plan in self._plans for line in plan.skipped),
+        )
+
+    def _stage(self) -> str:
+        return "collected"
+
+
+def missing_of(plans: Sequence[Plan], store: TrajectoryStore) -> list[list[Episode]]:
+    """For each plan the episodes that the store lacks; failed ones are removed from it."""
+    known = store.statuses()
+    wanted = {episode.meta["id"] for plan in plans for episode in plan.episodes}
+    failed = [id for id, status in known.items() if id in wanted and status == Status.FAILED]
+    store.delete(failed)
+    there = known.keys() - set(failed)
+    return [[e for e in plan.episodes if e.meta["id"] not in there] for plan in plans]
+
+
+async def _collect(
+    sets: Sequence[Benchmark],
+    request: CollectRequest,
+    settings: Settings,
+    store: TrajectoryStore,
+    notify: Notify,
+    advance: Advance,
+) -> CollectReport:
+    policy = open_policy(
+        settings.policy,
+        settings.models_dir,
+        dtype=settings.dtype,
+        model=settings.model,
+        api_key=settings.api_key,
+        notify=notify,
+    )
+    try:
+        plans = [make_plan(one, policy, request, settings, notify) for one in sets]
+        path = journal(store, settings)
+        missing = missing_of(plans, store)
+        begun = clean(path, plans, missing)
+        tally = Tally(plans, sum(map(len, missing)), begun, advance)
+        for plan, episodes in zip(plans, missing, strict=True):
+            async with aclosing(played(episodes, plan.setup, request.concurrency, path)) as done:
+                async for trajectory in done:
+                    await asyncio.to_thread(store.add, trajectory)
+                    tally.add(trajectory)
+        await asyncio.to_thread(clean, path, plans, [[] for _ in plans])
+        return tally.report()
+    finally:
+        await policy.aclose()
+
+
+async def played(
+    episodes: Iterable[Episode], setup: Setup, concurrency: int, path: Path
+) -> AsyncGenerator[Trajectory]:
+    """Episodes as they finish, each going on from its checkpoint where it has one."""
+    async with checkpoints(path) as saver:
+        await saver.conn.execute("PRAGMA synchronous=NORMAL")  # a killed process loses nothing
+        stream = rollout(episodes, setup, concurrency, saver)
+        async with aclosing(stream):
+            async for trajectory in stream:
+                yield trajectory
+                await saver.adelete_thread(trajectory.id)
+
+
+def clean(path: Path, plans: Sequence[Plan], missing: Sequence[Sequence[Episode]]) -> int:
+    """Forget checkpoints of episodes that are finished; gives how many are still to go on."""
+    threads = Threads(path)
+    wanted = {episode.meta["id"] for episodes in missing for episode in episodes}
+    ours = {episode.meta["id"] for plan in plans for episode in plan.episodes}
+    there = threads.ids()
+    threads.forget(there & (ours - wanted))
+    return len(there & wanted)
+
+
+def described(report: CollectReport) -> Mapping[str, Any]:
+    """The report as lines for people."""
+    return {
+        "groups": report.groups,
+        "episodes": f"{report.episodes} ({report.known} were there, {report.resumed} went on)",
+        "new": ", ".join(f"{count} {status}" for status, count in report.statuses.items())
+        or "none",
+        "tokens": f"{report.sampled_tokens:,} sampled, {report.prompt_tokens:,} read",
+        "time": f"{report.seconds:.1f} s, {report.tokens_per_second:.1f} sampled tokens a second",
+        "rows left out": len(report.skipped),
+    }

@@ -1,0 +1,46 @@
+"""What the training commands run: plain values in, text for stdout out."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from typing import Any
+
+from pydantic import ValidationError
+
+from agent.settings import Settings
+from kg.errors import UsageError
+from rl.collect import CollectRequest, collect, described
+from tools.progress import bar
+
+
+def collected(
+    options: Mapping[str, Any],
+    settings: Settings,
+    out: str,
+    as_json: bool,
+    notify: Callable[[str], None],
+) -> str:
+    """Collect groups of rollouts; see `rl.collect.collect`.
+
+    The temperature is 1 unless the settings say otherwise, and then it is refused.
+
+    Raises:
+        UsageError: an option out of range, or as `collect`.
+    """
+    try:
+        request = CollectRequest(**options)
+    except ValidationError as error:
+        problem = error.errors()[0]
+        raise UsageError(f"--{problem['loc'][0]}: {problem['msg']}") from error
+    if "temperature" not in settings.sampling.model_fields_set:
+        sampling = settings.sampling.model_copy(update={"temperature": 1.0})
+        settings = settings.model_copy(update={"sampling": sampling})
+    with bar(lines=True) as advance:
+        report = collect(request, settings, out, notify, advance)
+    for line in report.skipped[:5]:
+        notify(f"skipped: {line}")
+    if as_json:
+        return json.dumps(asdict(report))
+    return "\n".join(f"{key:<15} {value}" for key, value in described(report).items())

@@ -1,0 +1,216 @@
+"""Collection with the real micro policy on a small world: groups, seeds, kills, actors, bad input."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from agent.settings import load_settings
+from agent.store import TrajectoryStore
+from agent.threads import Threads
+from agent.trajectory import Status
+from eval.fictional.make import make_world
+from kg.errors import PolicyUnavailableError, UsageError
+from rl.collect import CollectRequest, collect, journal
+from tests.agent.scripted import ScriptedPolicy
+
+ROOT = Path(__file__).resolve().parents[2]
+KILLS = int(os.environ.get("TURNWISE_KILLS", "3"))
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("world")
+    make_world(folder, 5, 60, 60)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory, models_dir):
+    """A home of the test's own, with the models that are there already."""
+    folder = tmp_path_factory.mktemp("home")
+    (folder / "models").symlink_to(models_dir)
+    return folder
+
+
+def settings_of(home, **flags):
+    options = {"policy": "micro", "search": {"mode": "lexical"}, "sampling": {"temperature": 1.0}}
+    return load_settings(home=home, **{**options, **flags})
+
+
+def request_of(world, **options):
+    return CollectRequest(tasks=(str(world),), **{"limit": 4, "group": 3, **options})
+
+
+@pytest.fixture(scope="module")
+def whole(world, home, tmp_path_factory):
+    """A collection that nobody disturbed."""
+    out = tmp_path_factory.mktemp("whole") / "store.sqlite"
+    report = collect(request_of(world), settings_of(home), str(out))
+    assert (report.groups, report.episodes, report.known) == (4, 12, 0)
+    return out
+
+
+def contents(path):
+    with TrajectoryStore.open(path) as store:
+        return {t.id: t for t in store.query()}
+
+
+def test_groups_are_whole_and_sampled_from_the_model_itself(whole):
+    found = contents(whole)
+    assert set(Counter(t.group for t in found.values()).values()) == {3}
+    assert {t.seed for t in found.values()} == {0, 1, 2}
+    assert len({t.answer for t in found.values()}) > 1
+    for t in found.values():
+        assert (t.sampling.temperature, t.sampling.truncated) == (1.0, False)
+        assert t.has_tokens
+        assert t.status is not Status.FAILED
+
+
+def test_nothing_is_collected_twice_and_a_larger_group_adds_to_it(world, home, whole, tmp_path):
+    before = contents(whole)
+    again = collect(request_of(world), settings_of(home), str(whole))
+    assert (again.known, again.statuses) == (12, {})
+    more = collect(request_of(world, group=4, limit=2), settings_of(home), str(whole))
+    assert (more.episodes, more.known) == (8, 6)
+    after = contents(whole)
+    assert {id: after[id].to_dict() for id in before} == {
+        id: t.to_dict() for id, t in before.items()
+    }
+    other = collect(request_of(world, limit=1), settings_of(home), str(tmp_path / "other.sqlite"))
+    assert other.known == 0
+    assert contents(tmp_path / "other.sqlite").keys() <= after.keys()
+
+
+def command(world, out, *more):
+    return [
+        sys.executable, str(ROOT / "cli.py"), "collect", str(world), "--policy", "micro", "--out",
+        str(out), "--group", "3", "--limit", "4", "--concurrency", "4", *more,
+    ]  # fmt: skip
+
+
+def environment(home):
+    return {**os.environ, "AGENT_HOME": str(home), "AGENT_SEARCH__MODE": "lexical"}
+
+
+def test_killed_again_and_again_it_ends_as_if_it_had_not_been(world, home, whole, tmp_path):
+    """SIGKILL at random moments: the same ids, tokens and log-probabilities, and no half episode."""
+    out, chance, resumed = tmp_path / "killed.sqlite", random.Random(7), 0
+    for _ in range(KILLS):
+        with subprocess.Popen(
+            command(world, out), env=environment(home), stderr=subprocess.PIPE, text=True
+        ) as process:
+            for line in process.stderr:
+                if line.startswith("collected"):
+                    break
+            time.sleep(chance.uniform(0.1, 2.5))
+            process.send_signal(signal.SIGKILL)
+        if out.is_file():
+            assert all(t.turns for t in contents(out).values())
+    done = subprocess.run(
+        command(world, out, "--json"), env=environment(home), capture_output=True, text=True,
+        timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    resumed = json.loads(done.stdout)["resumed"]
+    found, expected = contents(out), contents(whole)
+    expected = {id: t for id, t in expected.items() if t.seed < 3}
+    assert found.keys() == expected.keys()
+    same = [found[id].token_ids.tolist() == t.token_ids.tolist() for id, t in expected.items()]
+    assert all(same), f"{same.count(False)} of {len(same)} differ; {resumed} went on"
+    with TrajectoryStore.open(out) as store:
+        assert Threads(journal(store, settings_of(home))).ids() == set()
+
+
+def test_two_actors_collect_the_same(world, home, whole, tmp_path):
+    pytest.importorskip("ray", reason="Ray is not installed")
+    out = tmp_path / "actors.sqlite"
+    report = collect(request_of(world, actors=2, limit=2), settings_of(home), str(out))
+    assert (report.episodes, report.known) == (6, 0)
+    expected = contents(whole)
+    for id, t in contents(out).items():
+        assert t.token_ids.tolist() == expected[id].token_ids.tolist()
+        assert t.group == expected[id].group
+
+
+class Stubborn(ScriptedPolicy):
+    """Fails after a number of calls, as a server that goes away."""
+
+    calls = 0
+
+    def __init__(self, template, after):
+        super().__init__([], template)
+        self.after = after
+
+    def _one(self, request):
+        self.calls += 1
+        if self.calls > self.after:
+            raise PolicyUnavailableError("the server is gone")
+        self.replies = ["<search>who</search>" if self.calls % 2 else "<answer>x [1]</answer>"]
+        return super()._one(request)
+
+
+def test_a_policy_that_dies_leaves_what_is_finished(world, home, tmp_path, template, monkeypatch):
+    out = tmp_path / "store.sqlite"
+    policy = Stubborn(template, after=8)
+    monkeypatch.setattr("rl.collect.open_policy", lambda *_, **__: policy)
+    with pytest.raises(PolicyUnavailableError, match="in a row"):
+        collect(request_of(world, concurrency=1), settings_of(home), str(out))
+    finished = [t for t in contents(out).values() if t.status is not Status.FAILED]
+    assert finished
+    policy.after = 10**9
+    report = collect(request_of(world), settings_of(home), str(out))
+    assert report.known == len(finished)
+    assert all(t.status is not Status.FAILED for t in contents(out).values())
+
+
+def test_a_slow_tool_holds_nobody(world, home, tmp_path, template, monkeypatch):
+    """One episode's search hangs until its time-out; the others are done long before."""
+    import asyncio
+
+    from tools.search.tool import SearchTool
+
+    order, plain = [], SearchTool.run
+
+    async def slow(self, arguments, context):
+        if not order:
+            order.append("slow")
+            await asyncio.sleep(60)
+        return await plain(self, arguments, context)
+
+    policy = Stubborn(template, after=10**9)
+    monkeypatch.setattr("rl.collect.open_policy", lambda *_, **__: policy)
+    monkeypatch.setattr(SearchTool, "run", slow)
+    began, seconds = time.perf_counter(), []
+    collect(
+        request_of(world, concurrency=4), settings_of(home, tool_seconds=4.0),
+        str(tmp_path / "s.sqlite"), advance=lambda *_: seconds.append(time.perf_counter() - began),
+    )  # fmt: skip
+    assert seconds[-2] < 4 <= seconds[-1] + 0.5
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ({"sampling": {"temperature": 0.0}}, "temperature 1"),
+        ({"sampling": {"temperature": 1.0, "top_p": 0.9}}, "top_p 0.9"),
+        ({"sampling": {"temperature": 1.0, "top_k": 5}}, "top_k 5"),
+        ({"policy": "http://127.0.0.1:9/v1", "model": "m"}, "no token ids"),
+    ],
+)
+def test_what_cannot_be_trained_on_is_refused(world, home, tmp_path, flags, message):
+    with pytest.raises(UsageError, match=message):
+        collect(request_of(world), settings_of(home, **flags), str(tmp_path / "s.sqlite"))
+
+
+def test_unknown_sets_and_sets_for_testing_are_refused(home, tmp_path):
+    for name, message in (("hotpotq", "hotpotq"), ("bamboogle", "testing only")):
+        with pytest.raises(UsageError, match=message):
+            collect(CollectRequest(tasks=(name,)), settings_of(home), str(tmp_path / "s.sqlite"))
