@@ -32,6 +32,9 @@ async def run_episode(episode: Episode, setup: Setup, graph: Graph) -> Trajector
     if graph.checkpointer:
         config["configurable"] = {"thread_id": episode.meta["id"]}
         begun = (await graph.aget_state(config)).values.get("episode")
+        if begun is not None and begun.status is Status.FAILED:  # asked again from the beginning
+            await graph.checkpointer.adelete_thread(episode.meta["id"])  # type: ignore[union-attr]
+            begun = None
         if begun is not None and begun.status is not None:
             return record(begun, setup, created)
         given = given if begun is None else None
