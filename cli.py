@@ -285,6 +285,40 @@ def collect(
     typer.echo(collected(options, settings, out, json_, _stderr))
 
 
+@app.command(
+    epilog="Examples: agent probe nq_open --data DATA --out known.jsonl · "
+    "agent probe worlds/a --policy micro --samples 8 --out known.jsonl"
+)
+def probe(
+    tasks: Annotated[list[str], typer.Argument(help="Sets, JSONL files of questions, or worlds.")],
+    out: Annotated[Path, typer.Option(help="JSONL file for the labelled tasks.")],
+    samples: Annotated[int, typer.Option(help="Closed-book samples a task.")] = 8,
+    policy: PolicyName = None,
+    data: Annotated[
+        str | None,
+        typer.Option(envvar="AGENT_DATA", help="Folder, https:// or hf:// of the benchmark data."),
+    ] = None,
+    limit: Annotated[int, typer.Option(help="Tasks a set, spread over it; 0 is all.")] = 0,
+    split: Annotated[str, typer.Option(help="Part of each set: train or test.")] = "train",
+    seed: Annotated[int, typer.Option(help="Of each task's first sample.")] = 0,
+    concurrency: Annotated[int, typer.Option(help="Samples at once.")] = 8,
+    json_: AsJson = False,
+) -> None:
+    """Label tasks as known or unknown to the policy, by closed-book samples."""
+    from rl.command import probed
+
+    options = {
+        "tasks": tasks,
+        "data": data or "",
+        "split": split,
+        "limit": limit,
+        "group": samples,
+        "seed": seed,
+        "concurrency": concurrency,
+    }
+    typer.echo(probed(options, _settings(policy=policy), out, json_, _stderr))
+
+
 @app.command(epilog="Example: agent pretrain micro --out runs/micro")
 def pretrain(
     recipe: Annotated[str, typer.Argument(help="A recipe that ships, or a YAML file.")],

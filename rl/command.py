@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
@@ -29,18 +30,48 @@ def collected(
     Raises:
         UsageError: an option out of range, or as `collect`.
     """
-    try:
-        request = CollectRequest(**options)
-    except ValidationError as error:
-        problem = error.errors()[0]
-        raise UsageError(f"--{problem['loc'][0]}: {problem['msg']}") from error
-    if "temperature" not in settings.sampling.model_fields_set:
-        sampling = settings.sampling.model_copy(update={"temperature": 1.0})
-        settings = settings.model_copy(update={"sampling": sampling})
+    request = _request(options)
     with bar(lines=True) as advance:
-        report = collect(request, settings, out, notify, advance)
+        report = collect(request, _at_one(settings), out, notify, advance)
     for line in report.skipped[:5]:
         notify(f"skipped: {line}")
     if as_json:
         return json.dumps(asdict(report))
     return "\n".join(f"{key:<15} {value}" for key, value in described(report).items())
+
+
+def probed(
+    options: Mapping[str, Any],
+    settings: Settings,
+    out: Path,
+    as_json: bool,
+    notify: Callable[[str], None],
+) -> str:
+    """Label tasks by what the policy knows closed-book; see `rl.closed_book.probe`."""
+    from rl.closed_book import probe
+
+    request = _request(options)
+    with bar(lines=True) as advance:
+        report = probe(request, _at_one(settings), out, notify, advance)
+    if as_json:
+        return json.dumps(asdict(report))
+    return (
+        f"{report.known} of {report.tasks} tasks are known, {100 * report.accuracy:.1f} % of samples "
+        f"right, {report.unscored} tasks without a gold answer left out; written to {out}"
+    )
+
+
+def _request(options: Mapping[str, Any]) -> CollectRequest:
+    try:
+        return CollectRequest(**options)
+    except ValidationError as error:
+        problem = error.errors()[0]
+        raise UsageError(f"--{problem['loc'][0]}: {problem['msg']}") from error
+
+
+def _at_one(settings: Settings) -> Settings:
+    """Temperature 1, unless the settings say otherwise."""
+    if "temperature" in settings.sampling.model_fields_set:
+        return settings
+    sampling = settings.sampling.model_copy(update={"temperature": 1.0})
+    return settings.model_copy(update={"sampling": sampling})
