@@ -123,9 +123,10 @@ def load_scorer(
             attn_implementation=NAME,
             local_files_only=True,
         )
-    except (OSError, ValueError) as error:
+    except Exception as error:  # safetensors, json and transformers each raise their own
+        cause = (str(error).splitlines() or [type(error).__name__])[0]
         raise PolicyUnavailableError(
-            f"no model in {folder}: {error}", "agent models list"
+            f"no model in {folder}: {cause}", "agent models list"
         ) from error
     require_plain(model.config, model.config.max_position_embeddings)
     version = weights_version(folder)

@@ -105,6 +105,7 @@ class Accountant:
 
     def _load(self, name: str, trajectory: Trajectory) -> _Loaded:
         from agent.policies.catalog import resolve
+        from agent.policies.plain_model import quiet
         from rl.scoring import load_scorer
 
         hint = "--policy NAME of a local model, or a recipe without information gain: --recipe grpo"
@@ -118,7 +119,8 @@ class Accountant:
             message = f"the policy '{name}' that sampled {trajectory.id} is not a local model"
             raise PolicyUnavailableError(message, hint) from error
         self.notify(f"scoring with {name}")
-        scorer = load_scorer(folder, name)
+        with quiet():
+            scorer = load_scorer(folder, name)
         loaded = _Loaded(scorer, scorer.policy)
         if self.policy:
             scorer.policy = ""  # asked for by name: only the tokens must fit
