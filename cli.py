@@ -621,7 +621,9 @@ def trace_import(path: Path, store: Store = None) -> None:
 
 
 @trace_app.command(
-    "html", epilog="Examples: agent trace html 3f2a -o trace.html · agent trace html -o last.html"
+    "html",
+    epilog="Examples: agent trace html 3f2a -o trace.html · agent trace html -o last.html · "
+    "agent trace html 3f2a --credit igpo",
 )
 def trace_html(
     ids: Annotated[list[str] | None, typer.Argument(help="Episodes; default: the newest.")] = None,

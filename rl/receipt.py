@@ -186,7 +186,7 @@ def _curve(assessed: Assessed, row: int) -> tuple[str, Floats | None]:
     """The probed gold answer, and float64[turns]: how likely it was; None without probes."""
     probes = assessed.context.gold_logprobs
     group = next(g for g in assessed.groups if any(t.id == assessed.batch.ids[row] for t in g))
-    if any(trajectory.id not in probes for trajectory in group):
+    if not assessed.spec.needs_probes or any(t.id not in probes for t in group):
         return "", None
     alias, curves = assessed.spec.gain.curves(group, assessed.context)
     answers = group[0].task.answers

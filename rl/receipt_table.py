@@ -180,7 +180,8 @@ def _texts(column: _Column) -> list[str]:
             return ""
         if isinstance(cell, int):
             return str(cell)
-        return f"{cell:{'+' if column.signed else ''}.{decimals}f}"
+        rounded = round(cell, decimals) + 0.0  # no negative zero
+        return f"{rounded:{'+' if column.signed else ''}.{decimals}f}"
 
     shown = [text(cell) for cell in column.cells]
     return [

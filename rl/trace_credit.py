@@ -13,7 +13,7 @@ from agent.console.html import write_html
 from agent.store import Filter, TrajectoryStore
 from agent.trajectory import Trajectory
 from kg.errors import PolicyUnavailableError, UsageError
-from rl.assess import Assessment, assess, load_assessment
+from rl.assess import Assessed, Assessment, assess, load_assessment
 from rl.receipt import Receipt, make_receipt
 from rl.receipt_table import render_receipt
 
@@ -48,6 +48,7 @@ class Accountant:
     policy: str = ""
     notify: Notify = lambda line: None
     _loaded: dict[str, _Loaded] = field(default_factory=dict)
+    _assessed: dict[tuple[str, str, str], tuple[Assessed, list[str]]] = field(default_factory=dict)
 
     @cached_property
     def spec(self) -> Assessment:
@@ -62,15 +63,13 @@ class Accountant:
                 cannot be assessed.
             PolicyUnavailableError: the recipe needs probes and the model cannot be had.
         """
-        spec = self.spec
-        group, notes = self._group(trajectory)
         scorer, label = None, ""
-        if spec.needs_probes:
+        if self.spec.needs_probes:
             _require_probeable(trajectory)
             scorer, label = self._scorer(trajectory)
-            if label != trajectory.policy:
-                notes.append(f"probed with {label}, not with {trajectory.policy} that sampled it")
-        assessed = assess([group], spec, scorer=scorer)
+        assessed, notes = self._assess(trajectory, scorer, label)
+        if label not in ("", trajectory.policy):
+            notes = [*notes, f"probed with {label}, not with {trajectory.policy} that sampled it"]
         return make_receipt(
             assessed,
             trajectory.id,
@@ -78,6 +77,16 @@ class Accountant:
             scored_by=label,
             notes=tuple(notes),
         )
+
+    def _assess(
+        self, trajectory: Trajectory, scorer: ModelScorer | None, label: str
+    ) -> tuple[Assessed, list[str]]:
+        """The episode's group, assessed once for all its episodes, and notes."""
+        key = (trajectory.group or trajectory.id, trajectory.task.id, label)
+        if key not in self._assessed:
+            group, notes = self._group(trajectory)
+            self._assessed[key] = (assess([group], self.spec, scorer=scorer), notes)
+        return self._assessed[key]
 
     def _group(self, trajectory: Trajectory) -> tuple[list[Trajectory], list[str]]:
         """All stored rollouts that are compared with this one, itself included, and notes."""
@@ -90,13 +99,13 @@ class Accountant:
         notes = [f"skipped: {problem}" for problem in problems]
         if len(group) < len(found):
             others = len(found) - len(group)
-            notes.append(f"{others} episodes of other tasks in this group are not compared")
+            notes.append(f"episodes of other tasks in this group are not compared: {others}")
         if len(group) == 1:
             notes.append("a group of one: there is no other rollout to compare with")
         return group, notes
 
     def _scorer(self, trajectory: Trajectory) -> _Loaded:
-        given = self.policy or trajectory.policy.rpartition("@")[0]
+        given = self.policy or trajectory.policy.rpartition("@")[0] or trajectory.policy
         engine, _, rest = given.partition(":")
         name = rest if engine in ("vllm", "transformers") and rest else given
         if name not in self._loaded:
@@ -109,15 +118,19 @@ class Accountant:
         from rl.scoring import load_scorer
 
         hint = "--policy NAME of a local model, or a recipe without information gain: --recipe grpo"
+        gone = PolicyUnavailableError(
+            f"the policy '{name}' that sampled {trajectory.id} is not a local model", hint
+        )
         if "://" in name:
             raise UsageError("a server's policy computes no probes", hint)
+        if not self.policy and "/" in name and not Path(name).is_dir():
+            raise gone  # an episode may come from anywhere: it has nothing fetched from the Hub
         try:
             folder = resolve(name, self.models, self.notify)
         except UsageError as error:
             if self.policy:
                 raise
-            message = f"the policy '{name}' that sampled {trajectory.id} is not a local model"
-            raise PolicyUnavailableError(message, hint) from error
+            raise gone from error
         self.notify(f"scoring with {name}")
         with quiet():
             scorer = load_scorer(folder, name)

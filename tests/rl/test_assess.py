@@ -189,10 +189,12 @@ def test_what_cannot_be_assessed_is_left_out_and_named_and_the_rest_goes_on(
     nan = replace(rollouts[1], id="nan")
     probes = {**scored.context.gold_logprobs, "nan": np.full((2, len(nan.turns)), np.nan)}
     context = RewardContext(gold_logprobs=probes)
-    bad = [text, empty, foreign, nan, rollouts[0]]
+    backwards = replace(rollouts[0], id="backwards", turns=rollouts[0].turns[::-1])
+    bad = [text, empty, foreign, nan, backwards, rollouts[0]]
     found = assess([[*rollouts, *bad]], load_assessment("igpo"), context, scorer)
     reasons = {drop.id: drop.reason for drop in found.dropped}
-    assert set(reasons) == {text.id, "empty", "foreign", "nan", rollouts[0].id}
+    assert set(reasons) == {text.id, "empty", "foreign", "nan", "backwards", rollouts[0].id}
+    assert "span" in reasons["backwards"]
     assert "no token ids" in reasons[text.id]
     assert "no turns" in reasons["empty"]
     assert "of the policy other@1" in reasons["foreign"]
@@ -202,6 +204,15 @@ def test_what_cannot_be_assessed_is_left_out_and_named_and_the_rest_goes_on(
     with pytest.raises(UsageError, match="cannot be assessed: it has no turns"):
         make_receipt(found, "empty")
     assert "left out: foreign" in render_receipt(make_receipt(found, rollouts[0].id))
+
+
+def test_a_weighted_reward_that_overflows_leaves_its_trajectory_out(rollouts):
+    huge = Part(reward="format", weight=1e308, options={"invalid": -20.0})
+    found = assess([rollouts], spec("grpo", format=huge))
+    assert [(drop.id, drop.reason) for drop in found.dropped] == [
+        (rollouts[3].id, "its weighted reward is not finite")
+    ]
+    assert len(found.batch) == 3
 
 
 def test_a_group_without_gold_answers_is_left_out_as_a_whole(rollouts, scored, scorer):
@@ -284,6 +295,13 @@ def test_mistakes_in_a_recipe_are_named(overrides, message):
     with pytest.raises(UsageError) as caught:
         load_assessment("igpo", overrides)
     assert message in f"{caught.value.message} {caught.value.hint}"
+
+
+def test_the_recipe_in_the_documentation_loads(tmp_path):
+    page = Path("docs/credit.md").read_text("utf-8")
+    recipe = tmp_path / "documented.yaml"
+    recipe.write_text(re.search(r"```yaml\n(.*?)```", page, re.DOTALL)[1])
+    assert load_assessment(str(recipe)).reward.rewards == load_assessment("igpo").reward.rewards
 
 
 def test_rewards_of_the_last_turn_are_those_the_table_says():
