@@ -12,6 +12,7 @@ from rl.receipt import PartLine, Receipt, TurnLine
 
 _ACTION_CHARS = 28
 _ANSWER_CHARS = 40
+_NOISE = 1e-12  # of rounding: shown as 0
 
 
 @dataclass(frozen=True)
@@ -181,7 +182,9 @@ def _texts(column: _Column) -> list[str]:
         if isinstance(cell, int):
             return str(cell)
         rounded = round(cell, decimals) + 0.0  # no negative zero
-        return f"{rounded:{'+' if column.signed else ''}.{decimals}f}"
+        tiny = not rounded and abs(cell) > _NOISE
+        sign = "+" if column.signed else ""
+        return f"{cell:{sign}.0e}" if tiny else f"{rounded:{sign}.{decimals}f}"
 
     shown = [text(cell) for cell in column.cells]
     return [
@@ -192,6 +195,6 @@ def _texts(column: _Column) -> list[str]:
 
 
 def _decimals(numbers: Sequence[float]) -> int:
-    """4, or what shows three digits of the largest number, 12 at most."""
+    """4, or what shows four digits of the largest number, 12 at most."""
     largest = max((abs(number) for number in numbers), default=1.0)
-    return 4 if largest >= 0.1 else min(12, 2 - math.floor(math.log10(largest)))
+    return 4 if largest >= 0.1 else min(12, 3 - math.floor(math.log10(largest)))

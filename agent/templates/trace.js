@@ -155,7 +155,8 @@ function gainCurve(credit) {
   const values = points.map((line) => line.gold);
   const low = Math.min(...values), high = Math.max(...values), span = high - low || 1;
   const most = Math.max(1, points.length - 1);
-  const x = (at) => left + (at * (width - left - right)) / most;
+  const inset = 28; // the first gain is written left of its step
+  const x = (at) => left + inset + (at * (width - left - inset - right)) / most;
   const y = (value) => top + ((high - value) * (height - top - bottom)) / span;
   const text = (content, attributes) => svg("text", { "font-size": 11, fill: "currentColor", ...attributes }, content);
   const names = { log_probability: "log-probability (nats a token)", probability: "probability" };

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -136,6 +137,15 @@ def test_mistakes_are_one_line_with_their_code(agent, store, rollouts, micro, tm
         assert err.startswith("error: ")
         assert message in err, args
         assert len(err.strip().splitlines()) <= 2
+
+
+def test_a_model_that_does_not_load_is_one_line(agent, rollouts, models_dir, tmp_path):
+    broken = shutil.copytree(resolve("micro", models_dir), tmp_path / "broken")
+    weights = broken / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    code, _, err = agent("credit", rollouts[0].id, "--policy", broken)
+    assert code == 5
+    assert f"no model in {broken}" in err
 
 
 def test_a_model_asked_for_by_name_probes_what_another_sampled(agent, store, rollouts, micro):
