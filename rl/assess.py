@@ -1,7 +1,7 @@
 """From groups of trajectories to what each token weighs in the loss, by one recipe.
 
-Rewards → credit → loss weights: for each turn, the sum over its tokens of weight x advantage is its
-contribution, and the policy loss of the batch at ratio 1 is minus the sum of all contributions.
+Rewards → credit → loss weights: for each turn, the sum over its tokens of weight x advantage is
+its contribution, and the policy loss of the batch at ratio 1 is minus the sum of all contributions.
 """
 
 from __future__ import annotations
@@ -116,7 +116,7 @@ class Assessed:
         groups: what could be assessed, group by group; in this order they are the batch's rows.
         batch: n rows; reward parts by label, weights of the recipe applied.
         credit: advantages per token, and the ledger.
-        weights: per trajectory float64[its tokens]: factor of the token's loss; 0 where not sampled.
+        weights: per trajectory float64[its tokens]: factor of the token's loss, 0 if not sampled.
         context: what rewards read, with the probes that were computed.
         dropped: what was left out; the groups shrank by it before they were compared.
     """
@@ -136,7 +136,7 @@ class Assessed:
 
     @cached_property
     def contributions(self) -> Floats:
-        """float64[n, turns]: sum over each turn's tokens of weight x advantage; 0 behind the last."""
+        """float64[n, turns]: sum over each turn's tokens of weight x advantage; 0 after the last."""
         out = np.zeros(self.batch.turn_mask.shape)
         for i, row in enumerate(self.batch.spans):
             each = self.weights[i] * self.credit.advantages[i]
@@ -167,8 +167,8 @@ def assess(
 ) -> Assessed:
     """Rewards, advantages and loss weights of one batch.
 
-    A trajectory that cannot be assessed (no tokens, no turns, a reward that is missing or not finite)
-    is left out and named; the others go on, compared among themselves.
+    A trajectory that cannot be assessed (no tokens, no turns, a reward missing or not finite) is
+    left out and named; the others go on, compared among themselves.
 
     Args:
         groups: each holds rollouts of one task.

@@ -59,7 +59,7 @@ class Accountant:
         """The receipt of an episode.
 
         Raises:
-            UsageError: no such recipe, it needs what a stored episode does not have, or this episode
+            UsageError: no such recipe, it needs what a stored episode does not have, or this one
                 cannot be assessed.
             PolicyUnavailableError: the recipe needs probes and the model cannot be had.
         """
