@@ -136,7 +136,7 @@ class Assessed:
 
     @cached_property
     def contributions(self) -> Floats:
-        """float64[n, turns]: sum over each turn's tokens of weight x advantage; 0 after the last."""
+        """float64[n, turns]: sum over a turn's tokens of weight x advantage; 0 after the last."""
         out = np.zeros(self.batch.turn_mask.shape)
         for i, row in enumerate(self.batch.spans):
             each = self.weights[i] * self.credit.advantages[i]
