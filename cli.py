@@ -696,18 +696,65 @@ def trace_import(path: Path, store: Store = None) -> None:
 
 
 @trace_app.command(
-    "html", epilog="Examples: agent trace html 3f2a -o trace.html · agent trace html -o last.html"
+    "html",
+    epilog="Examples: agent trace html 3f2a -o trace.html · agent trace html -o last.html · "
+    "agent trace html 3f2a --credit igpo",
 )
 def trace_html(
     ids: Annotated[list[str] | None, typer.Argument(help="Episodes; default: the newest.")] = None,
     out: Annotated[Path, typer.Option("--out", "-o")] = Path("trace.html"),
+    credit: Annotated[
+        str | None, typer.Option(help="Show the receipt by this recipe, such as igpo.")
+    ] = None,
+    policy: Annotated[
+        str, typer.Option("--policy", "-p", help="Model for --credit, not the episode's own.")
+    ] = "",
     store: Store = None,
 ) -> None:
-    """Write one self-contained HTML page to look at episodes."""
-    from agent.console.html import write_html
+    """Write one self-contained HTML page to look at episodes.
+
+    Exit codes: 0 written, 2 usage, 5 the model that --credit needs is unavailable.
+    """
+    models = _settings().models_dir
+    with _store(store) as opened:
+        if credit is None:
+            from agent.console.html import write_html
+
+            written = write_html(opened, ids or [], out, models)
+        else:
+            from rl.trace_credit import Accountant, write_page
+
+            accountant = Accountant(opened, credit, models, policy, _stderr)
+            written = write_page(accountant, ids or [], out)
+    typer.echo(str(written))
+
+
+@trace_app.command(
+    "credit",
+    epilog="Examples: agent trace credit 3f2a · agent trace credit 3f2a --recipe grpo --json",
+)
+def trace_credit(
+    id: str,
+    recipe: Annotated[
+        str, typer.Option(help="Rewards, credit and loss: igpo, grpo or a YAML file.")
+    ] = "igpo",
+    policy: Annotated[
+        str, typer.Option("--policy", "-p", help="Model to probe with, not the episode's own.")
+    ] = "",
+    store: Store = None,
+    json_: AsJson = False,
+) -> None:
+    """The receipt of an episode: each turn from its rewards to its part of the loss.
+
+    Its group's other rollouts come from the store. Information gain needs the local model that
+    sampled the episode. Exit codes: 0 shown, 1 unexpected failure, 2 usage (no such episode or
+    recipe, or nothing to assess), 5 the model is unavailable.
+    """
+    from rl.trace_credit import Accountant, credit_report
 
     with _store(store) as opened:
-        typer.echo(str(write_html(opened, ids or [], out, _settings().models_dir)))
+        accountant = Accountant(opened, recipe, _settings().models_dir, policy, _stderr)
+        typer.echo(credit_report(accountant, id, json_))
 
 
 @trace_app.command("explain", epilog="Example: agent trace explain 3f2a")

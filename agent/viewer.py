@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import textwrap
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib import resources
 from typing import Any
 
@@ -66,14 +66,22 @@ def _arguments(turn: Turn) -> str:
     return ", ".join(str(value) for value in turn.action.arguments.values())
 
 
-def render_html(trajectories: Sequence[Trajectory], decode: Decode | None = None) -> str:
+def render_html(
+    trajectories: Sequence[Trajectory],
+    decode: Decode | None = None,
+    receipts: Mapping[str, Mapping[str, Any]] | None = None,
+) -> str:
     """One HTML page.
 
     Args:
         trajectories: shown in this order.
         decode: token ids to text; with it, each turn's tokens are shown with their probability.
+        receipts: by trajectory id, a receipt of credit as JSON values (see docs/credit.md); shown
+            beside the turns, with the information gain drawn. None for trajectories without one.
     """
-    data = json.dumps([_view(trajectory, decode) for trajectory in trajectories])
+    made = receipts or {}
+    views = [{**_view(t, decode), "credit": made.get(t.id)} for t in trajectories]
+    data = json.dumps(views)
     page = _asset("trace.html")
     for mark, text in (
         ("/*STYLE*/", _asset("trace.css")),

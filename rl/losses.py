@@ -16,8 +16,8 @@ from typing import Literal, NamedTuple, get_args
 import torch
 
 from kg.errors import UsageError
+from rl.reduction import Aggregation
 
-Aggregation = Literal["token-mean", "sequence-mean", "sequence-sum", "constant"]
 KlEstimator = Literal["k1", "k2", "k3"]
 Level = Literal["token", "sequence"]
 Diagnostics = dict[str, torch.Tensor]

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import difflib
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -155,7 +155,7 @@ class PretrainRecipe(Fit):
     questions_share: float = Field(0.7, ge=0, le=1)
 
 
-R = TypeVar("R", SftRecipe, PretrainRecipe)
+R = TypeVar("R", bound=BaseModel)
 
 
 def load_sft(name: str, overrides: Iterable[str] = ()) -> SftRecipe:
@@ -164,15 +164,20 @@ def load_sft(name: str, overrides: Iterable[str] = ()) -> SftRecipe:
     Raises:
         UsageError: no such recipe, not YAML, or an invalid or unknown key.
     """
-    return _load(SftRecipe, name, overrides)
+    return load(SftRecipe, name, overrides)
 
 
 def load_pretrain(name: str, overrides: Iterable[str] = ()) -> PretrainRecipe:
     """The same for a pre-training recipe."""
-    return _load(PretrainRecipe, name, overrides)
+    return load(PretrainRecipe, name, overrides)
 
 
-def _load(kind: type[R], name: str, overrides: Iterable[str]) -> R:
+def load(kind: type[R], name: str, overrides: Iterable[str] = ()) -> R:
+    """Read a recipe of any kind by file path or by the name of one that ships.
+
+    Raises:
+        UsageError: no such recipe, not YAML, or an invalid or unknown key.
+    """
     data = _read(name)
     for override in overrides:
         _override(data, override)
@@ -236,6 +241,18 @@ def _first(error: ValidationError, kind: type[BaseModel]) -> str:
     return f"unknown key '{where}'" + (f"; did you mean '{near[0]}'?" if near else "")
 
 
-def _keys(kind: type[BaseModel]) -> Sequence[str]:
-    sections = (Lora, Optimizer, Demonstrations, Worlds, MicroShape)
-    return [*kind.model_fields, *(key for section in sections for key in section.model_fields)]
+def _keys(kind: type[BaseModel]) -> list[str]:
+    """Names of all fields of a model and of the models within it."""
+    keys: list[str] = []
+    for name, field in kind.model_fields.items():
+        keys.append(name)
+        for section in _sections(field.annotation):
+            keys += _keys(section)
+    return keys
+
+
+def _sections(annotation: Any) -> list[type[BaseModel]]:
+    """Models that an annotation names, also inside `dict`, `list` and unions."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [section for inner in get_args(annotation) for section in _sections(inner)]

@@ -64,7 +64,7 @@ class ModelScorer(Scorer):
     """
 
     def __init__(
-        self, model: torch.nn.Module, template: ChatTemplate, policy: str, way: Way = "segments"
+        self, model: torch.nn.Module, template: ChatTemplate, policy: str, way: Way = "auto"
     ) -> None:
         from rl.engine import TargetLogprobs
 
@@ -93,7 +93,7 @@ class ModelScorer(Scorer):
 
 
 def load_scorer(
-    folder: Path, name: str, dtype: str = "float32", device: str = "cpu", way: Way = "segments"
+    folder: Path, name: str, dtype: str = "float32", device: str = "cpu", way: Way = "auto"
 ) -> ModelScorer:
     """The scorer of a model folder.
 
@@ -123,9 +123,10 @@ def load_scorer(
             attn_implementation=NAME,
             local_files_only=True,
         )
-    except (OSError, ValueError) as error:
+    except Exception as error:  # safetensors, json and transformers each raise their own
+        cause = (str(error).splitlines() or [type(error).__name__])[0]
         raise PolicyUnavailableError(
-            f"no model in {folder}: {error}", "agent models list"
+            f"no model in {folder}: {cause}", "agent models list"
         ) from error
     require_plain(model.config, model.config.max_position_embeddings)
     version = weights_version(folder)

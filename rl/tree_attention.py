@@ -1,9 +1,10 @@
 """Attention over a token tree: a token attends to its ancestors and itself.
 
 Registered with transformers under the name `tree`; the tree that is being computed is set with
-`on_tree`. Two ways, equal in result: `segments` computes each segment against the keys of its path, with
-PyTorch's own attention, and never builds the mask of the whole tree; `flex` hands the whole mask to
-FlexAttention as blocks, for GPUs.
+`on_tree`. Three ways, equal in result. `dense` hands PyTorch's attention the mask of the whole tree: the
+quickest for small trees. `segments` computes each segment against the keys of its path, and never builds
+that mask. `flex` hands it to FlexAttention as blocks, for GPUs. `auto` takes the first for trees of up
+to 2,048 tokens and the second for larger ones.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, AttentionMaskInterface
@@ -22,23 +24,32 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from rl.tree import TokenTree
 
 NAME = "tree"
-Way = Literal["segments", "flex"]
+Way = Literal["auto", "dense", "segments", "flex"]
+_DENSE = 2048
 
 
 @dataclass(frozen=True)
 class _Segment:
-    """One run of queries with the keys it sees: `above` of its ancestors and its own."""
+    """One run of queries.
+
+    Attributes:
+        path: int64[depth + length], rows of its ancestors and its own; None for a root, whose keys lie
+            where its queries do.
+        mask: bool[length, depth + length], true where seen; None where all of it, or a root.
+    """
 
     start: int
     stop: int
-    above: torch.Tensor  # int64[depth]
+    path: torch.Tensor | None
+    mask: torch.Tensor | None
 
 
 @dataclass(frozen=True)
 class _Plan:
-    """What attention needs of a tree, made once for all layers."""
+    """What attention needs of a tree, made once for all layers; one of the three is given."""
 
     segments: tuple[_Segment, ...] = ()
+    mask: torch.Tensor | None = None
     block_mask: Any = None
 
 
@@ -46,10 +57,9 @@ _plan: ContextVar[_Plan] = ContextVar("plan")
 
 
 @contextmanager
-def on_tree(tree: TokenTree, device: torch.device, way: Way = "segments") -> Iterator[None]:
+def on_tree(tree: TokenTree, device: torch.device, way: Way = "auto") -> Iterator[None]:
     """Attention within follows this tree (backward of a checkpointed layer included)."""
-    plan = _Plan(block_mask=_blocks(tree, device)) if way == "flex" else _segments(tree, device)
-    token = _plan.set(plan)
+    token = _plan.set(_planned(tree, device, way))
     try:
         yield
     finally:
@@ -81,6 +91,11 @@ def tree_attention(
             query, key, value, block_mask=plan.block_mask, scale=scaling, enable_gqa=True
         )
         return out.transpose(1, 2).contiguous(), None
+    if plan.mask is not None:
+        out = scaled_dot_product_attention(
+            query, key, value, plan.mask, dropout_p=dropout, scale=scaling, enable_gqa=True
+        )
+        return out.transpose(1, 2).contiguous(), None
     parts = [_attend(segment, query, key, value, scaling, dropout) for segment in plan.segments]
     return torch.cat(parts, dim=2).transpose(1, 2).contiguous(), None
 
@@ -95,49 +110,61 @@ def _attend(
 ) -> torch.Tensor:
     """Attention of one segment's queries; float[1, heads, length, d]."""
     own = slice(segment.start, segment.stop)
-    q, k, v = query[:, :, own], key[:, :, own], value[:, :, own]
-    depth, length = len(segment.above), segment.stop - segment.start
-    mask = None
-    if depth:
-        k = torch.cat([key.index_select(2, segment.above), k], dim=2)
-        v = torch.cat([value.index_select(2, segment.above), v], dim=2)
-        if length > 1:
-            mask = torch.ones(length, depth + length, dtype=torch.bool, device=q.device)
-            mask = mask.tril(diagonal=depth)
+    root = segment.path is None
+    k = key[:, :, own] if segment.path is None else key.index_select(2, segment.path)
+    v = value[:, :, own] if segment.path is None else value.index_select(2, segment.path)
     return scaled_dot_product_attention(
-        q,
+        query[:, :, own],
         k,
         v,
-        attn_mask=mask,
-        is_causal=not depth,
+        attn_mask=segment.mask,
+        is_causal=root,
         dropout_p=dropout,
         scale=scaling,
         enable_gqa=True,
     )
 
 
+def _planned(tree: TokenTree, device: torch.device, way: Way) -> _Plan:
+    if way == "flex":
+        return _Plan(block_mask=_blocks(tree, device))
+    if way == "dense" or (way == "auto" and len(tree) <= _DENSE):
+        rows = np.arange(len(tree))
+        seen = (rows[None, :] <= rows[:, None]) & (rows[:, None] < _ends(tree)[None, :])
+        return _Plan(mask=torch.from_numpy(seen).to(device))
+    return _segments(tree, device)
+
+
 def _segments(tree: TokenTree, device: torch.device) -> _Plan:
     found = []
     for number in range(len(tree.parents)):
         start, stop = int(tree.starts[number]), int(tree.starts[number + 1])
-        above = torch.from_numpy(tree.path(number)[: -(stop - start)]).to(device)
-        found.append(_Segment(start, stop, above))
+        path, mask = None, None
+        if tree.parents[number] >= 0:
+            path = torch.from_numpy(tree.path(number)).to(device)
+            if stop - start > 1:
+                mask = torch.ones(stop - start, len(path), dtype=torch.bool, device=device)
+                mask = mask.tril(diagonal=len(path) - (stop - start))
+        found.append(_Segment(start, stop, path, mask))
     return _Plan(tuple(found))
 
 
-def _blocks(tree: TokenTree, device: torch.device) -> Any:
-    """FlexAttention's block mask: j is seen from i when j lies before i and j's segment spans i's.
-
-    In depth-first order the descendants of a segment follow it without a gap: `last` is where they end.
-    """
-    from torch.nn.attention.flex_attention import create_block_mask
-
+def _ends(tree: TokenTree) -> npt.NDArray[np.int64]:
+    """int64[n]: behind which row the tokens end that see each token. In depth-first order the
+    descendants of a segment follow it without a gap: j is seen from i when j <= i < ends[j]."""
     last = tree.starts[1:].copy()
     for number in range(len(tree.parents) - 1, -1, -1):
         parent = int(tree.parents[number])
         if parent >= 0:
             last[parent] = max(last[parent], last[number])
-    ends = torch.from_numpy(np.repeat(last, np.diff(tree.starts))).to(device)
+    return np.repeat(last, np.diff(tree.starts))
+
+
+def _blocks(tree: TokenTree, device: torch.device) -> Any:
+    """FlexAttention's block mask of the same."""
+    from torch.nn.attention.flex_attention import create_block_mask
+
+    ends = torch.from_numpy(_ends(tree)).to(device)
 
     def seen(batch: Any, head: Any, row: Any, column: Any) -> Any:
         return (column <= row) & (row < ends[column])

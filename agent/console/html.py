@@ -3,17 +3,34 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from agent.store import Filter, TrajectoryStore
 from agent.trajectory import Trajectory
 from agent.viewer import Decode, render_html
 from kg.errors import TurnwiseError, UsageError
 
+Receipts = Callable[[Sequence[Trajectory]], Mapping[str, Mapping[str, Any]]]
+"""Episodes to their credit receipts by id, as plain JSON values."""
 
-def write_html(store: TrajectoryStore, ids: Sequence[str], out: Path, models: Path) -> Path:
+
+def write_html(
+    store: TrajectoryStore,
+    ids: Sequence[str],
+    out: Path,
+    models: Path,
+    receipts: Receipts | None = None,
+) -> Path:
     """Write the page; without ids, of the newest episode.
+
+    Args:
+        store: holds the episodes.
+        ids: or their beginnings.
+        out: the file.
+        models: folder of pulled models, for the tokenizer.
+        receipts: makes what is shown beside the turns.
 
     Raises:
         UsageError: no such episode, or the file cannot be written.
@@ -21,7 +38,8 @@ def write_html(store: TrajectoryStore, ids: Sequence[str], out: Path, models: Pa
     chosen = [store.get(id) for id in ids] or list(store.query(Filter(limit=1)))
     if not chosen:
         raise UsageError("there is no episode yet", 'agent ask "your question"')
-    page = render_html(chosen, _decoder(chosen, models))
+    made = receipts(chosen) if receipts else None
+    page = render_html(chosen, _decoder(chosen, models), made)
     partial = out.with_name(f".{out.name}.part")
     try:
         partial.write_text(page, "utf-8")

@@ -93,7 +93,7 @@ class Batch:
         *,
         ids: Sequence[str] = (),
         spans: Sequence[Sequence[tuple[int, int]]] | None = None,
-        sampled: Sequence[Sequence[bool]] | None = None,
+        sampled: Sequence[Sequence[bool] | Bools] | None = None,
         values: Sequence[Sequence[float]] | None = None,
         anchors: Sequence[Sequence[int]] | None = None,
     ) -> Batch:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import difflib
 import inspect
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
+from typing import Any, get_type_hints
+
+from pydantic import TypeAdapter, ValidationError
 
 from rl.credit.gae import bilevel_gae, token_gae, turn_gae
 from rl.credit.group import Batch, CreditError
@@ -37,6 +40,26 @@ class Estimator:
     def options(self) -> tuple[str, ...]:
         """Names of its options."""
         return tuple(inspect.signature(self.compute).parameters)[1:]
+
+    def checked(self, options: Mapping[str, Any]) -> dict[str, Any]:
+        """The options, converted to their types.
+
+        Raises:
+            CreditError: one that is unknown (the nearest is suggested) or of a wrong type.
+        """
+        for option in options:
+            if option not in self.options:
+                message = f"{self.name} has no option '{option}'"
+                raise CreditError(message, _nearest(option, self.options))
+        types = get_type_hints(self.compute)
+        made: dict[str, Any] = {}
+        for option, value in options.items():
+            try:
+                made[option] = TypeAdapter(types[option]).validate_python(value)
+            except ValidationError as error:
+                message = f"{self.name}: the option '{option}' is {value!r}"
+                raise CreditError(message, error.errors()[0]["msg"]) from error
+        return made
 
 
 ESTIMATORS = {
@@ -78,12 +101,7 @@ def estimate(name: str, batch: Batch, **options: object) -> Credit:
         CreditError: no such estimator or option, or a batch that it cannot work with.
     """
     estimator = find(name)
-    for option in options:
-        if option not in estimator.options:
-            raise CreditError(
-                f"{name} has no option '{option}'", _nearest(option, estimator.options)
-            )
-    return drop_and_count(partial(estimator.compute, **options), batch)
+    return drop_and_count(partial(estimator.compute, **estimator.checked(options)), batch)
 
 
 def _nearest(name: str, known: Iterable[str]) -> str:

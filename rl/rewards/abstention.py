@@ -51,6 +51,7 @@ class Abstention(Reward):
 
     name: ClassVar[str] = "abstention"
     source: ClassVar[str] = "own table, after SALU 2507.16951"
+    last_turn_only: ClassVar[bool] = True
     right: float = Field(1.0, ge=0)
     declined_answerable: float = Field(-0.2, le=0)
     wrong: float = Field(-1.0, le=0)

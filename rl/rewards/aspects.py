@@ -18,7 +18,7 @@ from pydantic import Field, model_validator
 from agent.trajectory import Trajectory
 from eval.metrics import normalise
 from eval.metrics.text import Overlap
-from rl.rewards.base import Options, Range, Reward, RewardError, Values, at_end, nothing
+from rl.rewards.base import Bools, Options, Range, Reward, RewardError, Values, at_end, nothing
 from rl.rewards.context import Need, RewardContext
 from rl.rewards.outcome import Outcome
 from rl.rewards.reading import calls, results, shown_ids
@@ -89,6 +89,12 @@ class Combination(Reward):
         inner = [need for reward in self.rewards.values() for need in reward.needs]
         return tuple(dict.fromkeys([*inner, *([Need.PROGRESS] if ramp else [])]))
 
+    def given(self, trajectory: Trajectory) -> Bools:
+        """Where any part speaks."""
+        masks = [reward.given(trajectory) for reward in self.rewards.values()]
+        anywhere: Bools = np.any(masks, axis=0)
+        return anywhere
+
     def values(self, group: Sequence[Trajectory], context: RewardContext) -> Values:
         """The weighted sum."""
         return total(self.weighted(group, context), group)
@@ -128,6 +134,7 @@ class _Aspect(Reward):
     """An aspect between 0 and 1."""
 
     source: ClassVar[str] = "own rule, after RESTL 2511.08555"
+    last_turn_only: ClassVar[bool] = True
 
     @property
     def range(self) -> Range:

@@ -118,6 +118,7 @@ class AttributeFormat(Reward):
 
     name: ClassVar[str] = "attribute_format"
     source: ClassVar[str] = "AttriLens-Mol 2508.04748 (code)"
+    last_turn_only: ClassVar[bool] = True
     valid: float = Field(1.0, ge=0)
     invalid: float = Field(-2.0, le=0)
 
@@ -177,6 +178,7 @@ class AttributeCount(Reward):
 
     name: ClassVar[str] = "attribute_count"
     source: ClassVar[str] = "AttriLens-Mol 2508.04748 (code)"
+    last_turn_only: ClassVar[bool] = True
     least: int = Field(3, ge=0)
     most: int = Field(10, ge=1)
     outside: float = Field(-1.0, le=0)
@@ -214,6 +216,7 @@ class AttributeRationality(Reward):
 
     name: ClassVar[str] = "attribute_rationality"
     source: ClassVar[str] = "AttriLens-Mol 2508.04748 (code); chance correction: own"
+    last_turn_only: ClassVar[bool] = True
     ranges: dict[str, tuple[float, float]] = Field(default_factory=dict)
     chance_corrected: bool = False
 

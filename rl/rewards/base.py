@@ -23,6 +23,7 @@ from rl.recipe import Strict
 from rl.rewards.context import Need, RewardContext
 
 Floats: TypeAlias = npt.NDArray[np.float64]
+Bools: TypeAlias = npt.NDArray[np.bool_]
 Values: TypeAlias = list[Floats]
 
 
@@ -66,10 +67,12 @@ class Reward(Options, ABC):
     Attributes:
         name: as recipes and logs call it.
         source: paper and section, or "own" where the form is this project's.
+        last_turn_only: whether it speaks of the last turn alone.
     """
 
     name: ClassVar[str]
     source: ClassVar[str]
+    last_turn_only: ClassVar[bool] = False
 
     @property
     @abstractmethod
@@ -80,6 +83,15 @@ class Reward(Options, ABC):
     def needs(self) -> tuple[Need, ...]:
         """What must be provided under these options."""
         return ()
+
+    def given(self, trajectory: Trajectory) -> Bools:
+        """bool[turns]: where it speaks at all; 0 there is a reward of 0, elsewhere it is none.
+
+        What normalises a reward over the turns that have it needs to know.
+        """
+        mask = np.full(len(trajectory.turns), not self.last_turn_only)
+        mask[-1:] = True
+        return mask
 
     @abstractmethod
     def values(self, group: Sequence[Trajectory], context: RewardContext) -> Values:
@@ -145,7 +157,7 @@ def saturated(row: Iterable[float], low: float, high: float) -> Floats:
     return np.array(moved, dtype=np.float64)
 
 
-def padded(values: Values) -> tuple[Floats, npt.NDArray[np.bool_]]:
+def padded(values: Values) -> tuple[Floats, Bools]:
     """float64[trajectories, longest] with zeros behind each row's end, and true where a turn is."""
     longest = max((len(row) for row in values), default=0)
     mask = np.array([[t < len(row) for t in range(longest)] for row in values], dtype=np.bool_)

@@ -201,6 +201,7 @@ class MolecularReasoning(Reward):
 
     name: ClassVar[str] = "molecular_reasoning"
     source: ClassVar[str] = "MPPReasoner 2510.10248 (code); the form `precision`: own"
+    last_turn_only: ClassVar[bool] = True
     form: Literal["precision", "any"] = "precision"
     false_cost: float = Field(1.0, ge=0, le=1)
     enough: int = Field(3, ge=1)

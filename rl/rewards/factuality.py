@@ -205,6 +205,7 @@ class FactualReasoning(_Thoughts):
 
     name: ClassVar[str] = "factual_reasoning"
     source: ClassVar[str] = "KnowRL (zjunlp) 2506.19807; `code`: zjunlp/KnowRL"
+    last_turn_only: ClassVar[bool] = True
     form: Literal["code", "paper"] = "code"
     refusal: float = Field(1.0, ge=-1, le=2)
     correctness: Literal["match", "judge"] = "match"

@@ -9,9 +9,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import ClassVar, Literal
 
+import numpy as np
+
 from agent.trajectory import ActionKind, Status, Trajectory, Turn
 from eval.metrics import SCORERS
-from rl.rewards.base import Floats, Options, Range, Reward, Values, at_end, nothing
+from rl.rewards.base import Bools, Floats, Options, Range, Reward, Values, at_end, nothing
 from rl.rewards.context import Need, RewardContext
 from rl.rewards.outcome import Scored
 from rl.rewards.reading import thought_of
@@ -91,13 +93,23 @@ class Format(Reward):
         """One constant for each trajectory."""
         return [self._row(trajectory) for trajectory in group]
 
+    def given(self, trajectory: Trajectory) -> Bools:
+        """The one turn that carries the constant."""
+        mask = np.zeros(len(trajectory.turns), dtype=np.bool_)
+        if len(mask):
+            mask[self._place(self.rules.violations(trajectory))] = True
+        return mask
+
     def _row(self, trajectory: Trajectory) -> Floats:
         bad = self.rules.violations(trajectory)
         if not bad:
             return at_end(trajectory, self.valid)
         row = nothing(trajectory)
-        row[bad[0] if self.place == "turn" else -1] = self.invalid
+        row[self._place(bad)] = self.invalid
         return row
+
+    def _place(self, bad: list[int]) -> int:
+        return bad[0] if bad and self.place == "turn" else -1
 
 
 def _search_r1(score: float, valid: bool, answered: bool) -> float:

@@ -16,7 +16,7 @@ import numpy as np
 from pydantic import Field
 
 from agent.trajectory import Trajectory
-from rl.rewards.base import UNBOUNDED, Floats, Range, Reward, RewardError, Values, nothing
+from rl.rewards.base import UNBOUNDED, Bools, Floats, Range, Reward, RewardError, Values, nothing
 from rl.rewards.context import Need, RewardContext
 from rl.rewards.registry import register
 
@@ -64,14 +64,35 @@ class InformationGain(Reward):
         """Scores of the gold answer at every turn."""
         return (Need.PROBES,)
 
+    def given(self, trajectory: Trajectory) -> Bools:
+        """Turns that may earn: the last one only where it is included."""
+        names = [turn.action.name for turn in trajectory.turns]
+        mask = np.array([not self.only or name in self.only for name in names], dtype=np.bool_)
+        if self.answer_turn == "excluded":
+            mask[-1:] = False
+        return mask
+
     def values(self, group: Sequence[Trajectory], context: RewardContext) -> Values:
         """Differences of the chosen alias's scores."""
+        _, curves = self.curves(group, context)
+        return [self._gains(t, curve) for t, curve in zip(group, curves, strict=True)]
+
+    def curves(
+        self, group: Sequence[Trajectory], context: RewardContext
+    ) -> tuple[int, list[Floats]]:
+        """How likely the gold answer was at each turn.
+
+        Returns:
+            Which of the gold answers is scored, and for each trajectory float64[columns]: its
+            log-probability (nats a token), or probability by `form`, in what the turn's call saw.
+
+        Raises:
+            RewardError: scores are missing or are no log-probabilities.
+        """
         tables = [self._scores(trajectory, context) for trajectory in group]
         row = self._alias([table for table in tables if table.size])
-        return [
-            self._gains(trajectory, table[row] if table.size else np.zeros(0))
-            for trajectory, table in zip(group, tables, strict=True)
-        ]
+        chosen = [table[row] if table.size else np.zeros(0) for table in tables]
+        return row, [np.exp(c) if self.form == "probability" else c for c in chosen]
 
     def _scores(self, trajectory: Trajectory, context: RewardContext) -> Floats:
         """float64[aliases, columns], checked.
@@ -108,7 +129,7 @@ class InformationGain(Reward):
 
     def _gains(self, trajectory: Trajectory, scores: Floats) -> Floats:
         row = nothing(trajectory)
-        steps = np.diff(np.exp(scores) if self.form == "probability" else scores)
+        steps = np.diff(scores)
         row[: len(steps)] = steps
         if self.bound:
             row = np.clip(row, -self.bound, self.bound)

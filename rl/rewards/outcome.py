@@ -35,6 +35,7 @@ class Outcome(Reward):
     """
 
     source: ClassVar[str] = "the scripts of the question sets, see eval.metrics.answers"
+    last_turn_only: ClassVar[bool] = True
     declined: float = Field(1.0, ge=0, le=1)
 
     @property

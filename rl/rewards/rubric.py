@@ -94,6 +94,7 @@ class Rubric(Reward):
 
     name: ClassVar[str] = "rubric"
     source: ClassVar[str] = "RuscaRL 2508.16949 (code)"
+    last_turn_only: ClassVar[bool] = True
     items: tuple[Item, ...] = ()
     clip: bool = False
     met: float = Field(0.5, gt=0, le=1)

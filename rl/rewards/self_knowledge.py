@@ -49,6 +49,7 @@ class SelfConsistency(Reward):
 
     name: ClassVar[str] = "self_consistency"
     source: ClassVar[str] = "KnowRL 2510.11407 (formula inferred); chance correction: own"
+    last_turn_only: ClassVar[bool] = True
     labels: tuple[str, str] = ("feasible", "infeasible")
     credit: Literal["vote", "task", "claimed"] = "vote"
     balanced: bool = True

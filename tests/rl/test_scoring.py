@@ -124,13 +124,18 @@ def test_a_large_group_in_several_trees_scores_the_same(models, template):
         np.testing.assert_allclose(parts.gold[t.id], whole.gold[t.id], atol=CLOSE)
 
 
-def test_the_mask_of_blocks_gives_the_same(models, template):
-    """FlexAttention, uncompiled, over the whole mask."""
-    group = random_group(5, size=2, turns=(2, 3))
-    segments = score_group(ModelScorer(models[0], template, ""), group, ["gold"])
-    blocks = score_group(ModelScorer(models[0], template, "", "flex"), group, ["gold"])
-    for t in group:
-        np.testing.assert_allclose(blocks.gold[t.id], segments.gold[t.id], atol=CLOSE)
+@pytest.mark.parametrize("way", ["segments", "dense", "flex"])
+def test_every_way_to_attend_gives_the_same(models, template, way):
+    """FlexAttention, uncompiled here, included."""
+    for seed in range(5):
+        group = random_group(seed, size=3, turns=(2, 4))
+        auto = score_group(ModelScorer(models[0], template, ""), group, ["gold"])
+        found = score_group(ModelScorer(models[0], template, "", way), group, ["gold"])
+        for t in group:
+            np.testing.assert_allclose(found.gold[t.id], auto.gold[t.id], atol=CLOSE)
+            if t.sampled.any():
+                ours, theirs = found.logprobs[t.id], auto.logprobs[t.id]
+                np.testing.assert_allclose(ours, theirs, atol=CLOSE)
 
 
 def test_a_token_behind_a_turn_changes_nothing_before_it(models, template):

@@ -1,0 +1,337 @@
+"""From groups of trajectories to what each token weighs in the loss, by one recipe.
+
+Rewards → credit → loss weights: for each turn, the sum over its tokens of weight x advantage is
+its contribution, and the policy loss of the batch at ratio 1 is minus the sum of all contributions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
+
+import numpy as np
+from pydantic import Field, model_validator
+
+from agent.trajectory import Trajectory
+from kg.errors import UsageError
+from rl.credit import Batch, Credit, CreditError, RewardPart, estimate, find
+from rl.credit.group import Bools, Floats, Ints
+from rl.recipe import Strict, load
+from rl.reduction import Aggregation, token_weights
+from rl.rewards import Combination, Need, Part, RewardContext, RewardError, Values, require
+from rl.rewards.information_gain import InformationGain
+
+if TYPE_CHECKING:
+    from rl.scoring import Scorer
+
+Group = Sequence[Trajectory]
+
+
+class CreditChoice(Strict):
+    """A credit estimator by name and its options; see docs/credit.md."""
+
+    estimator: str
+    options: dict[str, Any] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _known(self) -> Self:
+        find(self.estimator).checked(self.options)
+        return self
+
+
+class LossChoice(Strict):
+    """How token losses become one number; see `rl.losses.aggregate`.
+
+    Attributes:
+        aggregation: `token-mean`, `sequence-mean`, `sequence-sum` or `constant`.
+        constant: tokens per sequence that `constant` divides by.
+    """
+
+    aggregation: Aggregation = "token-mean"
+    constant: float = Field(1.0, gt=0, allow_inf_nan=False)
+
+
+class Assessment(Strict):
+    """A recipe of how trajectories are judged.
+
+    Attributes:
+        rewards: label to registered reward, weight and options; labels are what receipts call them.
+        credit: the estimator.
+        loss: the aggregation.
+
+    Raises:
+        UsageError: an unknown reward, estimator or option; the nearest is suggested.
+    """
+
+    rewards: dict[str, Part] = Field(min_length=1)
+    credit: CreditChoice
+    loss: LossChoice = LossChoice()
+
+    @model_validator(mode="after")
+    def _made(self) -> Self:
+        assert self.reward
+        return self
+
+    @cached_property
+    def reward(self) -> Combination:
+        """The rewards, made."""
+        return Combination(parts=self.rewards)
+
+    @property
+    def needs_probes(self) -> bool:
+        """Whether a reward reads information-gain probes."""
+        return Need.PROBES in self.reward.needs
+
+    @property
+    def gain(self) -> InformationGain:
+        """The information gain as this recipe defines it; the default where it has none."""
+        kinds = self.reward.rewards.values()
+        return next((r for r in kinds if isinstance(r, InformationGain)), InformationGain())
+
+
+def load_assessment(name: str, overrides: Iterable[str] = ()) -> Assessment:
+    """Read an assessment by file path or by the name of a recipe that ships.
+
+    Raises:
+        UsageError: no such recipe, not YAML, or an invalid or unknown key, reward or estimator.
+    """
+    return load(Assessment, name, overrides)
+
+
+class Dropped(NamedTuple):
+    """A trajectory that was left out, and why."""
+
+    id: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Assessed:
+    """A batch with all that led to its loss; n is the number of trajectories left.
+
+    Attributes:
+        spec: the recipe.
+        groups: what could be assessed, group by group; in this order they are the batch's rows.
+        batch: n rows; reward parts by label, weights of the recipe applied.
+        credit: advantages per token, and the ledger.
+        weights: per trajectory float64[its tokens]: factor of the token's loss, 0 if not sampled.
+        context: what rewards read, with the probes that were computed.
+        dropped: what was left out; the groups shrank by it before they were compared.
+    """
+
+    spec: Assessment
+    groups: tuple[tuple[Trajectory, ...], ...]
+    batch: Batch
+    credit: Credit
+    weights: tuple[Floats, ...]
+    context: RewardContext
+    dropped: tuple[Dropped, ...] = ()
+
+    @property
+    def trajectories(self) -> tuple[Trajectory, ...]:
+        """One per row."""
+        return tuple(trajectory for group in self.groups for trajectory in group)
+
+    @cached_property
+    def contributions(self) -> Floats:
+        """float64[n, turns]: sum over a turn's tokens of weight x advantage; 0 after the last."""
+        out = np.zeros(self.batch.turn_mask.shape)
+        for i, row in enumerate(self.batch.spans):
+            each = self.weights[i] * self.credit.advantages[i]
+            for k, (start, stop) in enumerate(row):
+                out[i, k] = each[start:stop].sum()
+        return out
+
+    @property
+    def loss(self) -> float:
+        """The policy loss of the batch at ratio 1, without clipping and anchors."""
+        return -float(self.contributions.sum())
+
+
+def by_group(trajectories: Iterable[Trajectory]) -> list[list[Trajectory]]:
+    """Rollouts with the same `group` together, in order of appearance; without one each alone."""
+    found: dict[tuple[str, str], list[Trajectory]] = {}
+    for trajectory in trajectories:
+        alone = "" if trajectory.group else trajectory.id
+        found.setdefault((trajectory.group, alone), []).append(trajectory)
+    return list(found.values())
+
+
+def assess(
+    groups: Iterable[Group],
+    spec: Assessment,
+    context: RewardContext | None = None,
+    scorer: Scorer | None = None,
+) -> Assessed:
+    """Rewards, advantages and loss weights of one batch.
+
+    A trajectory that cannot be assessed (no tokens, no turns, a reward missing or not finite) is
+    left out and named; the others go on, compared among themselves.
+
+    Args:
+        groups: each holds rollouts of one task.
+        spec: the recipe.
+        context: what rewards read; probes it does not have yet are computed.
+        scorer: computes probes; needed where a reward reads them and `context` lacks some.
+
+    Raises:
+        UsageError: a reward needs what neither context nor scorer provides.
+        CreditError: an estimator that cannot work with the batch.
+    """
+    given = context or RewardContext()
+    _require(spec, given, scorer)
+    dropped: list[Dropped] = []
+    kept: list[tuple[Trajectory, ...]] = []
+    rows: list[dict[str, Values]] = []
+    seen: set[str] = set()
+    for group in groups:
+        fit = _fit(group, seen, dropped)
+        if spec.needs_probes:
+            fit, given = _probed(fit, given, scorer, dropped)
+        fit, parts = _rewarded(fit, spec.reward, given, dropped)
+        if fit:
+            kept.append(tuple(fit))
+            rows.append(parts)
+    batch = make_batch(kept, spec.reward, rows)
+    credit = estimate(spec.credit.estimator, batch, **spec.credit.options)
+    weights = token_weights(batch.sampled, spec.loss.aggregation, spec.loss.constant)
+    return Assessed(spec, tuple(kept), batch, credit, weights, given, tuple(dropped))
+
+
+def make_batch(
+    groups: Sequence[Group], reward: Combination, rewards: Sequence[Mapping[str, Values]]
+) -> Batch:
+    """The batch that credit is computed over.
+
+    Args:
+        groups: of trajectories with tokens.
+        reward: says where each part is given.
+        rewards: per group, label to float64[turns] for each trajectory.
+
+    Raises:
+        CreditError: replies that are out of order.
+    """
+    flat = [trajectory for group in groups for trajectory in group]
+    lengths = np.array([len(trajectory.turns) for trajectory in flat], dtype=np.int64)
+    mask = np.arange(lengths.max(initial=0)) < lengths[:, None]
+    parts = []
+    for label, one in reward.rewards.items():
+        values, given = np.zeros(mask.shape), np.zeros(mask.shape, dtype=np.bool_)
+        rows = [row for group in rewards for row in group[label]]
+        for i, (trajectory, row) in enumerate(zip(flat, rows, strict=True)):
+            values[i, : len(row)] = row
+            given[i, : len(row)] = one.given(trajectory) | (row != 0)
+        parts.append(RewardPart(label, values, given))
+    return Batch(
+        ids=tuple(trajectory.id for trajectory in flat),
+        group=np.repeat(np.arange(len(groups)), [len(group) for group in groups]).astype(np.int64),
+        turn_mask=mask,
+        parts=tuple(parts),
+        spans=tuple(np.array(_spans(t), dtype=np.int64).reshape(-1, 2) for t in flat),
+        sampled=tuple(trajectory.sampled for trajectory in flat),
+        anchors=_anchors(flat, mask),
+    )
+
+
+def _spans(trajectory: Trajectory) -> list[tuple[int, int]]:
+    return [(turn.reply.start, turn.reply.stop) for turn in trajectory.turns]
+
+
+def _anchors(trajectories: Sequence[Trajectory], mask: Bools) -> Ints:
+    """int64[n, turns]: turns of one task whose policy calls saw the same tokens share a number."""
+    numbers: dict[tuple[str, bytes], int] = {}
+    out = np.zeros(mask.shape, dtype=np.int64)
+    for i, trajectory in enumerate(trajectories):
+        for k, turn in enumerate(trajectory.turns):
+            state = (trajectory.task.id, trajectory.prompt_of(turn).tobytes())
+            out[i, k] = numbers.setdefault(state, len(numbers))
+    return out
+
+
+def _require(spec: Assessment, context: RewardContext, scorer: Scorer | None) -> None:
+    promised = context.promised | ({Need.PROBES} if scorer is not None else frozenset())
+    require(spec.reward.rewards.values(), replace(context, promised=promised))
+    if Need.PROGRESS in spec.reward.needs and not context.has(Need.PROGRESS):
+        raise UsageError("a reward's weight changes over the run, and no progress is given")
+
+
+def _fit(group: Group, seen: set[str], dropped: list[Dropped]) -> list[Trajectory]:
+    """Trajectories that a batch can hold, each once."""
+    fit = []
+    for trajectory in group:
+        if reason := _unfit(trajectory, seen):
+            dropped.append(Dropped(trajectory.id, reason))
+        else:
+            fit.append(trajectory)
+        seen.add(trajectory.id)
+    return fit
+
+
+def _unfit(trajectory: Trajectory, seen: set[str]) -> str:
+    """Why it can carry no loss; "" when it can."""
+    if trajectory.id in seen:
+        return "it is in the batch already"
+    if not trajectory.has_tokens:
+        return f"it has no token ids: the policy {trajectory.policy} gave none"
+    if not trajectory.turns:
+        return "it has no turns"
+    nothing = {"": [[None] * len(trajectory.turns)]}
+    try:
+        Batch.ragged([0], nothing, spans=[_spans(trajectory)], sampled=[trajectory.sampled])
+    except CreditError as error:
+        return error.message
+    return ""
+
+
+def _probed(
+    group: Group, context: RewardContext, scorer: Scorer | None, dropped: list[Dropped]
+) -> tuple[list[Trajectory], RewardContext]:
+    """The trajectories that have probes, after scoring those that had none."""
+    lacking = [t for t in group if t.id not in context.gold_logprobs]
+    if not lacking or scorer is None:
+        return list(group), context
+    from rl.scoring import GroupScores, score_group
+
+    answers = lacking[0].task.answers
+    scores, why = GroupScores(), "" if answers else "its task has no gold answer to probe for"
+    try:
+        scores = score_group(scorer, lacking, answers) if answers else scores
+    except UsageError as error:
+        why = error.message
+    for trajectory in lacking:
+        if trajectory.id not in scores.gold:
+            told = (line for line in scores.problems if f"trajectory {trajectory.id} " in line)
+            dropped.append(Dropped(trajectory.id, why or next(told, "it could not be scored")))
+    found = {**context.gold_logprobs, **scores.gold}
+    return [t for t in group if t.id in found], replace(context, gold_logprobs=found)
+
+
+def _rewarded(
+    group: Group, reward: Combination, context: RewardContext, dropped: list[Dropped]
+) -> tuple[list[Trajectory], dict[str, Values]]:
+    """The trajectories that have rewards, and these; one that has none leaves the group first."""
+    left = list(group)
+    while left:
+        try:
+            parts = reward.weighted(left, context)
+        except RewardError as error:
+            bad, reason = {error.trajectory}, error.message
+        else:
+            bad, reason = _infinite(left, parts), "its weighted reward is not finite"
+            if not bad:
+                return left, parts
+        gone = {t.id for t in left if t.id in bad} or {t.id for t in left}  # of no one: of all
+        dropped.extend(Dropped(t.id, reason) for t in left if t.id in gone)
+        left = [t for t in left if t.id not in gone]
+    return [], {}
+
+
+def _infinite(group: Group, parts: Mapping[str, Values]) -> set[str]:
+    return {
+        trajectory.id
+        for values in parts.values()
+        for trajectory, row in zip(group, values, strict=True)
+        if not np.isfinite(row).all()
+    }
