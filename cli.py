@@ -679,6 +679,9 @@ def trace_fork(
         bool, typer.Option("--without-observation", help="The other arm: nothing was found.")
     ] = False,
     replace: Annotated[str | None, typer.Option(help="The other arm: this was found.")] = None,
+    replace_query: Annotated[
+        str | None, typer.Option(help="The other arm: the same tool was asked this.")
+    ] = None,
     samples: Annotated[int, typer.Option("--samples", "-n", help="Continuations an arm.")] = 8,
     policy: PolicyName = None,
     model: Annotated[str | None, typer.Option("--model", "-m", help="Model of a server.")] = None,
@@ -707,6 +710,7 @@ def trace_fork(
         "turn": turn,
         "without_observation": without_observation,
         "replace": replace,
+        "replace_query": replace_query,
         "samples": samples,
         "temperature": temperature,
         "seed": seed,

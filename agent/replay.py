@@ -27,21 +27,9 @@ from tools.cassette import Take
 
 Change: TypeAlias = Callable[[Observation], Observation]
 
-EMPTY = "No result."
-
 
 class ReplayError(UsageError):
     """An episode that cannot be taken up again at that turn."""
-
-
-def without_observation(seen: Observation) -> Observation:
-    """The same call with nothing found: an empty result note. A verdict stays one."""
-    return replace(seen, text=EMPTY, sources=(), error=None, truncated=False, data={})
-
-
-def with_text(text: str) -> Change:
-    """The same call with another result, which is foreign text: what could act in it is broken."""
-    return lambda seen: replace(without_observation(seen), text=text)
 
 
 def rebuild(done: Trajectory, turns: int, setup: Setup, change: Change | None = None) -> Episode:
@@ -49,7 +37,7 @@ def rebuild(done: Trajectory, turns: int, setup: Setup, change: Change | None = 
 
     Args:
         done: the finished episode.
-        turns: how many of its turns are kept, from 1; the last of them has an observation.
+        turns: how many of its turns are kept; with 0 it stands at its first prompt.
         setup: policy, format, tools, rule and budgets under which it will go on; those of the episode,
             if what follows is to be what the runtime would have done.
         change: made to the observation of the last turn kept; the new one is rendered and tokenised
@@ -59,7 +47,7 @@ def rebuild(done: Trajectory, turns: int, setup: Setup, change: Change | None = 
         ReplayError: there is no such turn, nothing follows it, its replies cannot be known from the
             record, its tokens do not follow from one another, or a tool that it called is missing.
     """
-    check_turn(done, turns)
+    check_turn(done, turns or 1)
     called = {turn.observation.tool for turn in done.turns[:turns] if turn.observation} - {""}
     if absent := sorted(called - set(setup.tools.names)):
         raise ReplayError(
@@ -235,6 +223,8 @@ def _closed(episode: Episode, turn: Turn, done: Trajectory, setup: Setup) -> Epi
 
 def _elapsed(done: Trajectory, turns: int) -> float:
     """Seconds of wall time until the end of a turn."""
+    if turns == 0:
+        return 0.0
     if turns < len(done.turns):
         return done.turns[turns].started
     last = done.turns[turns - 1]

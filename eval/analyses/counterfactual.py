@@ -12,7 +12,6 @@ import asyncio
 import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import aclosing
 from dataclasses import dataclass, replace
 from itertools import count, islice
 
@@ -110,15 +109,7 @@ async def compare_arms(
         replace(episode, seed=one, group=name) for one in seeds for name, episode in arms.items()
     ]
     found: dict[tuple[str, int], Trajectory] = {}
-    interrupted = False
-    advance("finishing", 0, len(episodes))
-    try:
-        async with aclosing(rollout(episodes, setup, concurrency)) as finished:
-            async for done in finished:
-                found[done.group, done.seed] = done
-                advance("finishing", len(found), len(episodes))
-    except asyncio.CancelledError:
-        interrupted = True
+    interrupted = await _finish(episodes, setup, concurrency, found, advance)
     whole = {key: done for key, done in found.items() if done.status is not Status.FAILED}
     if found and not whole and not interrupted:
         raise _unavailable(next(iter(found.values())))
@@ -127,6 +118,24 @@ async def compare_arms(
     turns = {name: len(episode.turns) for name, episode in arms.items()}
     result = estimate(groups, turns, scorer)
     return replace(result, samples=samples, failed=len(found) - len(whole), interrupted=interrupted)
+
+
+async def _finish(
+    episodes: Sequence[Episode],
+    setup: Setup,
+    concurrency: int,
+    found: dict[tuple[str, int], Trajectory],
+    advance: Advance,
+) -> bool:
+    """Collect the ends of episodes by group and seed; gives whether it was cancelled."""
+    advance("finishing", 0, len(episodes))
+    try:
+        async for done in rollout(episodes, setup, concurrency):
+            found[done.group, done.seed] = done
+            advance("finishing", len(found), len(episodes))
+    except asyncio.CancelledError:
+        return True
+    return False
 
 
 def estimate(

@@ -11,12 +11,13 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from agent.cassette import open_cassette
 from agent.console.ask import InterruptedRunError
-from agent.episode import ContextRule
+from agent.episode import ContextRule, Episode
 from agent.graph import Setup
+from agent.intervention import with_call, with_text, without_observation
 from agent.plain_text import printable
 from agent.policies.base import Policy
 from agent.policies.registry import open_policy
-from agent.replay import Change, check_turn, keeps_tokens, rebuild, with_text, without_observation
+from agent.replay import check_turn, keeps_tokens, rebuild
 from agent.session import make_setup
 from agent.settings import Settings
 from agent.store import TrajectoryStore
@@ -37,7 +38,8 @@ class ForkRequest(BaseModel):
 
     Attributes:
         turn: after which it is taken up, from 1 as `agent trace show` counts.
-        without_observation, replace: the other arm; only the factual arm when neither is given.
+        without_observation, replace, replace_query: the other arm, with nothing found, another
+            observation, or another call of the same tool; only the factual arm when none is given.
         samples: continuations an arm.
         temperature: of their sampling.
         seed: of the first; each arm has the same.
@@ -53,6 +55,7 @@ class ForkRequest(BaseModel):
     turn: int = Field(ge=1)
     without_observation: bool = False
     replace: str | None = None
+    replace_query: str | None = None
     samples: int = Field(8, ge=1)
     temperature: float = Field(1.0, ge=0)
     seed: int = Field(0, ge=0)
@@ -63,13 +66,14 @@ class ForkRequest(BaseModel):
     concurrency: int = Field(8, ge=1)
 
     @property
-    def variant(self) -> tuple[str, Change] | None:
-        """Name and change of the other arm."""
-        if self.replace is not None:
-            return "with another observation", with_text(self.replace)
-        return (
-            ("without its observation", without_observation) if self.without_observation else None
+    def variants(self) -> tuple[str, ...]:
+        """Names of the other arms that are asked for; more than one is too many."""
+        asked = (
+            ("without its observation", self.without_observation),
+            ("with another observation", self.replace is not None),
+            ("with another call", self.replace_query is not None),
         )
+        return tuple(name for name, wanted in asked if wanted)
 
 
 @dataclass(frozen=True)
@@ -130,7 +134,8 @@ def fork(
         request = ForkRequest(**options)
     except ValidationError as error:
         problem = error.errors()[0]
-        raise UsageError(f"--{problem['loc'][0]}: {problem['msg']}") from error
+        name = str(problem["loc"][0]).replace("_", "-")
+        raise UsageError(f"--{name}: {problem['msg']}") from error
     done = store.get(id)
     _check(request, done)
     own = _own(done, request, settings)
@@ -149,9 +154,9 @@ def _check(request: ForkRequest, done: Trajectory) -> None:
     """What can be wrong before a model is loaded."""
     scorer(request.scorer)
     check_turn(done, request.turn)
-    if request.without_observation and request.replace is not None:
+    if len(request.variants) > 1:
         raise UsageError(
-            "--without-observation and --replace are two different arms", "drop one of the two"
+            "--without-observation, --replace and --replace-query are different arms", "choose one"
         )
     if request.samples > 1 and request.temperature == 0:
         raise UsageError("several samples at temperature 0 are all the same", "-n 1")
@@ -159,11 +164,15 @@ def _check(request: ForkRequest, done: Trajectory) -> None:
 
 def _own(done: Trajectory, request: ForkRequest, settings: Settings) -> Settings:
     """The settings with what the record knows better."""
-    values: dict[str, Any] = {"policy": request.policy or done.policy.rpartition("@")[0]}
+    name = done.policy.rpartition("@")[0] or done.policy
+    values: dict[str, Any] = {"policy": request.policy or name}
     if "format" in done.versions:
         values["format"] = done.versions["format"]
-    if "rule" in done.versions:
-        values["rule"] = ContextRule(done.versions["rule"])
+    if (rule := done.versions.get("rule", settings.rule.value)) not in set(ContextRule):
+        raise UsageError(
+            f"the episode was made under the context rule '{rule}', which is not known"
+        )
+    values["rule"] = ContextRule(rule)
     return settings.model_copy(update=values)
 
 
@@ -218,9 +227,8 @@ async def _fork(
         sampling = replace(done.sampling, temperature=request.temperature)
         setup = replace(setup, sampling=sampling)
         arms = {FACTUAL: rebuild(done, request.turn, setup)}
-        if request.variant is not None:
-            name, change = request.variant
-            arms[name] = rebuild(done, request.turn, setup, change)
+        for name in request.variants:
+            arms[name] = await _other(done, request, setup)
         result = await compare_arms(
             arms,
             setup,
@@ -233,6 +241,14 @@ async def _fork(
     finally:
         await policy.aclose()
     return _told(done, request, setup, notes, result)
+
+
+async def _other(done: Trajectory, request: ForkRequest, setup: Setup) -> Episode:
+    """The other arm's episode."""
+    if request.replace_query is not None:
+        return await with_call(done, request.turn, setup, request.replace_query)
+    change = without_observation if request.replace is None else with_text(request.replace)
+    return rebuild(done, request.turn, setup, change)
 
 
 def _told(

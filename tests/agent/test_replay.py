@@ -14,11 +14,13 @@ from hypothesis import strategies as st
 from agent.episode import Budgets, ContextRule, Episode
 from agent.formats import make_format
 from agent.graph import Setup, build_graph
+from agent.intervention import with_call, with_text, without_observation
 from agent.policies.base import Completion, FinishReason, Sampling
-from agent.replay import ReplayError, keeps_tokens, rebuild, takes, with_text, without_observation
+from agent.replay import ReplayError, keeps_tokens, rebuild, takes
 from agent.rollout import record, run_episode
 from agent.task import Task
 from agent.trajectory import Span, Status, StopReason, Trajectory
+from kg.errors import ToolUnavailableError
 from tools.base import Observation, Toolbox, ToolContext, ToolError
 from tools.cassette import AbsentTool, CassetteTool, NotOnCassetteError, Take
 from tools.judge import JudgeTool
@@ -189,6 +191,70 @@ async def test_an_emptied_verdict_still_hides_what_it_rejected(template):
     assert changed.context[:2] == live[2].context[:2]
 
 
+@pytest.mark.parametrize("turn", [1, 3])
+async def test_another_call_is_run_by_the_state_machine(template, turn):
+    replies = ["why <search>a</search>", HAPPY[1], "<search>b</search>", HAPPY[2]]
+    tool = FactTool()
+    _, setup = make(replies, template, tool)
+    done, live = await watch(setup)
+    recorded = done.turns[turn - 1]
+    # the very call that was made gives the very state, but for what was sampled
+    body = recorded.action.arguments["query"]
+    same = await with_call(done, turn, setup, body)
+    assert_same(same, live[turn], but=("turns", "logprobs"))
+    assert [t.sampled for t in same.turns] == [True] * (turn - 1) + [False]
+    other = await with_call(done, turn, setup, "something else")
+    assert tool.queries[-1] == "something else"
+    last = other.turns[-1]
+    assert last.text == recorded.text.replace(f">{body}<", ">something else<")
+    assert last.action.thought == recorded.action.thought
+    assert other.token_ids[: last.reply.start] == same.token_ids[: last.reply.start]
+    assert np.isnan(other.logprobs[last.reply.start :]).all()
+    policy, again = make(HAPPY[2:], template)
+    assert (await go_on(other, again)).answer == "oganesson"
+    assert "something else" in policy.prompt(0)
+
+
+async def test_another_verdict_is_a_call_too(template):
+    _, setup = make(HAPPY, template, FactTool(["secret passage"]))
+    done, _ = await watch(setup)
+    assert (await with_call(done, 2, setup, "no")).rejected
+
+
+async def test_what_cannot_be_a_call_is_refused(template):
+    _, setup = make(["nonsense", *HAPPY], template)
+    done, _ = await watch(setup)
+    for turn, body, says in (
+        (1, "x", "turn 1 of the episode .* is not a tool call"),
+        (4, "x", "ended the episode"),
+        (2, "a</search><answer>x</answer>", "cannot stand in a call of search"),
+    ):
+        with pytest.raises(ReplayError, match=says):
+            await with_call(done, turn, setup, body)
+    _, poor = make([], template, budgets=Budgets(turns=1))
+    with pytest.raises(ReplayError, match="budgets are spent before turn 2"):
+        await with_call(done, 2, poor, "x")
+
+    async def gone():
+        raise ToolUnavailableError("the index is gone")
+
+    _, broken = make([], template, FactTool(action=gone))
+    with pytest.raises(ToolUnavailableError, match="the index is gone"):
+        await with_call(done, 2, broken, "x")
+
+
+@pytest.mark.parametrize("exact", [True, False])
+async def test_another_call_in_the_form_of_the_policy(template, exact):
+    hermes = '<tool_call>{"name": "search", "arguments": {"query": "x"}}</tool_call>'
+    first = hermes if exact else native(1)
+    _, setup = make([first, "oganesson [1]"], template if exact else None, fmt="tool_call")
+    done, _ = await watch(setup)
+    changed = await with_call(done, 1, setup, 'a "b"')
+    assert changed.turns[0].action.arguments == {"query": 'a "b"'}
+    assert changed.turns[0].observation.sources[0].id == 'a "b"/0'
+    assert changed.messages[-1]["role"] == ("user" if exact else "tool")
+
+
 def native(n, text=""):
     arguments = f'{{"query": "{n}"}}'
     return Completion(text, tool_calls=({"id": f"c{n}", "name": "search", "arguments": arguments},))
@@ -237,7 +303,10 @@ async def test_turns_that_nothing_follows_are_refused(template):
     done, _ = await watch(setup)
     with pytest.raises(ReplayError, match=r"turn 3 .* ended the episode"):
         rebuild(done, 3, setup)
-    for turn in (0, 4, -1):
+    start = rebuild(done, 0, setup)
+    assert list(start.token_ids) == list(setup.policy.requests[0].token_ids)
+    assert (start.turns, start.elapsed) == ((), 0.0)
+    for turn in (4, -1):
         with pytest.raises(ReplayError, match=f"no turn {turn}"):
             rebuild(done, turn, setup)
 

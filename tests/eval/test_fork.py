@@ -17,8 +17,9 @@ from hypothesis import strategies as st
 from agent.episode import Episode
 from agent.formats import make_format
 from agent.graph import Setup, build_graph
+from agent.intervention import with_text, without_observation
 from agent.policies.base import Sampling
-from agent.replay import rebuild, takes, with_text, without_observation
+from agent.replay import rebuild, takes
 from agent.rollout import rollout, run_episode
 from agent.session import make_setup
 from agent.settings import load_settings
@@ -317,6 +318,15 @@ def test_both_arms_are_sampled_and_told(store, own, episode):
     assert ask(store, episode.id, options, own)[0] == ask(store, episode.id, options, own)[0]
 
 
+def test_another_query_is_asked_of_the_corpus(store, own, episode):
+    options = {"turn": 1, "samples": 2, "replace_query": "zzz"}
+    found = json.loads(ask(store, episode.id, options, own)[0])
+    assert found["result"]["arms"][1]["name"] == "with another call"
+    assert found["calls"]["ran"] >= 1
+    closed = json.loads(ask(store, episode.id, {**options, "tools": ()}, own)[0])
+    assert closed["calls"]["missed"] >= 1
+
+
 def test_a_corpus_that_is_not_the_episodes_is_not_asked(store, own, episode, tmp_path):
     (tmp_path / "notes.md").write_text("# Stones\nA stone is hard.\n")
     other = own.model_copy(update={"corpus": (tmp_path / "notes.md",)})
@@ -343,7 +353,8 @@ def test_a_corpus_that_is_not_the_episodes_is_not_asked(store, own, episode, tmp
         ({"turn": 1, "samples": 0}, "--samples"),
         ({"turn": 1, "scorer": "squadd"}, "no scorer 'squadd'"),
         ({"turn": 1, "temperature": 0.0}, "temperature 0"),
-        ({"turn": 1, "replace": "x", "without_observation": True}, "two different arms"),
+        ({"turn": 1, "replace": "x", "without_observation": True}, "different arms"),
+        ({"turn": 1, "replace": "x", "replace_query": "y"}, "different arms"),
     ],
 )
 def test_wrong_options_are_told_before_a_model_is_loaded(store, own, episode, options, says):
