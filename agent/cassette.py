@@ -26,8 +26,8 @@ def open_cassette(
 ) -> tuple[Toolbox, list[str]]:
     """The tools that an episode had, each with its recorded calls before it.
 
-    A tool itself is asked for other calls only where its data is the episode's own, by its version, or
-    where it was asked for by name or with other data.
+    A tool itself is asked for other calls only where its data is the episode's own, by its version,
+    or where it was asked for by name or with other data.
 
     Args:
         done: the episode.

@@ -1,7 +1,7 @@
 """What else a turn might have been: another observation of the same call, or another call.
 
-Each gives the episode at the end of a turn that did not happen, to go on from beside the one that did
-(`agent.replay.rebuild`).
+Each gives the episode at the end of a turn that did not happen, to go on from beside the one that
+did (`agent.replay.rebuild`).
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ class _Given(Policy):
 
 
 def _reply(turn: Turn, setup: Setup, body: str) -> Completion:
-    """A call of the same tool as a turn's, in the words of the format, behind the turn's thought."""
+    """A call of the same tool as a turn's, as the format writes it, behind the turn's thought."""
     name = turn.action.name
     arguments = {setup.tools[name].body: body}
     if setup.format.name == "tags":

@@ -1,12 +1,12 @@
 """A running episode from a finished one: as it stood at the end of a turn, to go on from there.
 
-Tokens, log-probabilities and context spans are taken from the record as they are; nothing is tokenised
-again. What the record does not hold (messages, counters, what a verdict would be about) follows from it
-by the rules of `agent.graph`. So the continuation is what the runtime would have done: with the same
-policy at temperature 0 it is what it did.
+Tokens, log-probabilities and context spans are taken from the record as they are; nothing is
+tokenised again. What the record does not hold (messages, counters, what a verdict would be about)
+follows from it by the rules of `agent.graph`. So the continuation is what the runtime would have
+done: with the same policy at temperature 0 it is what it did.
 
-Only where tokens are not to be had (a hosted API) or mean nothing (another tokenizer) is the episode
-written anew, from the text of its replies and observations.
+Only where tokens are not to be had (a hosted API) or mean nothing (another tokenizer) is the
+episode written anew, from the text of its replies and observations.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ def rebuild(done: Trajectory, turns: int, setup: Setup, change: Change | None = 
     Args:
         done: the finished episode.
         turns: how many of its turns are kept; with 0 it stands at its first prompt.
-        setup: policy, format, tools, rule and budgets under which it will go on; those of the episode,
-            if what follows is to be what the runtime would have done.
+        setup: policy, format, tools, rule and budgets under which it will go on; those of the
+            episode, if what follows is to be what the runtime would have done.
         change: made to the observation of the last turn kept; the new one is rendered and tokenised
             as any other.
 
@@ -93,8 +93,8 @@ def check_turn(done: Trajectory, turn: int) -> None:
 
 
 def keeps_tokens(done: Trajectory, setup: Setup) -> bool:
-    """Whether the recorded tokens are the policy's own: it sampled them, or its tokenizer reads every
-    reply as it was read then."""
+    """Whether the recorded tokens are the policy's own: it sampled them, or its tokenizer reads
+    every reply as it was read then."""
     template = setup.policy.template
     if template is None or not done.has_tokens:
         return False

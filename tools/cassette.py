@@ -1,7 +1,7 @@
 """A tool that answers from a recording: calls that were made before are not made again.
 
-The name and the idea are those of HTTP recorders such as VCR. Episodes that go on from the same turn
-get the same result for the same call, so that they differ only in what they ask.
+The name and the idea are those of HTTP recorders such as VCR. Episodes that go on from the same
+turn get the same result for the same call, so that they differ only in what they ask.
 """
 
 from __future__ import annotations
@@ -48,7 +48,8 @@ class CassetteTool(Tool):
 
     Args:
         tool: the tool; it is asked only for what is not recorded.
-        takes: recorded calls; those of other tools, and those whose arguments do not fit, are left out.
+        takes: recorded calls; those of other tools, and those whose arguments do not fit, are left
+            out.
         live: whether the tool itself may be asked.
 
     Attributes:

@@ -1,9 +1,9 @@
 """What a turn of an episode was worth: the episode finished many times with and without it.
 
-The value of an arm is the mean score of its continuations, a Monte Carlo estimate of the value of the
-state after the turn, as VinePO (Kazemnejad et al. 2024, arXiv 2410.01679) makes for steps of reasoning.
-The worth of what the turn brought is the difference of two values that share everything before it:
-policy, tools, budgets, and the seed of each continuation.
+The value of an arm is the mean score of its continuations, a Monte Carlo estimate of the value of
+the state after the turn, as VinePO (Kazemnejad et al. 2024, arXiv 2410.01679) makes for steps of
+reasoning. The worth of what the turn brought is the difference of two values that share everything
+before it: policy, tools, budgets, and the seed of each continuation.
 """
 
 from __future__ import annotations
@@ -88,8 +88,8 @@ async def compare_arms(
 ) -> Counterfactual:
     """Finish each arm `samples` times, with the same seeds in every arm.
 
-    The seed of the episode itself is passed over: its own end, for which it may have been chosen, is
-    not to be counted as a draw. Cancelling ends early, and gives what is finished.
+    The seed of the episode itself is passed over: its own end, for which it may have been chosen,
+    is not to be counted as a draw. Cancelling ends early, and gives what is finished.
 
     Args:
         arms: name to episode, at the end of the same turn; the factual one first.
@@ -196,7 +196,7 @@ def _answers(group: Sequence[Trajectory]) -> dict[str, int]:
 
 
 def _sampled(done: Trajectory, turns: int) -> int:
-    """Tokens sampled after the first `turns` turns; where nobody counted, four characters are one."""
+    """Tokens sampled after the first turns; where nobody counted, four characters are one."""
     return sum(turn.reply_tokens or len(turn.text) // 4 for turn in done.turns[turns:])
 
 

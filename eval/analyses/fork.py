@@ -1,4 +1,4 @@
-"""`agent trace fork`: an episode taken up again after one of its turns, and what the turn was worth."""
+"""`agent trace fork`: an episode taken up again after one of its turns, and the turn's worth."""
 
 from __future__ import annotations
 
@@ -45,7 +45,8 @@ class ForkRequest(BaseModel):
         seed: of the first; each arm has the same.
         scorer: by name.
         policy: instead of the one that sampled the episode; None for that.
-        tools: that may be asked what is not on the cassette; None for all with the episode's own data.
+        tools: that may be asked what is not on the cassette; None for all with the episode's own
+            data.
         own_corpus: whether the corpus of the settings was chosen for this.
         concurrency: episodes at once.
     """
@@ -85,8 +86,8 @@ class Fork:
         policy, sampled_by: `name@version` of the policy that finished it, and that began it.
         gold: accepted answers; `answerable` is False where abstaining is right.
         exact: whether the tokens are the record's; else the episode was written anew from its text.
-        calls: tool calls that came from the cassette (`replayed`), went to the tools (`ran`), or could
-            do neither (`missed`).
+        calls: tool calls that came from the cassette (`replayed`), went to the tools (`ran`), or
+            could do neither (`missed`).
         notes: what a reader must know of the tools and the policy.
     """
 

@@ -457,12 +457,14 @@ async def test_the_micro_policy_ends_an_episode_as_it_did(world, micro, rule):
         budgets=Budgets(turns=8),
     )
     asked = [Task(**row) for _, row in rows(world / "tasks-test.jsonl", [])][:4]
-    turns = 0
+    turns, verdicts = 0, set()
     for task in asked:
         done = await go_on(Episode(task), setup)
+        verdicts |= {turn.observation.verdict for turn in done.turns[:-1]}
         for turn in range(1, len(done.turns)):
             whole = await go_on(rebuild(done, turn, setup), setup)
             assert whole.token_ids.tolist() == done.token_ids.tolist()
             assert (whole.answer, whole.status) == (done.answer, done.status)
             turns += 1
     assert turns >= 4
+    assert {"yes", "no"} <= verdicts
