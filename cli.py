@@ -53,7 +53,7 @@ app = _app(
 )
 index_app = _app("Build, change and inspect search indexes.")
 models_app = _app("List and fetch models.")
-trace_app = _app("Look at past episodes; needs no model.")
+trace_app = _app("Look at past episodes; only fork needs a model.")
 eval_app = _app(
     "Run question sets and score them: agent eval BENCHMARK… --out DIR.", group=_RunByDefault
 )
@@ -787,6 +787,65 @@ def trace_regress(
     with _store(store) as opened:
         added = add_regression(opened.get(id), answer or [], unanswerable, out)
     typer.echo(f"{'added to' if added else 'already in'} {out}; run: agent eval {out} --out DIR")
+
+
+@trace_app.command(
+    "fork",
+    epilog="Examples: agent trace fork 3f2a --turn 2 --without-observation · "
+    'agent trace fork 3f2a --turn 1 --replace "The lightest element is hydrogen." -n 16 --json',
+)
+def trace_fork(
+    id: str,
+    turn: Annotated[int, typer.Option(help="Go on after this turn; agent trace show counts them.")],
+    without_observation: Annotated[
+        bool, typer.Option("--without-observation", help="The other arm: nothing was found.")
+    ] = False,
+    replace: Annotated[str | None, typer.Option(help="The other arm: this was found.")] = None,
+    replace_query: Annotated[
+        str | None, typer.Option(help="The other arm: the same tool was asked this.")
+    ] = None,
+    samples: Annotated[int, typer.Option("--samples", "-n", help="Continuations an arm.")] = 8,
+    policy: PolicyName = None,
+    model: Annotated[str | None, typer.Option("--model", "-m", help="Model of a server.")] = None,
+    temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 1.0,
+    seed: Annotated[int, typer.Option(help="Of the first; the arms share them.")] = 0,
+    scorer: Annotated[str, typer.Option(help="Of answers, such as hotpotqa.")] = "squad2",
+    tools: Annotated[
+        str | None,
+        typer.Option(help='Tools that may be asked what is not on the cassette; "" for none.'),
+    ] = None,
+    corpus: Corpus = None,
+    concurrency: Annotated[int, typer.Option(help="Episodes at once.")] = 8,
+    store: Store = None,
+    json_: AsJson = False,
+) -> None:
+    """What a turn was worth: finish the episode many times, as it was and without what it found.
+
+    Recorded tool calls are replayed; others go to the tools where their data is the episode's.
+    Nothing is stored. Exit codes: 0 done, 1 unexpected failure, 2 usage, 5 policy unavailable,
+    6 tool unavailable, 130 interrupted (what is finished is printed).
+    """
+    from eval.analyses.fork import fork
+
+    settings = _settings(corpus=tuple(corpus) if corpus else None, model=model, store=store)
+    options = {
+        "turn": turn,
+        "without_observation": without_observation,
+        "replace": replace,
+        "replace_query": replace_query,
+        "samples": samples,
+        "temperature": temperature,
+        "seed": seed,
+        "scorer": scorer,
+        "policy": policy,
+        "tools": _names(tools),
+        "own_corpus": bool(corpus),
+        "concurrency": concurrency,
+    }
+    with _store(store) as opened:
+        text, code = fork(opened, id, options, settings, json_, _stderr)
+    typer.echo(text)
+    raise typer.Exit(code)
 
 
 @trace_app.command("rm", epilog="Example: agent trace rm 3f2a…")

@@ -354,7 +354,20 @@ async def repair_node(state: State, runtime: Runtime[Setup]) -> State:
 def _answered(
     episode: Episode, setup: Setup, runtime: Runtime[Setup], seen: Observation, began: float
 ) -> State:
-    """Write an observation behind the pending turn and close the turn."""
+    """Close the pending turn with an observation, and tell of it."""
+    closed = close_turn(episode, setup, seen)
+    done = replace(closed.turns[-1], tool_seconds=time.perf_counter() - began)
+    assert done.observation is not None
+    runtime.stream_writer(ObservationEvent(len(episode.turns), done.observation))
+    return {"episode": _tick(replace(closed, turns=(*closed.turns[:-1], done)), began)}
+
+
+def close_turn(episode: Episode, setup: Setup, seen: Observation) -> Episode:
+    """The episode with an observation written behind its pending turn, which is finished by it.
+
+    Caps, citation numbers, the context rule and the context's length are seen to; counting the call
+    is not.
+    """
     assert episode.pending is not None
     turn = episode.pending
     known, seen = episode.sources, _capped(seen, setup)
@@ -368,10 +381,8 @@ def _answered(
         seen.tool and setup.tools[seen.tool].counts
     ):  # a result; a verdict, even a wrong one, is none
         episode = replace(episode, judged=(span, len(episode.messages) - 1), rejected=False)
-    seconds = time.perf_counter() - began
-    done = replace(turn, observation=seen, observation_span=span, tool_seconds=seconds)
-    runtime.stream_writer(ObservationEvent(len(episode.turns), seen))
-    return {"episode": _tick(replace(episode, turns=(*episode.turns, done), pending=None), began)}
+    done = replace(turn, observation=seen, observation_span=span)
+    return replace(episode, turns=(*episode.turns, done), pending=None)
 
 
 def _judged(episode: Episode, setup: Setup, seen: Observation) -> Episode:
