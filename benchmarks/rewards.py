@@ -19,7 +19,7 @@ import tempfile
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -31,6 +31,7 @@ from agent.settings import load_settings  # noqa: E402
 from agent.store import Filter, TrajectoryStore  # noqa: E402
 from agent.trajectory import Trajectory  # noqa: E402
 from eval.fictional.make import make_world  # noqa: E402
+from eval.metrics import contains  # noqa: E402
 from eval.metrics.choice import roc_auc  # noqa: E402
 from rl.collect import CollectRequest, collect  # noqa: E402
 from rl.rewards import Need, RewardContext, RewardError, make_reward, reward_names  # noqa: E402
@@ -39,7 +40,7 @@ from rl.scoring import GroupScores, load_scorer, score_group  # noqa: E402
 from tools.progress import bar  # noqa: E402
 
 Groups = dict[str, list[Trajectory]]
-DRAWS = 2000
+DRAWS = 500
 
 
 def collected(args: argparse.Namespace, root: Path) -> Groups:
@@ -156,52 +157,88 @@ def _correlation(
     return round(float(np.corrcoef(a, b)[0, 1]), 3)
 
 
+class SearchTurn(NamedTuple):
+    """A search turn with its gain, and what its result brought for the first time."""
+
+    task: str
+    kind: str
+    gain: float
+    evidence: bool
+    answer: bool
+
+
 def gain_finds_evidence(
     groups: Groups, gains: Mapping[str, npt.NDArray[np.float64]]
 ) -> dict[str, Any]:
-    """AUROC of the gain of search turns for "the result holds gold evidence not shown before"."""
-    by_task: dict[str, list[tuple[bool, float]]] = defaultdict(list)
-    for group in groups.values():
-        for t in group:
-            if t.id in gains and t.task.evidence:
-                by_task[t.task.id] += _labelled(t, gains[t.id])
-    turns = [pair for pairs in by_task.values() for pair in pairs]
-    rng, names = np.random.default_rng(0), list(by_task)
-    draws = []
-    for _ in range(DRAWS):
-        drawn = [by_task[names[i]] for i in rng.integers(0, len(names), len(names))]
-        value = _auroc([pair for pairs in drawn for pair in pairs])
-        if not math.isnan(value):
-            draws.append(value)
-    low, high = np.quantile(draws, [0.025, 0.975])
-    with_it = [gain for holds, gain in turns if holds]
-    without = [gain for holds, gain in turns if not holds]
+    """AUROC of the gain of search turns: for "brings gold evidence not shown before", in all and by
+    kind of question, and for "brings a passage that names the answer"."""
+    turns = [
+        turn
+        for group in groups.values()
+        for t in group
+        if t.id in gains and t.task.evidence
+        for turn in _search_turns(t, gains[t.id])
+    ]
+    kinds = sorted({turn.kind for turn in turns})
+    with_it = [turn.gain for turn in turns if turn.evidence]
+    without = [turn.gain for turn in turns if not turn.evidence]
     return {
-        "turns": len(turns),
-        "with_evidence": len(with_it),
-        "auroc": round(_auroc(turns), 3),
-        "interval": [round(float(low), 3), round(float(high), 3)],
+        "evidence": _auroc(turns, "evidence"),
+        "answer": _auroc(turns, "answer"),
+        "evidence_by_kind": {
+            kind: _auroc([turn for turn in turns if turn.kind == kind], "evidence")
+            for kind in kinds
+        },
         "mean_gain_with": round(float(np.mean(with_it)), 3),
         "mean_gain_without": round(float(np.mean(without)), 3),
     }
 
 
-def _labelled(t: Trajectory, gains: npt.NDArray[np.float64]) -> list[tuple[bool, float]]:
-    """Whether a search turn brought gold evidence for the first time, and its gain."""
+def _search_turns(t: Trajectory, gains: npt.NDArray[np.float64]) -> list[SearchTurn]:
     seen: set[str] = set()
     out = []
     for turn, gain in zip(t.turns[:-1], gains, strict=False):
         if turn.observation is None or turn.action.name != "search":
             continue
-        ids = {source.id for source in turn.observation.sources}
-        fresh = (ids & set(t.task.evidence)) - seen
-        seen |= ids
-        out.append((bool(fresh), float(gain)))
+        fresh = [s for s in turn.observation.sources if s.id not in seen]
+        seen |= {source.id for source in fresh}
+        out.append(
+            SearchTurn(
+                task=t.task.id,
+                kind=t.task.kind,
+                gain=float(gain),
+                evidence=any(source.id in t.task.evidence for source in fresh),
+                answer=any(contains(s.text, a) for s in fresh for a in t.task.answers),
+            )
+        )
     return out
 
 
-def _auroc(turns: Sequence[tuple[bool, float]]) -> float:
-    return roc_auc([holds for holds, _ in turns], [gain for _, gain in turns])
+def _auroc(turns: Sequence[SearchTurn], label: str) -> dict[str, Any]:
+    """AUROC with a bootstrap interval over questions; None where there is one class only."""
+    by_task: dict[str, list[tuple[bool, float]]] = defaultdict(list)
+    for turn in turns:
+        by_task[turn.task].append((getattr(turn, label), turn.gain))
+    rng, names = np.random.default_rng(0), list(by_task)
+    draws = []
+    for _ in range(DRAWS):
+        drawn = [
+            pair for i in rng.integers(0, len(names), len(names)) for pair in by_task[names[i]]
+        ]
+        draws.append(_rank_auroc(drawn))
+    value = _rank_auroc([pair for pairs in by_task.values() for pair in pairs])
+    known = [draw for draw in draws if not math.isnan(draw)]
+    low, high = np.quantile(known, [0.025, 0.975]) if known else (math.nan, math.nan)
+    return {
+        "turns": len(turns),
+        "positive": sum(getattr(turn, label) for turn in turns),
+        "auroc": None if math.isnan(value) else round(value, 3),
+        "interval": None if math.isnan(value) else [round(float(low), 3), round(float(high), 3)],
+    }
+
+
+def _rank_auroc(pairs: Sequence[tuple[bool, float]]) -> float:
+    return roc_auc([holds for holds, _ in pairs], [gain for _, gain in pairs])
 
 
 def main() -> None:
