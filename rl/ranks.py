@@ -19,6 +19,7 @@ from kg.errors import MissingExtraError
 T = TypeVar("T")
 # others wait this long while the main process makes tokenizers or plays demonstrations
 _PATIENCE = timedelta(hours=12)
+_world: object | None = None  # the group of all processes that was joined
 
 
 def join() -> None:
@@ -27,12 +28,20 @@ def join() -> None:
     Raises:
         MissingExtraError: DeepSpeed is not installed.
     """
-    if torch.distributed.is_initialized():
+    global _world
+    here = torch.distributed.group.WORLD if torch.distributed.is_initialized() else None
+    if here is not None and _world in (None, here):
+        _world = here
         return
     try:
         import deepspeed
     except ImportError as error:
         raise MissingExtraError("deepspeed", "train", "training") from error
+    if _world is not None:
+        _forget_groups()
+    if here is not None:
+        _world = here
+        return
     # On CPUs DeepSpeed would compile a shared-memory all-reduce here, under a lock that a killed process
     # leaves behind and every later one waits for. gloo does the same without a compiler.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
@@ -41,6 +50,17 @@ def join() -> None:
     if gpu:
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
     deepspeed.init_distributed("nccl" if gpu else "gloo", verbose=False, timeout=_PATIENCE)
+    _world = torch.distributed.group.WORLD
+
+
+def _forget_groups() -> None:
+    """Let DeepSpeed forget the process groups that it remembers: another engine of this process
+    (vLLM, when it closes) has ended them."""
+    from deepspeed.comm import comm
+    from deepspeed.utils import groups
+
+    groups._release_process_group_references()
+    comm.cdb = None
 
 
 def launched() -> bool:

@@ -108,6 +108,14 @@ def test_training_lowers_the_loss_alike_under_every_zero_stage(tiny, tmp_path, z
         assert all(torch.allclose(ours[name], theirs[name], atol=2e-2) for name in ours)
 
 
+def test_training_begins_anew_after_another_engine_has_ended_its_groups(tiny, tmp_path):
+    """vLLM ends every process group of its process when it closes."""
+    for number in range(2):
+        assert train(recipe(zero=2), tiny, demonstrations(), tmp_path / str(number)).finished
+        torch.distributed.destroy_process_group()
+    assert losses(tmp_path / "0") == pytest.approx(losses(tmp_path / "1"), abs=1e-6)
+
+
 def weights(folder):
     from safetensors.torch import load_file
 
