@@ -35,6 +35,7 @@ from eval.folder import shape_of
 from eval.run import setup_of, spread
 from kg.errors import PolicyUnavailableError, UsageError
 
+_STAGE = "collected"
 _GIVE_UP = 8  # policy failures in a row that end a collection
 
 Notify = Callable[[str], None]
@@ -224,7 +225,7 @@ class Tally:
         self._statuses: dict[str, int] = {}
         self._tokens = [0, 0]
         self._failures = 0
-        advance(self._stage(), self._known, self._total)
+        advance(_STAGE, self._known, self._total)
 
     def add(self, done: Trajectory) -> None:
         """Count an episode.
@@ -235,7 +236,7 @@ class Tally:
         self._statuses[done.status] = self._statuses.get(done.status, 0) + 1
         self._tokens[0] += sum(turn.reply_tokens for turn in done.turns)
         self._tokens[1] += sum(turn.prompt_tokens for turn in done.turns)
-        self._advance(self._stage(), self._known + sum(self._statuses.values()), self._total)
+        self._advance(_STAGE, self._known + sum(self._statuses.values()), self._total)
         failed = done.stop_reason is StopReason.POLICY_ERROR
         self._failures = self._failures + 1 if failed else 0
         if self._failures == _GIVE_UP:
@@ -260,9 +261,6 @@ class Tally:
             tokens_per_second=round(self._tokens[0] / seconds, 1) if seconds else 0.0,
             skipped=tuple(line for plan in self._plans for line in plan.skipped),
         )
-
-    def _stage(self) -> str:
-        return "collected"
 
 
 def missing_of(plans: Sequence[Plan], store: TrajectoryStore) -> list[list[Episode]]:

@@ -7,7 +7,7 @@ Axes are written [n, turns]: trajectory, turn. Trajectories have fewer turns tha
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
@@ -164,19 +164,6 @@ class Batch:
     def groups(self) -> list[Ints]:
         """Row numbers of each group, by ascending group number. A group has at least one row."""
         return [np.flatnonzero(self.group == number) for number in np.unique(self.group)]
-
-    def weighted(self, weights: Mapping[str, float]) -> Batch:
-        """The same batch with some parts multiplied, as a curriculum over rewards does.
-
-        Raises:
-            CreditError: a weight for a part that the batch does not have.
-        """
-        unknown = sorted(set(weights) - {part.name for part in self.parts})
-        if unknown:
-            names = ", ".join(part.name for part in self.parts)
-            raise CreditError(f"no reward part '{unknown[0]}'", f"there are: {names}")
-        parts = (replace(p, values=p.values * weights.get(p.name, 1.0)) for p in self.parts)
-        return replace(self, parts=tuple(parts))
 
     def take(self, rows: Ints) -> Batch:
         """The batch of these rows, in this order."""

@@ -76,29 +76,6 @@ def igpo(
     return per_turn(batch, (one,), accounts)
 
 
-def curriculum(
-    progress: float, *, outcome: str = "outcome", gain: str = "information_gain"
-) -> dict[str, float]:
-    """Weights for `Batch.weighted`: outcome 0.5 to 1, information gain 1 to 0.5, linear in progress.
-
-    They cancel under `igpo(pools="separate", scaled=True)`, which divides each part by its own std;
-    they act under `joint` and without scaling.
-
-    Args:
-        progress: share of training done; held at 1 beyond it.
-        outcome, gain: names of the two parts.
-
-    Raises:
-        CreditError: progress is negative or not a number.
-
-    Source: IGPO, released code.
-    """
-    if not progress >= 0:
-        raise CreditError(f"progress is {progress}", "it runs from 0 to 1")
-    done = min(progress, 1.0)
-    return {outcome: 0.5 + 0.5 * done, gain: 1.0 - 0.5 * done}
-
-
 def turn_group(
     batch: Batch,
     *,

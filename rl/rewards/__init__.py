@@ -5,7 +5,7 @@ lacks, and calling it with a group and a `RewardContext` gives a float64[turns] 
 docs/rewards.md has the table of all.
 """
 
-from rl.rewards import (
+from rl.rewards import (  # noqa: F401  importing a family registers its rewards
     abstention,
     aspects,
     attributes,
@@ -34,27 +34,7 @@ from rl.rewards.registry import (
     reward_names,
 )
 
-FAMILIES = (
-    abstention,
-    aspects,
-    attributes,
-    chemistry,
-    cost,
-    factuality,
-    format,
-    graph_process,
-    information_gain,
-    knowledge_boundary,
-    outcome,
-    plan,
-    rubric,
-    self_correction,
-    self_knowledge,
-)
-"""Modules whose import registers the rewards."""
-
 __all__ = [
-    "FAMILIES",
     "Combination",
     "Floats",
     "Need",
