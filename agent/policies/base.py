@@ -139,6 +139,14 @@ class Policy(ABC):
 
         raise PolicyUnavailableError(f"policy '{self.name}' cannot load weights from {weights}")
 
+    def expect(self, callers: int) -> None:
+        """Take no step before so many requests wait or run; 0 (the default) waits for none.
+
+        With every caller in, what is computed together does not depend on which of them was quicker: the
+        same requests give the same numbers to the last bit. An engine that cannot wait ignores it.
+        """
+        return None
+
     async def aclose(self) -> None:
         """Release the engine. Calling it twice is harmless."""
         return None

@@ -83,6 +83,8 @@ class VllmPolicy(Policy):
         self._keys = map(str, itertools.count())
         self._lock = threading.Lock()
         self._open = True
+        self._expected = 0
+        self._waiting: dict[str, _Running] = {}
         started: Future[Engine] = Future()
         self._thread = threading.Thread(
             target=self._serve, args=(folder, options, started), name="vllm", daemon=True
@@ -95,7 +97,7 @@ class VllmPolicy(Policy):
         the engine."""
         loop = asyncio.get_running_loop()
         running = {next(self._keys): _Running(r, loop, loop.create_future()) for r in requests}
-        self._submit(lambda: self._add(running))
+        self._submit(lambda: self._waiting.update(running))
         try:
             return list(await asyncio.gather(*(item.future for item in running.values())))
         except BaseException:
@@ -114,6 +116,13 @@ class VllmPolicy(Policy):
         done: Future[None] = Future()
         self._submit(lambda: self._reload(weights, done))
         await asyncio.wrap_future(done)
+
+    def expect(self, callers: int) -> None:
+        """See `Policy.expect`."""
+        self._submit(lambda: self._set_expected(callers))
+
+    def _set_expected(self, callers: int) -> None:
+        self._expected = callers
 
     async def aclose(self) -> None:
         """Stop the engine and give its memory back; requests in flight fail."""
@@ -145,16 +154,28 @@ class VllmPolicy(Policy):
 
     def _take(self) -> bool:
         """Run what waits in the inbox, waiting for it when there is nothing to step."""
-        block = not self._running
         while True:
             try:
-                job = self._inbox.get(block=block)
+                job = self._inbox.get(block=not self._ready())
             except Empty:
+                self._admit()
                 return True
             if job is None:
                 return False
             job()
-            block = False
+
+    def _ready(self) -> bool:
+        """Whether there is something to step, and everybody who is expected is in."""
+        there = len(self._running) + len(self._waiting)
+        return there > 0 and there >= self._expected
+
+    def _admit(self) -> None:
+        """Put what waits into the engine, in an order that does not depend on when it came."""
+        waiting, self._waiting = self._waiting, {}
+        if self._expected:
+            order = sorted(waiting, key=lambda key: _rank(waiting[key].request))
+            waiting = {key: waiting[key] for key in order}
+        self._add(waiting)
 
     def _add(self, items: dict[str, _Running]) -> None:
         for key, item in items.items():
@@ -171,6 +192,7 @@ class VllmPolicy(Policy):
         """Take requests out of the engine; their callers have left or know already."""
         for key in keys:
             self._running.pop(key, None)
+            self._waiting.pop(key, None)
         try:
             self._engine.abort(keys)
         except Exception:  # the callers that wait hear of it from the next step
@@ -181,6 +203,7 @@ class VllmPolicy(Policy):
         if not done.set_running_or_notify_cancel():
             return
         try:
+            self._admit()
             while self._running:
                 self._step()
             self._engine.reload(weights)
@@ -218,9 +241,14 @@ class VllmPolicy(Policy):
             _tell(item, _settle, item, _completion(item, delta.finish))
 
     def _fail_all(self, error: Exception) -> None:
-        for item in self._running.values():
+        for item in (*self._running.values(), *self._waiting.values()):
             _tell(item, _settle, item, error)
         self._running.clear()
+        self._waiting.clear()
+
+
+def _rank(request: Request) -> tuple[tuple[int, ...], int]:
+    return request.token_ids, request.sampling.seed
 
 
 def _completion(item: _Running, finish: FinishReason) -> Completion:
