@@ -20,7 +20,7 @@ from agent.policies.chat import ChatTemplate
 from kg.errors import TurnwiseError
 from rl import losses, ranks
 from rl.batches import Floats, Ids, TreeBatch, UpdateBatch
-from rl.engine import load_trainable, start_engine, whole
+from rl.engine import load_trainable, start_engine
 from rl.scoring import Scorer
 from rl.train_recipe import LossChoice, Update
 from rl.tree import TokenTree
@@ -208,14 +208,6 @@ class Learner:
             with self.engine.module.model.disable_adapter():
                 yield self.engine
 
-    def weights(self) -> dict[str, torch.Tensor]:
-        """The policy's tensors by the names of a plain model folder, adapters merged; each memory once.
-
-        To be called by every process; the tensors are copies on the CPU in the learner's precision.
-        """
-        with whole(self.engine):
-            return plain_weights(self.engine.module.model)
-
 
 class LearnerScorer(Scorer):
     """The learner's own weights as a scorer; every process must score the same trees."""
@@ -363,25 +355,3 @@ def _muted(engine: Any, on: bool) -> Iterator[None]:
         yield
     finally:
         inner.step = before
-
-
-def plain_weights(model: Any) -> dict[str, torch.Tensor]:
-    """Copies of a model's tensors as a plain folder names them, adapters merged; each memory once."""
-    if hasattr(model, "peft_config"):
-        model = model.get_base_model()
-    deltas = {
-        name: module.get_delta_weight("default")
-        for name, module in model.named_modules()
-        if hasattr(module, "get_delta_weight")
-    }
-    out: dict[str, torch.Tensor] = {}
-    seen: set[int] = set()
-    for name, tensor in model.state_dict().items():
-        if "lora_" in name or tensor.data_ptr() in seen:
-            continue
-        seen.add(tensor.data_ptr())
-        layer = name.removesuffix(".base_layer.weight")
-        plain = name.replace(".base_layer", "")
-        found = tensor.detach()
-        out[plain] = (found + deltas[layer] if layer in deltas else found).cpu().clone()
-    return out

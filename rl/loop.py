@@ -31,6 +31,7 @@ from rl.assess import Assessed, assess
 from rl.batches import lay_out, minibatches
 from rl.checkpoint import Checkpoint
 from rl.curriculum import Drawn, Shuffle
+from rl.engine import whole
 from rl.fit import TrainingError
 from rl.interrupt import graceful
 from rl.learner import Learner, LearnerScorer, UpdateStats
@@ -39,6 +40,7 @@ from rl.question_sets import QuestionSet, all_tasks, open_sets
 from rl.rewards import Need, RewardContext, require
 from rl.rollouts import Stage, greedy, groups_of
 from rl.step_metrics import Metrics, Validated, of_credit, of_rollouts, of_updates, validated
+from rl.sync import Canary, deliver, learner_logprobs, weights_of
 from rl.train_recipe import TrainRecipe
 
 log = logging.getLogger(__name__)
@@ -132,6 +134,7 @@ class _Run:
         self.learner = Learner(
             self.base, update, recipe.loss, recipe.steps * update.epochs * update.minibatches
         )
+        self.canary = Canary.of(self.learner.template)
         self.checkpoint = Checkpoint(run, recipe.checkpoints.keep)
         self.scores: list[tuple[int, float, str]] = []
         self.bad = 0
@@ -167,6 +170,7 @@ class _Run:
                 name=self.recipe.base,
                 dtype=rollouts.dtype,
                 max_num_seqs=rollouts.concurrency,
+                isolated=ranks.launched(),
             )
         from agent.policies.transformers import TransformersPolicy
 
@@ -293,13 +297,15 @@ class _Run:
 
     async def _sync(self, policy: Policy | None, step: int) -> None:
         """Hand the learner's weights to the engine."""
-        weights = self.learner.weights()
-        if policy is None:
-            return
-        folder = self.run / "policy"
-        dtype = torch.bfloat16 if self._engine_dtype() == "bfloat16" else torch.float32
-        write_model(weights, self.base, folder, dtype)
-        await policy.load(folder)
+        engine = self.learner.engine
+        proof = learner_logprobs(engine, self.canary)
+        with whole(engine):
+            if policy is None:
+                return
+            weights, folder = weights_of(engine), self.run / "policy"
+            dtype = torch.bfloat16 if self._engine_dtype() == "bfloat16" else torch.float32
+            write_model(weights, self.base, folder, dtype)
+            self.delivery = await deliver(policy, folder, weights, self.canary, proof)
 
     def _engine_dtype(self) -> str:
         chosen = self.recipe.rollouts.dtype
@@ -365,6 +371,7 @@ class _Run:
             **of_credit(assessed),
             **behaviour,
             **of_updates(updates),
+            "sync_gap": self.delivery.gap if self.asked else 0.0,
             "seconds": seconds,
             **{f"seconds/{name}": value for name, value in clock.seconds.items()},
         }

@@ -1,4 +1,4 @@
-"""The vLLM policy: one engine in this process, continuously batched, for many episodes at once.
+"""The vLLM policy: one engine, continuously batched, for many episodes at once.
 
 vLLM's engine is synchronous; a thread of ours steps it and hands results back to the callers' event
 loops. Token ids go in and come out; stop strings are matched by vLLM and stay in the text.
@@ -20,6 +20,7 @@ from typing import Any
 from agent.policies.base import Completion, FinishReason, Policy, Request
 from agent.policies.catalog import weights_version
 from agent.policies.chat import ChatTemplate
+from agent.policies.fingerprint import Fingerprint
 from agent.policies.vllm_engine import Delta, Engine, EngineOptions
 from kg.errors import PolicyUnavailableError
 
@@ -54,6 +55,13 @@ class VllmPolicy(Policy):
         cache_gib: size of the key-value cache. 0: on a GPU what `gpu_memory` leaves; on a CPU what
             VLLM_CPU_KVCACHE_SPACE says, else a quarter of the free memory, at most 4.
         gpu_memory: share of the GPU's memory for weights and cache.
+        isolated: the engine runs in a child process that knows nothing of a launcher's world of
+            processes. For a process that has joined one (torchrun, deepspeed), where an engine of its
+            own would take that world for its own; a script that does so guards its start with
+            `if __name__ == "__main__"`. Other threads must not read RANK and its like while it starts.
+
+    vLLM's groups of processes are global: of two engines that are not isolated, closing one ends the
+    other.
 
     Raises:
         MissingExtraError: vLLM is not installed.
@@ -71,12 +79,20 @@ class VllmPolicy(Policy):
         eager: bool | None = None,
         cache_gib: float = 0.0,
         gpu_memory: float = 0.9,
+        isolated: bool = False,
     ) -> None:
         self.name = name or folder.name
         self.template = ChatTemplate.load(folder)
         self.version = weights_version(folder)
         options = EngineOptions(
-            dtype, max_model_len, max_num_seqs, prefix_caching, eager, cache_gib, gpu_memory
+            dtype,
+            max_model_len,
+            max_num_seqs,
+            prefix_caching,
+            eager,
+            cache_gib,
+            gpu_memory,
+            isolated,
         )
         self._inbox: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
         self._running: dict[str, _Running] = {}
@@ -123,6 +139,12 @@ class VllmPolicy(Policy):
 
     def _set_expected(self, callers: int) -> None:
         self._expected = callers
+
+    async def fingerprints(self) -> dict[str, Fingerprint]:
+        """See `Policy.fingerprints`; read between two steps."""
+        told: Future[dict[str, Fingerprint]] = Future()
+        self._submit(lambda: self._tell_fingerprints(told))
+        return await asyncio.wrap_future(told)
 
     async def aclose(self) -> None:
         """Stop the engine and give its memory back; requests in flight fail."""
@@ -212,6 +234,14 @@ class VllmPolicy(Policy):
             done.set_exception(error)
         else:
             done.set_result(None)
+
+    def _tell_fingerprints(self, told: Future[dict[str, Fingerprint]]) -> None:
+        if not told.set_running_or_notify_cancel():
+            return
+        try:
+            told.set_result(self._engine.fingerprints())
+        except Exception as error:
+            told.set_exception(error)
 
     def _step(self) -> None:
         try:
