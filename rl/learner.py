@@ -134,10 +134,13 @@ class Learner:
         loss = ranks.total(tally.loss, device)
         broken = ranks.anybody(bool(tally.broken), device)
         rate = float(self.engine.get_lr()[0])
+        norm = _plain_norm(self.engine) if live else 0.0
+        broken = broken or ranks.anybody(not math.isfinite(norm or 0.0), device)
         if live:
             with _muted(self.engine, broken):
                 self.engine.step()
-        norm = float(self.engine.get_global_grad_norm() or 0.0) if live else 0.0
+        if norm is None:
+            norm = float(self.engine.get_global_grad_norm() or 0.0)
         computed = sum(len(tree.tree) for tree in live)
         figures |= {
             "grad_norm": math.nan if broken else norm,
@@ -339,6 +342,14 @@ class _Tally:
             found = [tops[name] for _, _, tops in every if name in tops]
             out[name] = min(found) if name.endswith("_min") else max(found)
         return out
+
+
+def _plain_norm(engine: Any) -> float | None:
+    """Norm of the gradients before clipping; None where DeepSpeed keeps them and tells after the step."""
+    if engine.zero_optimization() or engine.bfloat16_enabled():
+        return None
+    found = [p.grad for p in engine.module.parameters() if p.grad is not None]
+    return float(torch.nn.utils.get_total_norm(found))
 
 
 @contextmanager
