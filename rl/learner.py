@@ -194,7 +194,7 @@ class Learner:
             raise UnequalPassesError(f"the processes hold different batches: {counts}")
         mine = [(tree, True) for tree in trees[rank::world]]
         missing = math.ceil(len(trees) / world) - len(mine)
-        return mine + [(tree, False) for tree in trees[:1] * missing]
+        return mine + [(tree, False) for tree in list(trees[:1]) * missing]
 
     def _inputs(self, tree: TokenTree, rows: Ids) -> list[torch.Tensor]:
         parts = (tree.ids, tree.positions, rows, tree.predictors()[rows])
