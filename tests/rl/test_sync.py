@@ -206,7 +206,7 @@ async def test_what_is_on_one_side_only_or_does_not_fit_is_refused(
     with pytest.raises(SyncError, match="86 log-probabilities in the engine, 85 in"):
         await deliver(policy, folder, mine, canary, theirs[:-1])
     narrow = written(micro, tmp_path / "narrow", {**mine, NAMES[1]: mine[NAMES[1]][:8]})
-    with pytest.raises(PolicyUnavailableError, match="fit|load"):
+    with pytest.raises(PolicyUnavailableError, match=r"fit|load"):
         await deliver(policy, narrow, mine, canary, theirs)
 
 
