@@ -206,6 +206,33 @@ def test_what_cannot_be_assessed_is_left_out_and_named_and_the_rest_goes_on(
     assert "left out: foreign" in render_receipt(make_receipt(found, rollouts[0].id))
 
 
+def test_empty_groups_and_groups_of_several_tasks_leave_the_others_alone(rollouts, scored, scorer):
+    other = replace(rollouts[0], id="x", task=Task("q2", "Else?", ("x",)))
+    mixed = [replace(rollouts[1], id="y"), other]
+    found = assess([[], mixed, rollouts, []], load_assessment("igpo"), scored.context, scorer)
+    assert [drop.id for drop in found.dropped] == ["y", "x"]
+    assert all("one group holds the tasks" in drop.reason for drop in found.dropped)
+    assert found.groups == (tuple(rollouts),)
+    np.testing.assert_array_equal(found.contributions, scored.contributions)
+    nothing = assess([[]], load_assessment("igpo"), scored.context, scorer)
+    assert (nothing.groups, nothing.loss) == ((), 0.0)
+
+
+def test_what_a_tool_left_behind_cannot_end_a_batch(rollouts):
+    first, *others = rollouts
+    seen = replace(
+        first.turns[0].observation,
+        data={"target_probability": 0.5, "edges": [], "rollout_probabilities": None},
+    )
+    odd = replace(first, turns=(replace(first.turns[0], observation=seen), *first.turns[1:]))
+    built = spec("grpo", graph=Part(reward="graph_process", options={"edge_weight": 0}))
+    found = assess([[odd, *others]], built)
+    assert [(d.id, d.reason.split(": ")[1]) for d in found.dropped] == [
+        (odd.id, "rollout_probabilities is no list")
+    ]
+    assert len(found.batch) == 3
+
+
 def test_a_weighted_reward_that_overflows_leaves_its_trajectory_out(rollouts):
     huge = Part(reward="format", weight=1e308, options={"invalid": -20.0})
     found = assess([rollouts], spec("grpo", format=huge))
