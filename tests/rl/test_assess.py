@@ -16,7 +16,7 @@ from agent.task import Task
 from kg.errors import UsageError
 from rl.assess import Assessment, CreditChoice, LossChoice, assess, by_group, load_assessment
 from rl.credit import ESTIMATORS, CreditError
-from rl.losses import Reduction, Tokens, gspo, ppo_clip
+from rl.losses import Reduction, Tokens, gspo, kl_loss, ppo_clip
 from rl.receipt import make_receipt
 from rl.receipt_table import render_receipt
 from rl.rewards import Part, RewardContext, make_reward, reward_kind
@@ -279,6 +279,32 @@ def test_turns_that_saw_the_same_share_a_state(rollouts):
     assert len(set(anchors[:, 0])) == 1  # the bare question
     assert anchors[1, 1] == anchors[2, 1]  # after the same search
     assert anchors[0, 1] != anchors[1, 1]
+
+
+@pytest.mark.parametrize(
+    "loss", [ppo_clip, lambda t, **how: kl_loss(t, t.old - 0.5, **how)], ids=["clip", "kl"]
+)
+def test_retrieved_tokens_change_no_mask_and_get_no_gradient(rollouts, scored, loss):
+    def swapped(trajectory):
+        ids = trajectory.token_ids.copy()
+        ids[~trajectory.sampled] = (ids[~trajectory.sampled] + 11) % 300
+        return replace(trajectory, token_ids=ids)
+
+    other = assess([[swapped(t) for t in rollouts]], scored.spec, scored.context)
+    mask = np.concatenate(scored.batch.sampled)
+    assert (np.concatenate(other.batch.sampled) == mask).all()
+    (value, slope), (again, same) = policy_loss(scored, loss), policy_loss(other, loss)
+    assert value == again
+    np.testing.assert_array_equal(slope, same)
+    assert (slope[~mask] == 0).all()
+    assert (slope[mask] != 0).any()
+
+
+def test_the_text_before_a_forced_answer_is_an_option(rollouts, scored, scorer):
+    bare = "rewards.gain.options={before: 'The answer is '}"
+    found = assess([rollouts], load_assessment("igpo", [bare]), scorer=scorer)
+    for t in rollouts:
+        assert (found.context.gold_logprobs[t.id] != scored.context.gold_logprobs[t.id]).all()
 
 
 def test_probes_that_are_there_need_no_scorer(rollouts, scored):
