@@ -683,9 +683,16 @@ def trace_export(
     typer.echo(f"{count} episodes written to {out}")
 
 
-@trace_app.command("import", epilog="Example: agent trace import all.jsonl")
+@trace_app.command(
+    "import",
+    epilog="Examples: agent trace import all.jsonl · "
+    "agent trace import damaged.sqlite --store new.sqlite",
+)
 def trace_import(path: Path, store: Store = None) -> None:
-    """Read episodes of an export into the store; known ids are left alone."""
+    """Read episodes of an export into the store; known ids are left alone.
+
+    PATH may be another SQLite store: of a damaged one what can be read comes over.
+    """
     from agent.exchange import import_
 
     with _store(store) as opened:

@@ -99,7 +99,7 @@ def play(
         import ray
     except ImportError as error:
         raise MissingExtraError("ray", "ray", "collecting over actors") from error
-    path = journal(store, settings)
+    path = journal(store, settings, notify)
     with _cluster(request.actors), _told(ray):
         notify(f"starting {request.actors} actors")
         actors = _start(ray, sets, request, settings, path)

@@ -129,6 +129,24 @@ class TestAttributes:
         assert descriptor_name("heavy atoms", known) is None  # a count is no weight
         assert descriptor_name("x", known) is None
 
+    def test_the_published_ranges(self):
+        table = {  # BBBP, BACE, ClinTox
+            "MolWt": [(100, 450), (200, 500), (50, 450)],
+            "MolLogP": [(1, 4), (1, 5), (-1, 3)],
+            "TPSA": [(0, 70), (0, 60), (0, 80)],
+            "NumHDonors": [(0, 2), (0, 3), (0, 3)],
+            "NumHAcceptors": [(0, 4), (0, 6), (0, 6)],
+            "NumRotatableBonds": [(0, 6), (0, 8), (0, 7)],
+            "FractionCSP3": [(0.2, 0.6), (0.2, 0.6), (0.1, 0.7)],
+            "RingCount": [(1, 4), (1, 5), (0, 4)],
+            "NumAromaticRings": [(0, 3), (0, 3), (0, 2)],
+            "LabuteASA": [(0, 100), (0, 140), (0, 110)],
+            "NumValenceElectrons": [(40, 80), (50, 90), (30, 75)],
+            "NumRadicalElectrons": [(0, 0), (0, 0), (0, 0)],
+        }
+        for n, name in enumerate(("bbbp", "bace", "clintox")):
+            assert RANGES[name] == {key: row[n] for key, row in table.items()}
+
     def test_every_range_is_of_a_real_descriptor(self):
         for ranges in RANGES.values():
             assert all(descriptor(ASPIRIN, name) is not None for name in ranges)

@@ -170,3 +170,5 @@ class TestFormat:
     def test_partial_credit_is_kept_under_the_gate(self):
         assert total("format_gated_outcome", said("Scott")) == pytest.approx(2 / 3)
         assert total("format_gated_outcome", said("Scott"), score_by="em") == 0
+        long = said("Scott " + " ".join(f"word{n}" for n in range(40)))
+        assert 0 < total("format_gated_outcome", long, scheme="research") < 0.1
