@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -181,15 +182,44 @@ def _xdg(variable: str, default: str) -> Path:
     return Path(os.environ.get(variable) or Path.home() / default) / "turnwise"
 
 
+class _Isolated(Settings):
+    """Settings that no variable and no file has a say in."""
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """What is given."""
+        return (init_settings,)
+
+
+def isolated_settings(**values: Any) -> Settings:
+    """The defaults with the given values; this machine's variables and files have no say.
+
+    Raises:
+        UsageError: as `load_settings`.
+    """
+    return _made(_Isolated, values)
+
+
 def load_settings(**flags: Any) -> Settings:
     """Settings with the given flags; flags that are None are not set.
 
     Raises:
         UsageError: a value out of range or of the wrong type, named with where it is set.
     """
+    return _made(Settings, flags)
+
+
+def _made(kind: type[Settings], flags: Mapping[str, Any]) -> Settings:
     given = {key: value for key, value in flags.items() if value is not None}
     try:
-        return Settings(**given)
+        return kind(**given)
     except ValidationError as error:
         problem = error.errors()[0]
         where = ".".join(str(part) for part in problem["loc"])

@@ -9,95 +9,22 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, NamedTuple, Self
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-from pydantic import Field, model_validator
 
 from agent.trajectory import Trajectory
 from kg.errors import UsageError
-from rl.credit import Batch, Credit, CreditError, RewardPart, estimate, find
+from rl.credit import Batch, Credit, CreditError, RewardPart, estimate
 from rl.credit.group import Bools, Floats, Ints
-from rl.recipe import Strict, load
-from rl.reduction import Aggregation, token_weights
-from rl.rewards import Combination, Need, Part, RewardContext, RewardError, Values, require
-from rl.rewards.information_gain import InformationGain
+from rl.reduction import token_weights
+from rl.rewards import Combination, Need, RewardContext, RewardError, Values, require
+from rl.train_recipe import Assessment
 
 if TYPE_CHECKING:
     from rl.scoring import Scorer
 
 Group = Sequence[Trajectory]
-
-
-class CreditChoice(Strict):
-    """A credit estimator by name and its options; see docs/credit.md."""
-
-    estimator: str
-    options: dict[str, Any] = Field(default_factory=dict)
-
-    @model_validator(mode="after")
-    def _known(self) -> Self:
-        find(self.estimator).checked(self.options)
-        return self
-
-
-class LossChoice(Strict):
-    """How token losses become one number; see `rl.losses.aggregate`.
-
-    Attributes:
-        aggregation: `token-mean`, `sequence-mean`, `sequence-sum` or `constant`.
-        constant: tokens per sequence that `constant` divides by.
-    """
-
-    aggregation: Aggregation = "token-mean"
-    constant: float = Field(1.0, gt=0, allow_inf_nan=False)
-
-
-class Assessment(Strict):
-    """A recipe of how trajectories are judged.
-
-    Attributes:
-        rewards: label to registered reward, weight and options; labels are what receipts call them.
-        credit: the estimator.
-        loss: the aggregation.
-
-    Raises:
-        UsageError: an unknown reward, estimator or option; the nearest is suggested.
-    """
-
-    rewards: dict[str, Part] = Field(min_length=1)
-    credit: CreditChoice
-    loss: LossChoice = LossChoice()
-
-    @model_validator(mode="after")
-    def _made(self) -> Self:
-        assert self.reward
-        return self
-
-    @cached_property
-    def reward(self) -> Combination:
-        """The rewards, made."""
-        return Combination(parts=self.rewards)
-
-    @property
-    def needs_probes(self) -> bool:
-        """Whether a reward reads information-gain probes."""
-        return Need.PROBES in self.reward.needs
-
-    @property
-    def gain(self) -> InformationGain:
-        """The information gain as this recipe defines it; the default where it has none."""
-        kinds = self.reward.rewards.values()
-        return next((r for r in kinds if isinstance(r, InformationGain)), InformationGain())
-
-
-def load_assessment(name: str, overrides: Iterable[str] = ()) -> Assessment:
-    """Read an assessment by file path or by the name of a recipe that ships.
-
-    Raises:
-        UsageError: no such recipe, not YAML, or an invalid or unknown key, reward or estimator.
-    """
-    return load(Assessment, name, overrides)
 
 
 class Dropped(NamedTuple):

@@ -10,14 +10,16 @@ import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch.optim.lr_scheduler import LambdaLR
+from torch.utils.checkpoint import checkpoint
 
 from kg.errors import PolicyUnavailableError
-from rl import ranks
-from rl.attention import NAME, register, require_plain
+from rl import ranks, tree_attention
+from rl.attention import register, require_plain
+from rl.losses import entropy_from_logits
 from rl.recipe import Lora, Optimizer
 
 
@@ -27,8 +29,10 @@ def load_trainable(
     dtype: torch.dtype,
     init: Path | None = None,
     longest: int = 0,
+    attention: Literal["packed", "tree"] = "packed",
+    checkpointing: bool = False,
 ) -> TargetLogprobs:
-    """The model of a folder, ready to train, with packed attention.
+    """The model of a folder, ready to train.
 
     Args:
         folder: the base model.
@@ -36,6 +40,8 @@ def load_trainable(
         dtype: of the weights.
         init: an adapter to go on from instead of a new one.
         longest: tokens of the longest row that it will see.
+        attention: over packed rows (see `rl.attention`) or a token tree (`rl.tree_attention`).
+        checkpointing: compute activations again in the backward pass instead of keeping them.
 
     Raises:
         PolicyUnavailableError: the folder does not hold a model.
@@ -44,15 +50,18 @@ def load_trainable(
     from transformers import AutoModelForCausalLM
 
     register()
+    tree_attention.register()
     try:
         model = AutoModelForCausalLM.from_pretrained(
-            str(folder), dtype=dtype, attn_implementation=NAME, local_files_only=True
+            str(folder), dtype=dtype, attn_implementation=attention, local_files_only=True
         )
     except (OSError, ValueError) as error:
         raise PolicyUnavailableError(
             f"no model in {folder}: {error}", "agent models list"
         ) from error
     require_plain(model.config, longest)
+    if checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
     if lora is None:
         return TargetLogprobs(model.train())
     return TargetLogprobs(_adapted(model, lora, init).train())
@@ -61,14 +70,20 @@ def load_trainable(
 class TargetLogprobs(torch.nn.Module):
     """Log-probabilities of chosen tokens under a causal language model.
 
-    The vocabulary projection, the largest matrix of a small model, is computed only at the
-    positions that are asked for, in chunks.
+    The vocabulary projection, the largest matrix of a small model, is computed only at the positions
+    that are asked for, in chunks. While a gradient is wanted, no more than one chunk of logits is kept:
+    the backward pass computes the others again.
+
+    Args:
+        model: a transformers causal language model, with or without adapters.
+        chunk: positions of one projection; as many as make 16 million logits when 0.
     """
 
-    def __init__(self, model: torch.nn.Module, chunk: int = 1024) -> None:
+    def __init__(self, model: torch.nn.Module, chunk: int = 0) -> None:
         super().__init__()
         self.model = model
-        self.chunk = chunk
+        config: Any = model.config
+        self.chunk = chunk or max(64, _LOGITS // int(config.get_text_config().vocab_size))
 
     def forward(
         self,
@@ -76,6 +91,7 @@ class TargetLogprobs(torch.nn.Module):
         positions: torch.Tensor,
         targets: torch.Tensor,
         predictors: torch.Tensor | None = None,
+        entropy: bool = False,
     ) -> torch.Tensor:
         """float32[m]: log p(ids[t] | what t sees), in nats, for each t in `targets`.
 
@@ -85,6 +101,7 @@ class TargetLogprobs(torch.nn.Module):
             positions: int64[n], position within the own row or path.
             targets: int64[m], indices into `ids`, none of them the first of a row.
             predictors: int64[m], the token before each target; the one in front of it when None.
+            entropy: also give the entropy of each prediction, in nats: float32[2, m].
         """
         model: Any = self.model
         base = model.get_base_model() if hasattr(model, "peft_config") else model
@@ -92,17 +109,26 @@ class TargetLogprobs(torch.nn.Module):
             input_ids=ids[None], position_ids=positions[None], use_cache=False
         ).last_hidden_state[0]
         before = targets - 1 if predictors is None else predictors
+        again = torch.is_grad_enabled() and len(targets) > self.chunk
+
+        def read(source: torch.Tensor, part: torch.Tensor) -> torch.Tensor:
+            return _read(base.lm_head(hidden[source]).float(), ids[part], entropy)
+
         parts = [
-            _logprobs(base.lm_head(hidden[source]), ids[part])
+            checkpoint(read, source, part, use_reentrant=False) if again else read(source, part)
             for source, part in zip(
                 torch.split(before, self.chunk), torch.split(targets, self.chunk), strict=True
             )
         ]
-        return torch.cat(parts)
+        return torch.cat(parts, dim=-1)
 
 
-def _logprobs(logits: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
-    return -torch.nn.functional.cross_entropy(logits.float(), ids, reduction="none")
+_LOGITS = 2**24
+
+
+def _read(logits: torch.Tensor, ids: torch.Tensor, entropy: bool) -> torch.Tensor:
+    logprobs = -torch.nn.functional.cross_entropy(logits, ids, reduction="none")
+    return torch.stack([logprobs, entropy_from_logits(logits)]) if entropy else logprobs
 
 
 def _adapted(model: Any, lora: Lora, init: Path | None) -> torch.nn.Module:

@@ -10,10 +10,8 @@ from __future__ import annotations
 import logging
 import math
 import shutil
-import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +23,7 @@ from kg.errors import TurnwiseError, UsageError
 from rl import ranks, run_folder
 from rl.attention import row_lengths
 from rl.engine import TargetLogprobs, start_engine
+from rl.interrupt import graceful
 from rl.packing import Pack, Row, pack
 from rl.recipe import Fit
 
@@ -143,7 +142,7 @@ def _loop(
 ) -> tuple[int, bool]:
     """Train from step `start`; gives the number of steps done, and whether Ctrl-C ended it."""
     began = time.monotonic()
-    with _graceful() as interrupted, run_folder.metrics(run, start) as metrics:
+    with graceful() as interrupted, run_folder.metrics(run, start) as metrics:
         for number in range(start, len(steps)):
             report = _step(engine, steps[number], number + 1, len(steps), began, start)
             metrics.add(asdict(report))
@@ -257,21 +256,3 @@ def _resume(engine: Any, run: Path) -> tuple[int, float]:
     )
     log.info("resuming at step %d", state["step"])
     return int(state["step"]), float(state["before"])
-
-
-@contextmanager
-def _graceful() -> Iterator[Callable[[], bool]]:
-    """Within, the first Ctrl-C finishes the step and saves; a second one stops at once."""
-    seen: list[int] = []
-
-    def handle(number: int, frame: Any) -> None:
-        if seen:
-            raise KeyboardInterrupt
-        seen.append(number)
-        log.warning("interrupted: finishing this step, then saving")
-
-    old = signal.signal(signal.SIGINT, handle)
-    try:
-        yield lambda: bool(seen)
-    finally:
-        signal.signal(signal.SIGINT, old)

@@ -16,10 +16,8 @@ from typing import Literal, NamedTuple, get_args
 import torch
 
 from kg.errors import UsageError
-from rl.reduction import Aggregation
+from rl.reduction import Aggregation, KlEstimator, Level
 
-KlEstimator = Literal["k1", "k2", "k3"]
-Level = Literal["token", "sequence"]
 Diagnostics = dict[str, torch.Tensor]
 
 LOG_RATIO_CAP = 20.0

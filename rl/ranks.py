@@ -116,3 +116,12 @@ def _rendezvous() -> None:
     defaults = {"RANK": 0, "WORLD_SIZE": 1, "LOCAL_RANK": 0, "MASTER_PORT": port}
     os.environ.update({key: str(value) for key, value in defaults.items()})
     os.environ["MASTER_ADDR"] = "127.0.0.1"
+
+
+def shared(value: T | None) -> T:
+    """The main process's object, in every process."""
+    if not launched():
+        return value  # type: ignore[return-value]
+    box = [value]
+    torch.distributed.broadcast_object_list(box, src=0)
+    return box[0]  # type: ignore[return-value]

@@ -178,9 +178,27 @@ def load(kind: type[R], name: str, overrides: Iterable[str] = ()) -> R:
     Raises:
         UsageError: no such recipe, not YAML, or an invalid or unknown key.
     """
+    return validated(kind, name, resolved(name, overrides))
+
+
+def resolved(name: str, overrides: Iterable[str] = ()) -> dict[str, Any]:
+    """What a recipe says, with the overrides applied and nothing checked yet.
+
+    Raises:
+        UsageError: no such recipe, not YAML, or an override that is none.
+    """
     data = _read(name)
     for override in overrides:
         _override(data, override)
+    return data
+
+
+def validated(kind: type[R], name: str, data: dict[str, Any]) -> R:
+    """A recipe from what it says.
+
+    Raises:
+        UsageError: an invalid or unknown key.
+    """
     try:
         return kind.model_validate(data)
     except ValidationError as error:

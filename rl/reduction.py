@@ -1,4 +1,5 @@
-"""What each token weighs in a loss: the aggregations of `rl.losses`, as numbers. No torch."""
+"""What each token weighs in a loss: the aggregations of `rl.losses`, as numbers, and the words that
+recipes and losses share. No torch."""
 
 from __future__ import annotations
 
@@ -9,6 +10,8 @@ import numpy as np
 import numpy.typing as npt
 
 Aggregation: TypeAlias = Literal["token-mean", "sequence-mean", "sequence-sum", "constant"]
+KlEstimator: TypeAlias = Literal["k1", "k2", "k3"]
+Level: TypeAlias = Literal["token", "sequence"]
 
 
 def token_weights(

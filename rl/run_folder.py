@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,12 +20,12 @@ from kg import strict_json
 from kg.errors import UsageError
 from rl import ranks
 from rl.packing import Row
-from rl.recipe import Fit
+from rl.recipe import Strict
 
 _METRICS = "metrics.jsonl"
 
 
-def claim(run: Path, recipe: Fit) -> None:
+def claim(run: Path, recipe: Strict) -> None:
     """Make a folder this recipe's.
 
     Raises:
@@ -72,6 +73,25 @@ def write(path: Path, value: Any) -> None:
         os.replace(partial, path)
     except OSError as error:
         raise UsageError(f"cannot write {path}: {error.strerror}") from error
+
+
+def copy(source: Path, target: Path) -> None:
+    """Copy a folder of the run in one step; in the main process alone.
+
+    Raises:
+        UsageError: it cannot be written.
+    """
+    if not ranks.is_main():
+        return
+    partial = target.with_name(f".{target.name}.part")
+    try:
+        shutil.rmtree(partial, ignore_errors=True)
+        shutil.copytree(source, partial)
+        shutil.rmtree(target, ignore_errors=True)
+        partial.rename(target)
+    except OSError as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise UsageError(f"cannot write {target}: {error.strerror or error}") from error
 
 
 @contextmanager

@@ -13,9 +13,10 @@ from agent.console.html import write_html
 from agent.store import Filter, TrajectoryStore
 from agent.trajectory import Trajectory
 from kg.errors import PolicyUnavailableError, UsageError
-from rl.assess import Assessed, Assessment, assess, load_assessment
+from rl.assess import Assessed, assess
 from rl.receipt import Receipt, make_receipt
 from rl.receipt_table import render_receipt
+from rl.train_recipe import Assessment, load_assessment
 
 if TYPE_CHECKING:
     from rl.scoring import ModelScorer

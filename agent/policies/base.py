@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 if TYPE_CHECKING:
     from agent.policies.chat import ChatTemplate
+    from agent.policies.fingerprint import Fingerprint
 
 Message: TypeAlias = dict[str, Any]
 
@@ -62,7 +63,7 @@ class Request:
         stop: strings that end the completion; the one that does is kept in its text.
         tools: OpenAI function schemas, for policies that take native tool calls.
         on_text: called with each new piece of text, from the event loop's thread.
-        prompt_logprobs: also tell the log-probability of each prompt token; vLLM does, others tell none.
+        prompt_logprobs: also tell the log-probability of each prompt token; servers tell none.
     """
 
     messages: tuple[Message, ...]
@@ -138,6 +139,27 @@ class Policy(ABC):
         from kg.errors import PolicyUnavailableError
 
         raise PolicyUnavailableError(f"policy '{self.name}' cannot load weights from {weights}")
+
+    def expect(self, callers: int) -> None:
+        """Take no step before so many requests wait or run; 0 (the default) waits for none.
+
+        With every caller in, what is computed together does not depend on which of them was quicker: the
+        same requests give the same numbers to the last bit. An engine that cannot wait ignores it.
+        """
+        return None
+
+    async def fingerprints(self) -> dict[str, Fingerprint]:
+        """Of every tensor that the engine computes with, read back from its memory.
+
+        The names are those of a model folder. Tied weights are there under each of their names, for an
+        engine may hold them twice. What it cannot give back has an empty digest.
+
+        Raises:
+            PolicyUnavailableError: the weights are not in our reach.
+        """
+        from kg.errors import PolicyUnavailableError
+
+        raise PolicyUnavailableError(f"policy '{self.name}' does not tell its weights")
 
     async def aclose(self) -> None:
         """Release the engine. Calling it twice is harmless."""

@@ -8,6 +8,7 @@ episodes the vLLM policy is the faster engine; for one question on a laptop this
 from __future__ import annotations
 
 import asyncio
+import math
 import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -18,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from agent.policies.base import Completion, FinishReason, Policy, Request, Sampling
 from agent.policies.catalog import weights_version
 from agent.policies.chat import ChatTemplate, does_not_load
+from agent.policies.fingerprint import Fingerprint, fingerprint
 from kg.errors import PolicyUnavailableError, UsageError
 
 if TYPE_CHECKING:
@@ -36,6 +38,7 @@ class _Row:
     loop: asyncio.AbstractEventLoop
     ids: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
+    prompt_logprobs: tuple[float, ...] = ()
     shown: int = 0
     cached: int = 0
     finish: FinishReason | None = None
@@ -124,6 +127,13 @@ class TransformersPolicy(Policy):
         """
         await asyncio.get_running_loop().run_in_executor(self._worker, self._load, weights)
 
+    async def fingerprints(self) -> dict[str, Fingerprint]:
+        """See `Policy.fingerprints`; read between two batches."""
+        return await asyncio.get_running_loop().run_in_executor(self._worker, self._fingerprints)
+
+    def _fingerprints(self) -> dict[str, Fingerprint]:
+        return {name: fingerprint(tensor) for name, tensor in self.model.state_dict().items()}
+
     async def aclose(self) -> None:
         """Stop the worker once the running batch is done."""
         await asyncio.to_thread(self._worker.shutdown, True)
@@ -170,6 +180,7 @@ class _Decoder:
     def run(self) -> None:
         """Prefill, then one token a step; finished rows leave the batch at once."""
         with self.torch.inference_mode():
+            self._score_prompts()
             logits, cache, mask = self._prefill()
             while True:
                 self._sample(logits)
@@ -183,6 +194,15 @@ class _Decoder:
                     mask = self._shrink(keep, cache, mask)
                 logits, mask = self._step(cache, mask)
             self._retain(cache)
+
+    def _score_prompts(self) -> None:
+        """Each prompt that is to be scored on its own: a pass of its own, without cache and padding."""
+        for row in self.rows:
+            if row.request.prompt_logprobs:
+                ids = self.torch.tensor([row.request.token_ids], device=self.device)
+                logits = self.policy.model(input_ids=ids, use_cache=False).logits[0, :-1]
+                found = logits.float().log_softmax(-1).gather(-1, ids[0, 1:, None])[:, 0]
+                row.prompt_logprobs = (math.nan, *found.tolist())
 
     def _prefill(self) -> tuple[torch.Tensor, Any, torch.Tensor]:
         """Last logits float[B, V], the cache and the mask int[B, L] of the left-padded prompts."""
@@ -320,6 +340,7 @@ def _settle(row: _Row, error: Exception | None, policy: TransformersPolicy | Non
             text=policy.template.decode(row.ids),
             token_ids=tuple(row.ids),
             logprobs=tuple(row.logprobs),
+            prompt_logprobs=row.prompt_logprobs,
             finish=row.finish or FinishReason.STOP,
             prompt_tokens=len(row.request.token_ids),
             cached_tokens=row.cached,

@@ -1,4 +1,4 @@
-"""The vLLM policy: one engine in this process, continuously batched, for many episodes at once.
+"""The vLLM policy: one engine, continuously batched, for many episodes at once.
 
 vLLM's engine is synchronous; a thread of ours steps it and hands results back to the callers' event
 loops. Token ids go in and come out; stop strings are matched by vLLM and stay in the text.
@@ -20,6 +20,7 @@ from typing import Any
 from agent.policies.base import Completion, FinishReason, Policy, Request
 from agent.policies.catalog import weights_version
 from agent.policies.chat import ChatTemplate
+from agent.policies.fingerprint import Fingerprint
 from agent.policies.vllm_engine import Delta, Engine, EngineOptions
 from kg.errors import PolicyUnavailableError
 
@@ -54,6 +55,13 @@ class VllmPolicy(Policy):
         cache_gib: size of the key-value cache. 0: on a GPU what `gpu_memory` leaves; on a CPU what
             VLLM_CPU_KVCACHE_SPACE says, else a quarter of the free memory, at most 4.
         gpu_memory: share of the GPU's memory for weights and cache.
+        isolated: the engine runs in a child process that knows nothing of a launcher's world of
+            processes. For a process that has joined one (torchrun, deepspeed), where an engine of its
+            own would take that world for its own; a script that does so guards its start with
+            `if __name__ == "__main__"`. Other threads must not read RANK and its like while it starts.
+
+    vLLM's groups of processes are global: of two engines that are not isolated, closing one ends the
+    other.
 
     Raises:
         MissingExtraError: vLLM is not installed.
@@ -71,18 +79,28 @@ class VllmPolicy(Policy):
         eager: bool | None = None,
         cache_gib: float = 0.0,
         gpu_memory: float = 0.9,
+        isolated: bool = False,
     ) -> None:
         self.name = name or folder.name
         self.template = ChatTemplate.load(folder)
         self.version = weights_version(folder)
         options = EngineOptions(
-            dtype, max_model_len, max_num_seqs, prefix_caching, eager, cache_gib, gpu_memory
+            dtype,
+            max_model_len,
+            max_num_seqs,
+            prefix_caching,
+            eager,
+            cache_gib,
+            gpu_memory,
+            isolated,
         )
         self._inbox: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
         self._running: dict[str, _Running] = {}
         self._keys = map(str, itertools.count())
         self._lock = threading.Lock()
         self._open = True
+        self._expected = 0
+        self._waiting: dict[str, _Running] = {}
         started: Future[Engine] = Future()
         self._thread = threading.Thread(
             target=self._serve, args=(folder, options, started), name="vllm", daemon=True
@@ -95,7 +113,7 @@ class VllmPolicy(Policy):
         the engine."""
         loop = asyncio.get_running_loop()
         running = {next(self._keys): _Running(r, loop, loop.create_future()) for r in requests}
-        self._submit(lambda: self._add(running))
+        self._submit(lambda: self._waiting.update(running))
         try:
             return list(await asyncio.gather(*(item.future for item in running.values())))
         except BaseException:
@@ -114,6 +132,19 @@ class VllmPolicy(Policy):
         done: Future[None] = Future()
         self._submit(lambda: self._reload(weights, done))
         await asyncio.wrap_future(done)
+
+    def expect(self, callers: int) -> None:
+        """See `Policy.expect`."""
+        self._submit(lambda: self._set_expected(callers))
+
+    def _set_expected(self, callers: int) -> None:
+        self._expected = callers
+
+    async def fingerprints(self) -> dict[str, Fingerprint]:
+        """See `Policy.fingerprints`; read between two steps."""
+        told: Future[dict[str, Fingerprint]] = Future()
+        self._submit(lambda: self._tell_fingerprints(told))
+        return await asyncio.wrap_future(told)
 
     async def aclose(self) -> None:
         """Stop the engine and give its memory back; requests in flight fail."""
@@ -145,16 +176,28 @@ class VllmPolicy(Policy):
 
     def _take(self) -> bool:
         """Run what waits in the inbox, waiting for it when there is nothing to step."""
-        block = not self._running
         while True:
             try:
-                job = self._inbox.get(block=block)
+                job = self._inbox.get(block=not self._ready())
             except Empty:
+                self._admit()
                 return True
             if job is None:
                 return False
             job()
-            block = False
+
+    def _ready(self) -> bool:
+        """Whether there is something to step, and everybody who is expected is in."""
+        there = len(self._running) + len(self._waiting)
+        return there > 0 and there >= self._expected
+
+    def _admit(self) -> None:
+        """Put what waits into the engine, in an order that does not depend on when it came."""
+        waiting, self._waiting = self._waiting, {}
+        if self._expected:
+            order = sorted(waiting, key=lambda key: _rank(waiting[key].request))
+            waiting = {key: waiting[key] for key in order}
+        self._add(waiting)
 
     def _add(self, items: dict[str, _Running]) -> None:
         for key, item in items.items():
@@ -171,6 +214,7 @@ class VllmPolicy(Policy):
         """Take requests out of the engine; their callers have left or know already."""
         for key in keys:
             self._running.pop(key, None)
+            self._waiting.pop(key, None)
         try:
             self._engine.abort(keys)
         except Exception:  # the callers that wait hear of it from the next step
@@ -181,6 +225,7 @@ class VllmPolicy(Policy):
         if not done.set_running_or_notify_cancel():
             return
         try:
+            self._admit()
             while self._running:
                 self._step()
             self._engine.reload(weights)
@@ -189,6 +234,14 @@ class VllmPolicy(Policy):
             done.set_exception(error)
         else:
             done.set_result(None)
+
+    def _tell_fingerprints(self, told: Future[dict[str, Fingerprint]]) -> None:
+        if not told.set_running_or_notify_cancel():
+            return
+        try:
+            told.set_result(self._engine.fingerprints())
+        except Exception as error:
+            told.set_exception(error)
 
     def _step(self) -> None:
         try:
@@ -218,9 +271,14 @@ class VllmPolicy(Policy):
             _tell(item, _settle, item, _completion(item, delta.finish))
 
     def _fail_all(self, error: Exception) -> None:
-        for item in self._running.values():
+        for item in (*self._running.values(), *self._waiting.values()):
             _tell(item, _settle, item, error)
         self._running.clear()
+        self._waiting.clear()
+
+
+def _rank(request: Request) -> tuple[tuple[int, ...], int]:
+    return request.token_ids, request.sampling.seed
 
 
 def _completion(item: _Running, finish: FinishReason) -> Completion:

@@ -9,26 +9,31 @@ from __future__ import annotations
 import gc
 import math
 import os
+import re
 import sys
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from agent.policies import weight_reader
 from agent.policies.base import FinishReason, Request
-from agent.policies.model_folder import weight_files
+from agent.policies.fingerprint import Fingerprint
+from agent.policies.vllm_worker import WorkerExtension, unplain
 from kg.errors import MissingExtraError, PolicyUnavailableError, UsageError
 
-# One process: weights are handed over as tensors, not through a socket. A variable that the user has
-# set stays. vLLM binds threads to cores in its worker processes only, so there is none to set here:
-# OMP_NUM_THREADS limits them.
+# One process unless an isolated engine is asked for. A variable that the user has set stays. vLLM
+# binds threads to cores in its worker processes only, so there is none to set here: OMP_NUM_THREADS
+# limits them.
 _ENVIRONMENT = {
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
     "VLLM_LOGGING_LEVEL": "ERROR",
     "VLLM_NO_USAGE_STATS": "1",
 }
 _CACHE_VARIABLE = "VLLM_CPU_KVCACHE_SPACE"
+_RANKS = re.compile(r"(LOCAL_|GROUP_|ROLE_)?(RANK|WORLD_SIZE)|MASTER_(ADDR|PORT)|TORCHELASTIC_.*")
 _GIB = 2**30
 _TIED = "lm_head.weight"
 _BATCHED_TOKENS = 2048  # of prompts in one step; more only makes the others wait longer
@@ -45,6 +50,7 @@ class EngineOptions:
     eager: bool | None = None
     cache_gib: float = 0.0
     gpu_memory: float = 0.9
+    isolated: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +95,11 @@ class Engine:
         _shield_llvmlite()
         self._folder = folder
         try:
-            self._engine = LLMEngine.from_engine_args(EngineArgs(**_arguments(folder, options)))
+            with _unranked() if options.isolated else nullcontext():
+                self._engine = LLMEngine.from_engine_args(
+                    EngineArgs(**_arguments(folder, options)),
+                    enable_multiprocessing=options.isolated,
+                )
         except Exception as error:
             cause = str(error).strip().split("\n")[-1]
             raise PolicyUnavailableError(
@@ -138,15 +148,21 @@ class Engine:
         """
         self._check_fit(weights)
         try:
-            self._engine.collective_rpc(
-                "reload_weights", kwargs={"weights_iterator": _tensors(weights)}
-            )
+            self._engine.collective_rpc("turnwise_reload", args=(str(weights),))
         except Exception as error:
             raise PolicyUnavailableError(
                 f"the weights in {weights} do not load: {error}", "load a complete folder again"
             ) from error
         if not self._engine.reset_prefix_cache():
             raise PolicyUnavailableError("vLLM did not forget the prefixes of the old weights")
+
+    def fingerprints(self) -> dict[str, Fingerprint]:
+        """Of every live tensor, under the names of a model folder; see `Policy.fingerprints`."""
+        try:
+            [found] = self._engine.collective_rpc("turnwise_fingerprints")
+        except Exception as error:
+            raise PolicyUnavailableError(f"vLLM does not tell its weights: {error}") from error
+        return {name: unplain(plain) for name, plain in found.items()}
 
     def close(self) -> None:
         """Give the memory back."""
@@ -161,7 +177,7 @@ class Engine:
     def _check_fit(self, weights: Path) -> None:
         """Compare names and shapes before anything is touched: vLLM skips what it does not find."""
         try:
-            ours, theirs = _shapes(self._folder), _shapes(weights)
+            ours, theirs = weight_reader.shapes(self._folder), weight_reader.shapes(weights)
         except Exception as error:  # safetensors has its own errors
             raise PolicyUnavailableError(
                 f"the weights in {weights} cannot be read: {error}"
@@ -197,6 +213,7 @@ def _arguments(folder: Path, options: EngineOptions) -> dict[str, Any]:
         "enforce_eager": cpu if options.eager is None else options.eager,
         "logprobs_mode": "raw_logprobs",
         "disable_log_stats": True,
+        "worker_extension_cls": f"{WorkerExtension.__module__}.{WorkerExtension.__name__}",
     }
     if cpu:
         # A prompt read in parts rewinds the request's random generator, which vLLM 0.32 can do on a
@@ -263,28 +280,14 @@ def _of_prompt(output: Any) -> tuple[float, ...]:
     return tuple(float(entry[token].logprob) if entry else math.nan for token, entry in pairs)
 
 
-def _tensors(folder: Path) -> Iterator[tuple[str, Any]]:
-    """Name and tensor of every weight in a folder's safetensors files."""
-    for tensors in _opened(folder):
-        for name in tensors.keys():  # noqa: SIM118
-            yield name, tensors.get_tensor(name)
-
-
-def _shapes(folder: Path) -> dict[str, tuple[int, ...]]:
-    return {
-        name: tuple(tensors.get_slice(name).get_shape())
-        for tensors in _opened(folder)
-        for name in tensors.keys()  # noqa: SIM118
-    }
-
-
-def _opened(folder: Path) -> Iterator[Any]:
-    from safetensors import safe_open
-
-    for file in weight_files(folder):
-        if file.suffix == ".safetensors":
-            with safe_open(file, framework="pt") as tensors:
-                yield tensors
+@contextmanager
+def _unranked() -> Iterator[None]:
+    """Within, the environment that a child inherits says nothing of a launcher's world of processes."""
+    hidden = {key: os.environ.pop(key) for key in list(os.environ) if _RANKS.fullmatch(key)}
+    try:
+        yield
+    finally:
+        os.environ.update(hidden)
 
 
 def _shape(shape: tuple[int, ...] | None) -> str:

@@ -14,13 +14,14 @@ from hypothesis import strategies as st
 from agent.policies.catalog import resolve
 from agent.task import Task
 from kg.errors import UsageError
-from rl.assess import Assessment, CreditChoice, LossChoice, assess, by_group, load_assessment
+from rl.assess import assess, by_group
 from rl.credit import ESTIMATORS, CreditError
 from rl.losses import Reduction, Tokens, gspo, ppo_clip
 from rl.receipt import make_receipt
 from rl.receipt_table import render_receipt
 from rl.rewards import Part, RewardContext, make_reward, reward_kind
 from rl.scoring import load_scorer
+from rl.train_recipe import Assessment, CreditChoice, LossChoice, load_assessment
 from tests.rl.groups import random_group
 from tests.rl.rollouts import ASTRAY, AT_ONCE, RIGHT, TASK, WRONG, group, play
 

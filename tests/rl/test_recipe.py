@@ -3,8 +3,8 @@
 import pytest
 
 from kg.errors import UsageError
-from rl.assess import load_assessment
 from rl.recipe import load_pretrain, load_sft, shipped
+from rl.train_recipe import load_assessment
 
 
 @pytest.mark.parametrize("name", shipped())

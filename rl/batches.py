@@ -1,0 +1,172 @@
+"""An assessed batch as token trees: what one forward and backward pass of the learner reads.
+
+Every policy call is one sequence, its context and its reply; the calls of a group become one tree, in
+which all that they share lies once. A sampled token is a loss token in exactly the context that it was
+sampled in, also where two rollouts sampled the same tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from agent.trajectory import Trajectory
+from rl.assess import Assessed
+from rl.reduction import Aggregation
+from rl.tree import TokenTree, build_tree
+
+Ids = npt.NDArray[np.int64]
+Floats = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class TreeBatch:
+    """One pass: m rows of the tree are computed, k loss tokens read them.
+
+    Attributes:
+        tree: the tokens.
+        rows: int64[m], ascending: rows whose log-probabilities are wanted.
+        place: int64[k]: where each loss token's row stands in `rows`.
+        sequence: int64[k]: number of its trajectory in the whole batch.
+        advantages: float32[k].
+        behaviour: float32[k]: log-probability by the engine that sampled it, nats; NaN if unknown.
+        where: per trajectory its number and int64[its loss tokens], positions in its `token_ids`; end
+            to end they are the k tokens in order.
+    """
+
+    tree: TokenTree
+    rows: Ids
+    place: Ids
+    sequence: Ids
+    advantages: Floats
+    behaviour: Floats
+    where: tuple[tuple[int, Ids], ...]
+
+    def __len__(self) -> int:
+        return len(self.place)
+
+    @property
+    def silent(self) -> bool:
+        """Whether every advantage is 0, so that the policy loss has no gradient here."""
+        return not self.advantages.any()
+
+
+@dataclass(frozen=True)
+class UpdateBatch:
+    """What one optimizer step reads.
+
+    Attributes:
+        trees: one a pass.
+        tokens, sequences: loss tokens and trajectories that have any, of the whole step, the silent
+            trees' included: what losses are divided by.
+    """
+
+    trees: tuple[TreeBatch, ...]
+    tokens: int
+    sequences: int
+
+    def divisor(self, how: Aggregation) -> float:
+        """What a sum over the whole step is divided by; see `rl.losses.Reduction`."""
+        return float(self.tokens if how == "token-mean" else self.sequences)
+
+
+def lay_out(assessed: Assessed, most: int) -> tuple[TreeBatch, ...]:
+    """Trees of all groups, in order.
+
+    Args:
+        assessed: groups with their advantages.
+        most: tokens of one tree, by an upper bound; a trajectory that is longer has one of its own.
+    """
+    out: list[TreeBatch] = []
+    number = 0
+    for group in assessed.groups:
+        numbered = list(enumerate(group, start=number))
+        out += [_tree(assessed, part) for part in _parts(numbered, most)]
+        number += len(group)
+    return tuple(tree for tree in out if len(tree))
+
+
+def minibatches(
+    trees: Sequence[TreeBatch], count: int, order: Sequence[int] | None = None
+) -> list[UpdateBatch]:
+    """Trees dealt into optimizer steps of about equally many loss tokens.
+
+    Args:
+        trees: of a batch.
+        count: steps; fewer where there are fewer trees.
+        order: in which they are dealt; their own when None.
+    """
+    dealt = [trees[i] for i in (range(len(trees)) if order is None else order)]
+    total, seen = sum(map(len, dealt)), 0
+    parts: list[list[TreeBatch]] = [[] for _ in range(count)]
+    for tree in dealt:
+        parts[seen * count // total].append(tree)
+        seen += len(tree)
+    return [update_batch(part) for part in parts if part]
+
+
+def update_batch(trees: Sequence[TreeBatch]) -> UpdateBatch:
+    """One optimizer step over trees."""
+    numbers = {int(number) for tree in trees for number in np.unique(tree.sequence)}
+    return UpdateBatch(tuple(trees), sum(map(len, trees)), len(numbers))
+
+
+Numbered = tuple[int, Trajectory]
+
+
+def _parts(group: Sequence[Numbered], most: int) -> Iterator[list[Numbered]]:
+    """Trajectories whose tree holds at most `most` tokens if they share nothing but their prompt."""
+    part: list[Numbered] = []
+    used = 0
+    for number, trajectory in group:
+        size = len(trajectory.token_ids)
+        prompt = len(trajectory.prompt_of(trajectory.turns[0])) if trajectory.turns else 0
+        if part and used + size - prompt > most:
+            yield part
+            part, used = [], 0
+        used += size - prompt if part else size
+        part.append((number, trajectory))
+    if part:
+        yield part
+
+
+def _tree(assessed: Assessed, part: Sequence[Numbered]) -> TreeBatch:
+    sequences: list[Ids] = []
+    replies: list[tuple[int, int, Ids]] = []
+    for number, trajectory in part:
+        for turn in trajectory.turns:
+            reply = np.arange(turn.reply.start, turn.reply.stop)
+            if turn.sampled and len(reply):
+                replies.append((number, len(sequences), reply))
+                context = trajectory.prompt_of(turn).astype(np.int64)
+                sequences.append(np.concatenate([context, trajectory.token_ids[reply]]))
+    tree = build_tree(sequences)
+    rows = [tree.rows[place][-len(reply) :] for _, place, reply in replies]
+    unique, inverse = np.unique(_joined(rows), return_inverse=True)
+    behaviour = {number: trajectory.logprobs for number, trajectory in part}
+    return TreeBatch(
+        tree=tree,
+        rows=unique,
+        place=inverse.astype(np.int64).reshape(-1),
+        sequence=_joined([np.full(len(reply), number) for number, _, reply in replies]),
+        advantages=_of(dict(enumerate(assessed.credit.advantages)), replies),
+        behaviour=_of(behaviour, replies),
+        where=tuple((number, reply) for number, _, reply in replies),
+    )
+
+
+_NONE: Floats = np.zeros(0, dtype=np.float32)
+
+
+def _joined(parts: Sequence[npt.NDArray[np.int64]]) -> Ids:
+    return np.concatenate([np.zeros(0, dtype=np.int64), *parts])
+
+
+def _of(values: Mapping[int, npt.NDArray[Any]], replies: Sequence[tuple[int, int, Ids]]) -> Floats:
+    """float32[k]: per-trajectory numbers at the loss tokens."""
+    parts = [np.asarray(values[number][reply], dtype=np.float32) for number, _, reply in replies]
+    return np.concatenate([_NONE, *parts])

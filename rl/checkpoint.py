@@ -1,0 +1,111 @@
+"""Checkpoints of a training run: weights, optimizer and position, saved so that a kill is harmless.
+
+`checkpoint/step-N` is DeepSpeed's; `checkpoint/current.json` names the newest complete one and is
+replaced in one step. A disk that is full leaves the previous checkpoint as it was.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+from pathlib import Path
+from typing import Any
+
+from kg.errors import TurnwiseError, UsageError
+from rl import ranks, run_folder
+
+log = logging.getLogger(__name__)
+_POINTER = "current.json"
+
+
+class CheckpointError(TurnwiseError):
+    """A checkpoint cannot be read, or several in a row could not be written."""
+
+
+class Checkpoint:
+    """The checkpoints of one run folder.
+
+    Args:
+        run: the run's folder.
+        keep: how many of the newest stay.
+    """
+
+    def __init__(self, run: Path, keep: int) -> None:
+        self.folder = run / "checkpoint"
+        self._keep = keep
+        self._failures = 0
+
+    def save(self, engine: Any, step: int, state: dict[str, Any]) -> bool:
+        """Save the engine and what belongs to it; whether it worked.
+
+        Called by every process. A disk that is full is told as a warning once and as an error the
+        second time in a row; the last complete checkpoint stays.
+
+        Raises:
+            CheckpointError: it failed twice in a row.
+        """
+        tag, problem = f"step-{step:05d}", ""
+        try:
+            engine.save_checkpoint(
+                str(self.folder),
+                tag=tag,
+                client_state={"step": step, **state},
+                exclude_frozen_parameters=True,
+                save_latest=False,
+            )
+            run_folder.write(self.folder / _POINTER, {"tag": tag, "step": step})
+        except (OSError, RuntimeError, UsageError) as error:
+            problem = (str(error).splitlines() or [type(error).__name__])[0]
+        if not ranks.anybody(bool(problem), engine.device):
+            self._failures = 0
+            self._tidy(tag)
+            return True
+        self._failures += 1
+        if ranks.is_main():
+            shutil.rmtree(self.folder / tag, ignore_errors=True)
+        message = f"step {step} could not be saved: {problem or 'another process failed'}"
+        if self._failures > 1:
+            raise CheckpointError(
+                message, "free some space; the same command goes on from the last checkpoint"
+            )
+        log.warning("%s; going on, %s stays", message, self._current() or "nothing")
+        return False
+
+    def load(self, engine: Any) -> dict[str, Any]:
+        """Restore the newest complete checkpoint; gives its state, empty when there is none.
+
+        Raises:
+            CheckpointError: the checkpoint that is named is not there or broken.
+        """
+        tag = self._current()
+        if not tag:
+            return {}
+        try:
+            path, state = engine.load_checkpoint(
+                str(self.folder), tag=tag, load_module_strict=False
+            )
+        except Exception as error:  # torch, zipfile and DeepSpeed each raise their own
+            raise CheckpointError(
+                f"the checkpoint {self.folder / tag} is broken: {error}"
+            ) from error
+        if path is None:
+            raise CheckpointError(f"the checkpoint {self.folder / tag} is not there")
+        log.info("going on from %s", tag)
+        return dict(state)
+
+    def _current(self) -> str:
+        path = self.folder / _POINTER
+        try:
+            return str(json.loads(path.read_text("utf-8"))["tag"]) if path.is_file() else ""
+        except (OSError, ValueError, KeyError) as error:
+            raise CheckpointError(f"{path} cannot be read: {error}") from error
+
+    def _tidy(self, newest: str) -> None:
+        """Remove all but the newest few, and what a killed process left unfinished."""
+        if not ranks.is_main():
+            return
+        there = sorted(path for path in self.folder.glob("step-*") if path.is_dir())
+        older = [path for path in there if path.name <= newest]
+        for path in (*older[: -self._keep], *(p for p in there if p.name > newest)):
+            shutil.rmtree(path, ignore_errors=True)

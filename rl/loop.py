@@ -1,0 +1,410 @@
+"""The loop that learns: collect → reward → credit → update → sync → validate → checkpoint.
+
+A run lives in one folder and goes on from its last checkpoint when the same command is given again.
+With a deterministic engine on a CPU the resumed run's numbers are those of an uninterrupted one. The
+main process samples, judges nothing twice and writes; the others of a multi-process run only learn.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+
+from agent.policies.base import Policy
+from agent.policies.catalog import resolve
+from agent.settings import Settings, isolated_settings
+from agent.store import TrajectoryStore
+from agent.trajectory import Status, Trajectory
+from eval.sample import score_one
+from rl import ranks, run_folder
+from rl.assess import Assessed, assess
+from rl.batches import lay_out, minibatches
+from rl.checkpoint import Checkpoint
+from rl.curriculum import Drawn, Shuffle
+from rl.engine import whole
+from rl.fit import TrainingError
+from rl.interrupt import graceful
+from rl.learner import Learner, LearnerScorer, UpdateStats
+from rl.model_files import write_model
+from rl.question_sets import QuestionSet, all_tasks, open_sets
+from rl.rewards import Need, RewardContext, require
+from rl.rollouts import Stage, greedy, groups_of
+from rl.step_metrics import Metrics, Validated, of_credit, of_rollouts, of_updates, validated
+from rl.sync import Canary, deliver, learner_logprobs, weights_of
+from rl.train_recipe import TrainRecipe
+
+log = logging.getLogger(__name__)
+
+
+class Observer(Protocol):
+    """Who watches a run; every method may do nothing."""
+
+    def stage(self, name: str, done: int, total: int) -> None:
+        """A part of a step goes on: `collect` or `validate`, with episodes done."""
+
+    def notify(self, line: str) -> None:
+        """One line for people."""
+
+    def step(self, metrics: Metrics) -> None:
+        """A step is done."""
+
+    def validated(self, found: Validated) -> None:
+        """The policy was measured."""
+
+
+@dataclass(frozen=True)
+class TrainReport:
+    """What a run leaves.
+
+    Attributes:
+        out: folder of the policy: the one that validated best, or the last one.
+        steps: done, of all processes of this run.
+        first, best, last: share of validation questions answered rightly, with intervals as text; empty
+            without validation.
+        seconds: of training, in this process.
+        finished: whether all steps were done.
+        interrupted: whether Ctrl-C ended it; the same command goes on.
+    """
+
+    out: Path
+    steps: int
+    first: str
+    best: str
+    last: str
+    seconds: float
+    finished: bool
+    interrupted: bool
+
+
+def train(
+    recipe: TrainRecipe,
+    settings: Settings,
+    run: Path,
+    observer: Observer,
+    data: str = "",
+) -> TrainReport:
+    """Carry out a recipe, or go on with it.
+
+    Args:
+        recipe: of the run.
+        settings: of this machine: folders; what shapes episodes is the recipe's.
+        run: folder of the run.
+        observer: is told how it goes.
+        data: where question sets lie.
+
+    Raises:
+        UsageError: a folder of another run, a set that does not exist, a reward that lacks something.
+        PolicyUnavailableError: the policy cannot be had or stopped answering.
+        TrainingError: updates gave no number several times in a row.
+    """
+    ranks.join() if ranks.launched() else None
+    ranks.main_first(lambda: run_folder.claim(run, recipe))
+    torch.manual_seed(recipe.seed)
+    with graceful() as interrupted:
+        return asyncio.run(_Run(recipe, settings, run, observer, data, interrupted).carry_out())
+
+
+class _Run:
+    """One run; see `train`."""
+
+    def __init__(
+        self,
+        recipe: TrainRecipe,
+        settings: Settings,
+        run: Path,
+        observer: Observer,
+        data: str,
+        interrupted: Any,
+    ) -> None:
+        self.recipe, self.run, self.observer, self.data = recipe, run, observer, data
+        self.settings = isolated_settings(**recipe.rollouts.agent, home=settings.home)
+        self.interrupted = interrupted
+        self.base = resolve(recipe.base, settings.models_dir, observer.notify)
+        update = recipe.update
+        self.learner = Learner(
+            self.base, update, recipe.loss, recipe.steps * update.epochs * update.minibatches
+        )
+        self.canary = Canary.of(self.learner.template)
+        self.checkpoint = Checkpoint(run, recipe.checkpoints.keep)
+        self.scores: list[tuple[int, float, str]] = []
+        self.bad = 0
+
+    async def carry_out(self) -> TrainReport:
+        """All steps that are left."""
+        began = time.monotonic()
+        policy = self._open_policy() if ranks.is_main() else None
+        try:
+            self._open(policy)
+            state = self.checkpoint.load(self.learner.engine)
+            start = int(state.get("step", 0))
+            self.scores = [tuple(score) for score in state.get("scores", [])]
+            self.bad = int(state.get("bad", 0))
+            self._forget_after(start)
+            await self._sync(policy, start)
+            if start == 0:
+                await self._validate(policy, 0)
+            done, interrupted = await self._steps(policy, start, began)
+            return self._report(done, time.monotonic() - began, interrupted)
+        finally:
+            if policy is not None:
+                await policy.aclose()
+
+    def _open_policy(self) -> Policy:
+        """The engine that samples, with the weights to start from."""
+        rollouts = self.recipe.rollouts
+        if rollouts.engine == "vllm":
+            from agent.policies.vllm import VllmPolicy
+
+            return VllmPolicy(
+                self.base,
+                name=self.recipe.base,
+                dtype=rollouts.dtype,
+                max_num_seqs=rollouts.concurrency,
+                isolated=ranks.launched(),
+            )
+        from agent.policies.transformers import TransformersPolicy
+
+        return TransformersPolicy(self.base, name=self.recipe.base, dtype=rollouts.dtype)
+
+    def _open(self, policy: Policy | None) -> None:
+        """Question sets and the store, in the main process; and what the rewards need."""
+        self.asked: tuple[QuestionSet, ...] = ()
+        self.held: tuple[QuestionSet, ...] = ()
+        if policy is None:
+            return
+        recipe, worlds, notify = self.recipe, self.run / "worlds", self.observer.notify
+        self.asked = open_sets(recipe.tasks, self.settings, policy, self.data, worlds, notify)
+        if recipe.validation.tasks is not None:
+            tasks = recipe.validation.tasks
+            self.held = open_sets(tasks, self.settings, policy, self.data, worlds, notify)
+        promised = frozenset({Need.PROBES, Need.PROGRESS})
+        parts = recipe.reward.rewards.values()
+        require(parts, RewardContext(promised=promised), all_tasks(self.asked))
+        self.tasks = Shuffle(self.asked, recipe.seed)
+        self.stage = Stage(policy, recipe.rollouts)
+        self.store = TrajectoryStore.open(self.run / "trajectories.sqlite")
+
+    async def _steps(self, policy: Policy | None, start: int, began: float) -> tuple[int, bool]:
+        """Steps from `start` on; gives the number done, and whether Ctrl-C ended them."""
+        recipe, device = self.recipe, self.learner.engine.device
+        ahead: asyncio.Task[Any] | None = None
+        with run_folder.metrics(self.run, start) as file:
+            for step in range(start + 1, recipe.steps + 1):
+                clock = _Clock()
+                with clock("collect"):
+                    groups = await (ahead or self._collect(step))
+                groups = ranks.shared(groups)
+                ahead = None
+                if recipe.rollouts.ahead and step < recipe.steps and ranks.is_main():
+                    ahead = asyncio.create_task(self._collect(step + 1))
+                    assessed, updates = await asyncio.to_thread(self._learn, groups, step, clock)
+                else:
+                    assessed, updates = self._learn(groups, step, clock)
+                if ahead is not None:
+                    await asyncio.wait([ahead])  # no episode straddles a sync
+                with clock("sync"):
+                    await self._sync(policy, step)
+                last = step == recipe.steps
+                late = 0 < recipe.max_seconds <= time.monotonic() - began
+                stopped = ranks.anybody(self.interrupted(), device)
+                ends = last or stopped or ranks.anybody(late, device)
+                every = recipe.validation.every
+                if every and (last or step % every == 0):
+                    with clock("validate"):
+                        await self._validate(policy, step)
+                metrics = self._metrics(step, groups, assessed, updates, clock)
+                file.add(metrics)
+                if ranks.is_main():
+                    self.observer.step(metrics)
+                if ends or step % recipe.checkpoints.every == 0:
+                    self._save(step)
+                self._require_numbers(updates, step)
+                if ends:
+                    if ahead is not None:
+                        ahead.cancel()
+                    return step, stopped and not last
+        return start, False
+
+    async def _collect(self, step: int) -> list[list[Trajectory]] | None:
+        """A step's groups; failed episodes are left out. None in the other processes."""
+        if not ranks.is_main():
+            return None
+        recipe = self.recipe
+        drawn = self.tasks.draw(step, recipe.rollouts.tasks)
+        plays = groups_of(step, drawn, recipe.rollouts, recipe.seed)
+        found = await self.stage.play(plays, lambda d, n: self.observer.stage("collect", d, n))
+        await asyncio.to_thread(self.store.add_many, found)
+        size = recipe.rollouts.size
+        return [found[i : i + size] for i in range(0, len(found), size)]
+
+    def _learn(
+        self, groups: Sequence[Sequence[Trajectory]], step: int, clock: _Clock
+    ) -> tuple[Assessed, list[UpdateStats]]:
+        """Rewards, credit and the updates of one batch; in every process alike."""
+        recipe = self.recipe
+        whole = [[t for t in group if t.status is not Status.FAILED] for group in groups]
+        context = RewardContext(progress=(step - 1) / max(1, recipe.steps - 1))
+        with clock("assess"):
+            scorer = LearnerScorer(self.learner) if recipe.needs_probes else None
+            assessed = assess([group for group in whole if group], recipe, context, scorer)
+            trees = lay_out(assessed, recipe.update.tree_tokens)
+        with clock("update"):
+            return assessed, self._update(trees, step)
+
+    def _update(self, trees: Sequence[Any], step: int) -> list[UpdateStats]:
+        update = self.recipe.update
+        several = update.epochs * update.minibatches > 1
+        old = None
+        if several:
+            scored = self.learner.scored(trees)
+            old = {id(tree): values for tree, values in zip(trees, scored, strict=True)}
+        out = []
+        for epoch in range(update.epochs):
+            order = np.random.default_rng([self.recipe.seed, step, epoch]).permutation(len(trees))
+            dealt = order.tolist() if several else None
+            for batch in minibatches(trees, update.minibatches, dealt):
+                out.append(self.learner.step(batch, old))
+        return out
+
+    def _require_numbers(self, updates: Sequence[UpdateStats], step: int) -> None:
+        """Keep what broke for inspection; stop after too many in a row.
+
+        Raises:
+            TrainingError: the limit is reached.
+        """
+        broken = [tree for one in updates for tree in one.broken]
+        self.bad = self.bad + 1 if any(math.isnan(one.loss) for one in updates) else 0
+        if broken:
+            path = self.run / "broken" / f"step-{step:05d}.pt"
+            path.parent.mkdir(exist_ok=True)
+            torch.save([asdict(tree) for tree in broken], path)
+            self.observer.notify(f"step {step}: the loss is no number; nothing changed; see {path}")
+        if self.bad >= self.recipe.update.bad_steps:
+            raise TrainingError(
+                f"the loss was no number in {self.bad} steps in a row, the last one {step}",
+                "lower update.optimizer.lr; the batches are in the run's folder, under broken/",
+            )
+
+    async def _sync(self, policy: Policy | None, step: int) -> None:
+        """Hand the learner's weights to the engine."""
+        engine = self.learner.engine
+        proof = learner_logprobs(engine, self.canary)
+        with whole(engine):
+            if policy is None:
+                return
+            weights, folder = weights_of(engine), self.run / "policy"
+            dtype = torch.bfloat16 if self._engine_dtype() == "bfloat16" else torch.float32
+            write_model(weights, self.base, folder, dtype)
+            self.delivery = await deliver(policy, folder, weights, self.canary, proof)
+
+    def _engine_dtype(self) -> str:
+        chosen = self.recipe.rollouts.dtype
+        if chosen != "auto":
+            return chosen
+        return "bfloat16" if torch.cuda.is_available() else "float32"
+
+    async def _validate(self, policy: Policy | None, step: int) -> None:
+        """Measure the policy on the held-out tasks; keep it if it is the best so far."""
+        if not self.recipe.validation.every:
+            return
+        found = None
+        if policy is not None:
+            drawn = [Drawn(one, task) for one in self.held for task in one.tasks]
+            plays = greedy(drawn, self.recipe.seed, f"validation-{step:05d}")
+            done = await self.stage.play(plays, lambda d, n: self.observer.stage("validate", d, n))
+            await asyncio.to_thread(self.store.add_many, done)
+            samples = [
+                score_one(source.name, source.scorer, task, trajectory)
+                for (source, task), trajectory in zip(drawn, done, strict=True)
+            ]
+            found = validated(step, samples)
+            self.observer.validated(found)
+            self._note(found)
+        right = ranks.shared(found.right.mean if found else None)
+        self.scores.append((step, right, str(found.right) if found else ""))
+
+    def _note(self, found: Validated) -> None:
+        """Write a validation down, and keep the policy if none was better."""
+        facts = {key: value for key, value in asdict(found).items() if key != "samples"}
+        run_folder.write(self.run / "validation" / f"step-{found.step:05d}.json", facts)
+        if all(found.right.mean > right for _, right, _ in self.scores):
+            run_folder.copy(self.run / "policy", self.run / "best")
+
+    def _save(self, step: int) -> None:
+        self.checkpoint.save(self.learner.engine, step, {"scores": self.scores, "bad": self.bad})
+
+    def _forget_after(self, start: int) -> None:
+        """Remove from the store what a killed process collected after the checkpoint."""
+        if not ranks.is_main():
+            return
+        self.store.delete([t.id for t in self.store.query() if _step_of(t.group) > start])
+
+    def _metrics(
+        self,
+        step: int,
+        groups: Sequence[Sequence[Trajectory]],
+        assessed: Assessed,
+        updates: Sequence[UpdateStats],
+        clock: _Clock,
+    ) -> Metrics:
+        scorers = {one.name: one.scorer for one in self.asked}
+
+        def scorer_of(trajectory: Trajectory) -> tuple[str, str]:
+            name = trajectory.group.split("/")[1]
+            return name, scorers[name]
+
+        behaviour = of_rollouts(groups, scorer_of) if self.asked else {}
+        seconds = sum(clock.seconds.values())
+        return {
+            "step": step,
+            "steps": self.recipe.steps,
+            **of_credit(assessed),
+            **behaviour,
+            **of_updates(updates),
+            "sync_gap": self.delivery.gap if self.asked else 0.0,
+            "seconds": seconds,
+            **{f"seconds/{name}": value for name, value in clock.seconds.items()},
+        }
+
+    def _report(self, done: int, seconds: float, interrupted: bool) -> TrainReport:
+        best = max(self.scores, key=lambda score: score[1], default=(0, 0.0, ""))
+        first = self.scores[0][2] if self.scores else ""
+        last = self.scores[-1][2] if self.scores else ""
+        out = self.run / ("best" if self.scores else "policy")
+        report = TrainReport(
+            out, done, first, best[2], last, seconds, done == self.recipe.steps, interrupted
+        )
+        facts = {**asdict(report), "out": out.name, "recipe": self.recipe.digest}
+        run_folder.write(self.run / "report.json", facts)
+        return report
+
+
+class _Clock:
+    """Where the time of a step goes."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def __call__(self, name: str) -> Iterator[None]:
+        began = time.monotonic()
+        try:
+            yield
+        finally:
+            self.seconds[name] = self.seconds.get(name, 0.0) + time.monotonic() - began
+
+
+def _step_of(group: str) -> int:
+    """The step that a group of the run's store belongs to."""
+    label = group.partition("/")[0]
+    return int(label.rpartition("-")[2]) if label.rpartition("-")[2].isdigit() else 0

@@ -1,0 +1,53 @@
+"""A learner's weights as a plain model folder, which every engine and transformers load."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from kg.errors import UsageError
+from rl.sft import copy_tokenizer
+
+if TYPE_CHECKING:
+    import torch
+
+_WEIGHTS = "model.safetensors"
+
+
+def write_model(
+    weights: Mapping[str, torch.Tensor], like: Path, folder: Path, dtype: torch.dtype
+) -> Path:
+    """Write a model folder in one step: a kill leaves the old one or the new one.
+
+    Args:
+        weights: tensors by name, as `rl.learner.Learner.weights` gives them.
+        like: a model folder of the same architecture; its configuration and tokenizer are copied.
+        folder: where; replaced when it is there.
+        dtype: that the weights are converted to.
+
+    Raises:
+        UsageError: it cannot be written.
+    """
+    from safetensors.torch import save_file
+
+    partial = folder.with_name(f".{folder.name}.part")
+    try:
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        made = {name: tensor.to(dtype).contiguous() for name, tensor in weights.items()}
+        save_file(made, partial / _WEIGHTS, metadata={"format": "pt"})
+        config = json.loads((like / "config.json").read_text("utf-8"))
+        config["dtype"] = str(dtype).removeprefix("torch.")
+        (partial / "config.json").write_text(json.dumps(config, indent=2) + "\n", "utf-8")
+        if (like / "generation_config.json").is_file():
+            shutil.copyfile(like / "generation_config.json", partial / "generation_config.json")
+        copy_tokenizer(like, partial)
+        shutil.rmtree(folder, ignore_errors=True)
+        partial.rename(folder)
+    except OSError as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise UsageError(f"cannot write {folder}: {error.strerror or error}") from error
+    return folder

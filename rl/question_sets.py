@@ -1,0 +1,95 @@
+"""The question sets of a training run, opened: tasks, tools and budgets, ready to be asked."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from agent.graph import Setup
+from agent.policies.base import Policy
+from agent.settings import Settings
+from agent.task import Task
+from eval.benchmarks import Benchmark, DataFolder, load
+from eval.benchmarks.world import load_world
+from eval.fictional.make import make_world
+from eval.run import setup_of, spread
+from kg.errors import UsageError
+from rl.train_recipe import Tasks
+
+Notify = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class QuestionSet:
+    """Tasks and what their episodes share.
+
+    Attributes:
+        scorer: of answers, by name.
+        skipped: rows of the data that gave no task.
+    """
+
+    name: str
+    tasks: tuple[Task, ...]
+    setup: Setup
+    scorer: str
+    skipped: tuple[str, ...] = ()
+
+
+def open_sets(
+    tasks: Tasks,
+    settings: Settings,
+    policy: Policy,
+    data: str,
+    worlds: Path,
+    notify: Notify = lambda line: None,
+) -> tuple[QuestionSet, ...]:
+    """Make the worlds, load the sets, open their indexes.
+
+    Args:
+        tasks: which.
+        settings: tools and budgets.
+        policy: that will be asked.
+        data: where the sets' files are; see `eval.data.DataFolder`.
+        worlds: folder of the run's worlds; one that is there already is used.
+        notify: gets one line a stage.
+
+    Raises:
+        UsageError: an unknown set, or one without a task that is asked for.
+    """
+    found = [_narrowed(one, tasks) for one in _loaded(tasks, settings, data, worlds, notify)]
+    return tuple(
+        QuestionSet(
+            one.name, one.tasks, setup_of(settings, policy, one, notify), one.scorer, one.skipped
+        )
+        for one in found
+    )
+
+
+def _loaded(
+    tasks: Tasks, settings: Settings, data: str, worlds: Path, notify: Notify
+) -> Iterator[Benchmark]:
+    folder = DataFolder(data, settings.benchmarks_dir)
+    for name in tasks.sets:
+        yield load(name, folder, tasks.split)
+    if tasks.worlds is not None:
+        for number in range(tasks.worlds.count):
+            seed = tasks.worlds.first_seed + number
+            place = worlds / f"world-{seed}-{tasks.worlds.entities}-{tasks.worlds.questions}"
+            if not (place / "world.json").is_file():
+                notify(f"making the world {seed}")
+                make_world(place, seed, tasks.worlds.entities, tasks.worlds.questions)
+            yield load_world(place, tasks.split)
+
+
+def _narrowed(found: Benchmark, tasks: Tasks) -> Benchmark:
+    kept = [task for task in found.tasks if not tasks.kinds or task.kind in tasks.kinds]
+    if not kept:
+        kinds = ", ".join(sorted({task.kind for task in found.tasks if task.kind})) or "none"
+        raise UsageError(f"'{found.name}' holds no task of these kinds", f"it has: {kinds}")
+    return replace(found, tasks=spread(kept, tasks.limit))
+
+
+def all_tasks(sets: Sequence[QuestionSet]) -> list[Task]:
+    """The tasks of all sets, in order."""
+    return [task for one in sets for task in one.tasks]

@@ -1,0 +1,140 @@
+"""The rollouts of a training step: groups of episodes over several question sets at once."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+
+from agent.episode import Episode
+from agent.graph import Graph, Setup, build_graph
+from agent.policies.base import Policy, Sampling
+from agent.rollout import run_episode
+from agent.trajectory import StopReason, Trajectory
+from kg.errors import PolicyUnavailableError
+from rl.curriculum import Drawn
+from rl.train_recipe import Rollouts
+
+Told = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Play:
+    """One episode to be played, in its setting."""
+
+    setup: Setup
+    episode: Episode
+
+
+class Stage:
+    """Plays episodes through one policy.
+
+    Args:
+        policy: that samples.
+        rollouts: how many at once, and whether in lock-step with the engine.
+    """
+
+    def __init__(self, policy: Policy, rollouts: Rollouts) -> None:
+        self._policy, self._rollouts = policy, rollouts
+        self._graphs: dict[int, Graph] = {}
+
+    async def play(
+        self, plays: Sequence[Play], told: Told = lambda done, total: None
+    ) -> list[Trajectory]:
+        """Trajectories in the order of the plays.
+
+        Raises:
+            PolicyUnavailableError: the policy failed in every episode.
+        """
+        out: list[Trajectory | None] = [None] * len(plays)
+        waiting = iter(range(len(plays)))
+        seats = min(self._rollouts.concurrency, len(plays))
+        busy = _Busy(self._policy, seats if self._rollouts.deterministic else 0)
+        done = 0
+
+        async def sit() -> None:
+            nonlocal done
+            for index in waiting:
+                play = plays[index]
+                graph = self._graph(play.setup)
+                out[index] = await run_episode(play.episode, play.setup, graph)
+                done += 1
+                told(done, len(plays))
+            busy.leave()
+
+        with busy.expected():
+            async with asyncio.TaskGroup() as group:
+                for _ in range(seats):
+                    group.create_task(sit())
+        found = [trajectory for trajectory in out if trajectory is not None]
+        if found and all(t.stop_reason is StopReason.POLICY_ERROR for t in found):
+            raise PolicyUnavailableError(
+                f"the policy failed in all {len(found)} episodes: {found[0].error}"
+            )
+        return found
+
+    def _graph(self, setup: Setup) -> Graph:
+        key = id(setup.tools)
+        if key not in self._graphs:
+            self._graphs[key] = build_graph(setup.tools)
+        return self._graphs[key]
+
+
+class _Busy:
+    """How many episodes the engine has to wait for; 0 seats switch it off."""
+
+    def __init__(self, policy: Policy, seats: int) -> None:
+        self._policy, self._seats, self._on = policy, seats, seats > 0
+
+    @contextmanager
+    def expected(self) -> Iterator[None]:
+        if self._on:
+            self._policy.expect(self._seats)
+        try:
+            yield
+        finally:
+            if self._on:
+                self._policy.expect(0)
+
+    def leave(self) -> None:
+        self._seats -= 1
+        if self._on:
+            self._policy.expect(max(0, self._seats))
+
+
+def groups_of(step: int, drawn: Sequence[Drawn], rollouts: Rollouts, seed: int) -> list[Play]:
+    """The plays of a step, group after group.
+
+    An episode's id and seed follow from the run's seed, the step and its place: a step that is played
+    again draws the same tokens.
+    """
+    sampling = Sampling(temperature=1.0)
+    plays = []
+    for source, task in drawn:
+        setup = replace(
+            source.setup, sampling=replace(sampling, max_tokens=source.setup.sampling.max_tokens)
+        )
+        group = group_name(step, source.name, task.id)
+        for number in range(rollouts.size):
+            digest = hashlib.sha256(f"{seed}/{group}/{number}".encode()).hexdigest()
+            episode = Episode(task, seed=int(digest[:7], 16), group=group, meta={"id": digest[:32]})
+            plays.append(Play(setup, episode))
+    return plays
+
+
+def group_name(step: int, source: str, task: str) -> str:
+    """What the rollouts of a task in a step are called in the store."""
+    return f"step-{step:05d}/{source}/{task}"
+
+
+def greedy(drawn: Sequence[Drawn], seed: int, label: str) -> list[Play]:
+    """One greedy episode of each task, for validation."""
+    return [
+        Play(
+            replace(source.setup, sampling=replace(source.setup.sampling, temperature=0.0)),
+            Episode(task, seed=seed, group=f"{label}/{source.name}/{task.id}"),
+        )
+        for source, task in drawn
+    ]

@@ -1,0 +1,149 @@
+"""What is measured of a training step: rewards, behaviour of the episodes, the update, where time went.
+
+Means of rollouts go over questions first, so that no question counts more than another.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from agent.trajectory import Status, StopReason, Trajectory
+from eval.metrics.usage import usage
+from eval.sample import Sample, score_one
+from eval.stats import Interval, bootstrap
+from rl.assess import Assessed
+from rl.learner import UpdateStats
+
+Metrics = dict[str, float]
+
+
+@dataclass(frozen=True)
+class Validated:
+    """What the policy is worth on tasks that it is not trained on.
+
+    Attributes:
+        step: updates done.
+        right: share answered rightly, with its interval over questions.
+        kinds: the same by kind of question.
+        searches, turns: a question, on average.
+        wrong, declined: shares of answerable questions answered wrongly and not at all.
+        hallucinated: share of unanswerable questions that got an answer; NaN without any.
+        samples: one a question.
+    """
+
+    step: int
+    right: Interval
+    kinds: dict[str, Interval]
+    searches: float
+    turns: float
+    wrong: float
+    declined: float
+    hallucinated: float
+    samples: tuple[Sample, ...]
+
+
+def validated(step: int, samples: Sequence[Sample]) -> Validated:
+    """Figures of one validation."""
+    kinds = sorted({sample.kind for sample in samples})
+    asked = [sample for sample in samples if sample.answerable]
+    unanswerable = [sample for sample in samples if not sample.answerable]
+    declined = [float(s.status == Status.ABSTAINED) for s in asked]
+    wrong = [float(s.status != Status.ABSTAINED and not s.right) for s in asked]
+    return Validated(
+        step=step,
+        right=bootstrap([s.right for s in samples]),
+        kinds={kind: bootstrap([s.right for s in samples if s.kind == kind]) for kind in kinds},
+        searches=_mean([s.usage.searches for s in samples]),
+        turns=_mean([s.usage.turns for s in samples]),
+        wrong=_mean(wrong),
+        declined=_mean(declined),
+        hallucinated=_mean([1.0 - s.right for s in unanswerable]),
+        samples=tuple(samples),
+    )
+
+
+def of_rollouts(
+    groups: Sequence[Sequence[Trajectory]], scorer_of: Callable[[Trajectory], tuple[str, str]]
+) -> Metrics:
+    """Behaviour of a step's rollouts.
+
+    Args:
+        groups: of one task each.
+        scorer_of: a trajectory to the names of its set and of the set's scorer.
+    """
+
+    def mean(read: Callable[[Trajectory], float]) -> float:
+        return _mean([_mean([read(t) for t in group]) for group in groups if group])
+
+    def right(trajectory: Trajectory) -> float:
+        return score_one(*scorer_of(trajectory), trajectory.task, trajectory).right
+
+    calls = [t.action.name for group in groups for one in group for t in one.turns if t.action.name]
+    rights = [_mean([right(t) for t in group]) for group in groups if group]
+    return {
+        "right": _mean(rights),
+        "solved_all": _mean([float(r == 1) for r in rights]),
+        "solved_none": _mean([float(r == 0) for r in rights]),
+        "abstained": mean(lambda t: float(t.status is Status.ABSTAINED)),
+        "failed": mean(lambda t: float(t.status is Status.FAILED)),
+        "capped": mean(lambda t: float(t.stop_reason in _CAPS)),
+        "turns": mean(lambda t: len(t.turns)),
+        "searches": mean(lambda t: usage(t).searches),
+        "invalid": mean(lambda t: usage(t).invalid),
+        "repeated": mean(lambda t: usage(t).repeated),
+        "tool_entropy": _entropy(calls),
+        "sampled_tokens": float(sum(int(t.sampled.sum()) for g in groups for t in g)),
+        "read_tokens": float(
+            sum(turn.prompt_tokens for g in groups for t in g for turn in t.turns)
+        ),
+    }
+
+
+_CAPS = (StopReason.MAX_TURNS, StopReason.MAX_TOKENS, StopReason.MAX_SECONDS)
+
+
+def of_credit(assessed: Assessed) -> Metrics:
+    """Rewards and advantages of a step's batch."""
+    n = max(1, len(assessed.batch))
+    advantages = np.concatenate(
+        [a[m] for a, m in zip(assessed.credit.advantages, assessed.batch.sampled, strict=True)]
+        or [np.zeros(0)]
+    )
+    parts = {
+        f"reward/{part.name}": float(np.where(part.given, part.values, 0.0).sum() / n)
+        for part in assessed.batch.parts
+    }
+    return {
+        "reward": float(assessed.batch.outcomes.mean()) if len(assessed.batch) else 0.0,
+        **parts,
+        "advantage_abs": float(np.abs(advantages).mean()) if len(advantages) else 0.0,
+        "dropped": float(len(assessed.dropped) + len(assessed.credit.dropped)),
+    }
+
+
+def of_updates(updates: Sequence[UpdateStats]) -> Metrics:
+    """Figures of a step's optimizer steps: means, and the largest of what is a maximum."""
+    out: Metrics = {"loss": _mean([one.loss for one in updates])}
+    names = sorted({name for one in updates for name in one.figures})
+    for name in names:
+        values = [one.figures[name] for one in updates if name in one.figures]
+        tops: Mapping[str, Callable[[list[float]], float]] = {"max": max, "min": min}
+        out[name] = tops.get(name.rpartition("_")[2], _mean)(values)
+    out["skipped"] = float(sum(not one.applied for one in updates))
+    return out
+
+
+def _mean(values: Sequence[float]) -> float:
+    return float(np.mean(values)) if values else float("nan")
+
+
+def _entropy(names: Sequence[str]) -> float:
+    """Entropy in nats of which tool is called."""
+    if not names:
+        return 0.0
+    _, counts = np.unique(np.array(names), return_counts=True)
+    shares = counts / counts.sum()
+    return float(-(shares * np.log(shares)).sum())

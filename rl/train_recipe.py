@@ -1,0 +1,261 @@
+"""The recipe of a reinforcement-learning run: what is judged how, by which loss, on which tasks.
+
+`Assessment` is the part that needs no model: rewards, credit, aggregation. `TrainRecipe` is the whole
+run. Every file in `rl/recipes` that names rewards is one; it says which of its values a paper prints.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from functools import cached_property
+from typing import Any, Literal, Self
+
+from pydantic import Field, model_validator
+
+from eval.benchmarks import Split
+from rl.credit import find
+from rl.recipe import Lora, Optimizer, Strict, Worlds, load, resolved, validated
+from rl.reduction import Aggregation, KlEstimator, Level
+from rl.rewards import Combination, Need, Part
+from rl.rewards.information_gain import InformationGain
+
+
+class CreditChoice(Strict):
+    """A credit estimator by name and its options; see docs/credit.md."""
+
+    estimator: str
+    options: dict[str, Any] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _known(self) -> Self:
+        find(self.estimator).checked(self.options)
+        return self
+
+
+class Correction(Strict):
+    """Factors for the gap between the engine's log-probabilities and the trainer's; see
+    `rl.losses.importance_weights`."""
+
+    level: Level = "token"
+    mode: Literal["truncate", "mask"] = "truncate"
+    low: float | None = None
+    high: float | None = 2.0
+
+
+class Anchor(Strict):
+    """A leash to the weights that the run began with.
+
+    Attributes:
+        coefficient: of the KL term.
+        into: `loss` adds the KL to the loss, `reward` takes k1 of each turn off its reward.
+        value, gradient: estimators of the loss term; see `rl.losses.kl_loss`.
+    """
+
+    coefficient: float = Field(gt=0, allow_inf_nan=False)
+    into: Literal["loss", "reward"] = "loss"
+    value: KlEstimator = "k3"
+    gradient: KlEstimator = "k2"
+
+
+class LossChoice(Strict):
+    """The policy loss; see `rl.losses`.
+
+    Attributes:
+        kind: a ratio a token (`ppo_clip`) or a sequence (`gspo`).
+        aggregation: `token-mean`, `sequence-mean`, `sequence-sum` or `constant`.
+        constant: tokens per sequence that `constant` divides by.
+        low, high, dual: clip bounds.
+        correction: for the engine's log-probabilities; null trusts them to be the trainer's.
+        anchor: null for none.
+        entropy: coefficient of the entropy bonus.
+    """
+
+    kind: Literal["ppo_clip", "gspo"] = "ppo_clip"
+    aggregation: Aggregation = "token-mean"
+    constant: float = Field(1.0, gt=0, allow_inf_nan=False)
+    low: float = Field(0.2, ge=0, le=1)
+    high: float = Field(0.2, ge=0)
+    dual: float | None = Field(None, gt=1)
+    correction: Correction | None = Correction()
+    anchor: Anchor | None = None
+    entropy: float = Field(0.0, ge=0, allow_inf_nan=False)
+
+
+class Assessment(Strict):
+    """How trajectories are judged.
+
+    Attributes:
+        rewards: label to registered reward, weight and options; labels are what receipts call them.
+        credit: the estimator.
+        loss: the policy loss and its aggregation.
+
+    Raises:
+        UsageError: an unknown reward, estimator or option; the nearest is suggested.
+    """
+
+    rewards: dict[str, Part] = Field(min_length=1)
+    credit: CreditChoice
+    loss: LossChoice = LossChoice()
+
+    @model_validator(mode="after")
+    def _made(self) -> Self:
+        assert self.reward
+        return self
+
+    @cached_property
+    def reward(self) -> Combination:
+        """The rewards, made."""
+        return Combination(parts=self.rewards)
+
+    @property
+    def needs_probes(self) -> bool:
+        """Whether a reward reads information-gain probes."""
+        return Need.PROBES in self.reward.needs
+
+    @property
+    def gain(self) -> InformationGain:
+        """The information gain as this recipe defines it; the default where it has none."""
+        kinds = self.reward.rewards.values()
+        return next((r for r in kinds if isinstance(r, InformationGain)), InformationGain())
+
+
+class Tasks(Strict):
+    """What the policy is asked.
+
+    Attributes:
+        worlds: fictional worlds, made in the run's folder; their training part is used.
+        sets: question sets, files of questions or folders of worlds, besides.
+        split: part of each set.
+        kinds: of questions; all when empty.
+        limit: tasks a set, spread evenly over it; 0 for all.
+    """
+
+    worlds: Worlds | None = None
+    sets: tuple[str, ...] = ()
+    split: Split = "train"
+    kinds: tuple[str, ...] = ()
+    limit: int = Field(0, ge=0)
+
+    @model_validator(mode="after")
+    def _some(self) -> Self:
+        if not self.sets and (self.worlds is None or not self.worlds.count):
+            raise ValueError("name worlds or sets to ask about")
+        return self
+
+
+class Rollouts(Strict):
+    """How a step's episodes are played.
+
+    Attributes:
+        tasks: of a step; each is a group.
+        size: rollouts of a task.
+        concurrency: episodes at once.
+        engine: what samples.
+        dtype: of the engine; `auto` is float32 on a CPU and bfloat16 on a GPU.
+        deterministic: the engine takes a step only when every running episode waits for it, so that the
+            same run gives the same tokens to the last bit; costs some speed.
+        ahead: play the next step's episodes while this one's update runs: they are one update stale.
+        agent: settings of the agent, as in agent.toml: tools, search, budgets.
+    """
+
+    tasks: int = Field(16, ge=1)
+    size: int = Field(8, ge=1)
+    concurrency: int = Field(64, ge=1)
+    engine: Literal["vllm", "transformers"] = "vllm"
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    deterministic: bool = True
+    ahead: bool = False
+    agent: dict[str, Any] = Field(default_factory=dict)
+
+
+class Update(Strict):
+    """How a step's batch changes the weights.
+
+    Attributes:
+        optimizer: AdamW, warm-up and decay over all optimizer steps of the run.
+        lora: adapters; null trains all weights.
+        epochs: passes over a batch.
+        minibatches: optimizer steps a pass.
+        tree_tokens: most tokens of one forward pass; a larger group is computed in parts.
+        checkpointing: compute activations again in the backward pass instead of keeping them.
+        entropy: report the policy's entropy where no bonus needs it; costs a little.
+        dtype, zero: of the DeepSpeed engine.
+        bad_steps: updates in a row whose loss is not a number before the run stops.
+    """
+
+    optimizer: Optimizer
+    lora: Lora | None = None
+    epochs: int = Field(1, ge=1)
+    minibatches: int = Field(1, ge=1)
+    tree_tokens: int = Field(8192, ge=64)
+    checkpointing: bool = False
+    entropy: bool = True
+    dtype: Literal["bfloat16", "float32"] = "float32"
+    zero: Literal[0, 1, 2, 3] = 0
+    bad_steps: int = Field(3, ge=1)
+
+
+class Validation(Strict):
+    """What the policy is measured on, greedily, and never trained on.
+
+    Attributes:
+        every: steps; 0 for never. The first and the last step are measured whenever it is not 0.
+        tasks: as for training; worlds must have seeds of their own.
+    """
+
+    every: int = Field(0, ge=0)
+    tasks: Tasks | None = None
+
+    @model_validator(mode="after")
+    def _given(self) -> Self:
+        if self.every and self.tasks is None:
+            raise ValueError("name the tasks to validate on")
+        return self
+
+
+class Checkpoints(Strict):
+    """What is kept: every so many steps, the last few and the one that validated best."""
+
+    every: int = Field(5, ge=1)
+    keep: int = Field(2, ge=1)
+
+
+class TrainRecipe(Assessment):
+    """The whole of a reinforcement-learning run.
+
+    Attributes:
+        base: model to start from, as `agent models` knows it, or a folder.
+        steps: of collecting and updating.
+        seed: of everything drawn.
+        max_seconds: finish the step and end after this much time; 0 for no limit.
+    """
+
+    base: str = "micro"
+    steps: int = Field(30, ge=1)
+    seed: int = Field(0, ge=0)
+    max_seconds: float = Field(0, ge=0)
+    tasks: Tasks
+    rollouts: Rollouts = Rollouts()
+    update: Update
+    validation: Validation = Validation()
+    checkpoints: Checkpoints = Checkpoints()
+
+
+def load_train(name: str, overrides: Iterable[str] = ()) -> TrainRecipe:
+    """Read the recipe of a run by file path or by the name of one that ships.
+
+    Raises:
+        UsageError: no such recipe, not YAML, or an invalid or unknown key, reward or estimator.
+    """
+    return load(TrainRecipe, name, overrides)
+
+
+def load_assessment(name: str, overrides: Iterable[str] = ()) -> Assessment:
+    """The part of a recipe that judges; a file that holds nothing else will do.
+
+    Raises:
+        UsageError: as `load_train`.
+    """
+    data = resolved(name, overrides)
+    whole = data.keys() & (TrainRecipe.model_fields.keys() - Assessment.model_fields.keys())
+    return validated(TrainRecipe if whole else Assessment, name, data)
