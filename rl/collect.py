@@ -25,7 +25,7 @@ from agent.checkpoints import checkpoints
 from agent.episode import Episode
 from agent.graph import Setup
 from agent.policies.base import Policy
-from agent.policies.registry import open_policy
+from agent.policies.registry import policy_of
 from agent.rollout import rollout
 from agent.settings import Settings
 from agent.store import TrajectoryStore
@@ -306,14 +306,7 @@ async def _collect(
     notify: Notify,
     advance: Advance,
 ) -> CollectReport:
-    policy = open_policy(
-        settings.policy,
-        settings.models_dir,
-        dtype=settings.dtype,
-        model=settings.model,
-        api_key=settings.api_key,
-        notify=notify,
-    )
+    policy = policy_of(settings, notify)
     try:
         plans = [make_plan(one, policy, request, settings, notify) for one in sets]
         path = journal(store, settings, notify)

@@ -35,7 +35,7 @@ def test_a_task_is_known_when_one_sample_is_right(tmp_path, template, monkeypatc
     (tmp_path / "set.jsonl").write_text("\n".join(map(json.dumps, rows)))
     known = {f"Who is {n}?": f"name {n}" for n in (0, 2)}
     policy = Knowing(template, known)
-    monkeypatch.setattr("rl.collect.open_policy", lambda *_, **__: policy)
+    monkeypatch.setattr("rl.collect.policy_of", lambda *_, **__: policy)
     settings = load_settings(home=tmp_path / "home", sampling={"temperature": 1.0})
     request = CollectRequest(tasks=(str(tmp_path / "set.jsonl"),), group=6)
     out = tmp_path / "known.jsonl"

@@ -160,7 +160,7 @@ class Stubborn(ScriptedPolicy):
 def test_a_policy_that_dies_leaves_what_is_finished(world, home, tmp_path, template, monkeypatch):
     out = tmp_path / "store.sqlite"
     policy = Stubborn(template, after=8)
-    monkeypatch.setattr("rl.collect.open_policy", lambda *_, **__: policy)
+    monkeypatch.setattr("rl.collect.policy_of", lambda *_, **__: policy)
     with pytest.raises(PolicyUnavailableError, match="in a row"):
         collect(request_of(world, concurrency=1), settings_of(home), str(out))
     finished = [t for t in contents(out).values() if t.status is not Status.FAILED]
@@ -209,7 +209,7 @@ def test_a_slow_tool_holds_nobody(world, home, tmp_path, template, monkeypatch):
         return await plain(self, arguments, context)
 
     policy = Stubborn(template, after=10**9)
-    monkeypatch.setattr("rl.collect.open_policy", lambda *_, **__: policy)
+    monkeypatch.setattr("rl.collect.policy_of", lambda *_, **__: policy)
     monkeypatch.setattr(SearchTool, "run", slow)
     began, seconds = time.perf_counter(), []
     collect(

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from episodes import answer, episode, judge, malformed, search, task
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
@@ -28,6 +27,7 @@ from rl.rewards import (
     reward_names,
 )
 from rl.rewards.base import at_end, saturated
+from tests.rl.rewards.episodes import answer, episode, judge, malformed, search, task
 
 META = {
     "choices": ["Ridley Scott", "James Cameron"],

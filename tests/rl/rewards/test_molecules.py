@@ -1,7 +1,6 @@
 """AttriLens-Mol's attributes and MPPReasoner's claims, checked by RDKit."""
 
 import pytest
-from episodes import abstain, answer, episode, search, task
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -20,6 +19,7 @@ from rl.rewards.chemistry import (
     structure_claims,
 )
 from rl.rewards.molecule import descriptor, has_substructure
+from tests.rl.rewards.episodes import abstain, answer, episode, search, task
 
 ASPIRIN = "CC(=O)Oc1ccccc1C(=O)O"  # 180 Da, logP 1.3, TPSA 64, 1 donor, 3 acceptors, no CNS drug
 NONE = RewardContext()

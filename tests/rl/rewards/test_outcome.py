@@ -3,7 +3,6 @@
 from dataclasses import replace
 
 import pytest
-from episodes import abstain, answer, episode, malformed, search, task
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -11,6 +10,7 @@ from agent.trajectory import Status
 from rl.rewards import RewardContext, RewardError, make_reward
 from rl.rewards.format import FormatRules
 from rl.rewards.outcome import only_number
+from tests.rl.rewards.episodes import abstain, answer, episode, malformed, search, task
 
 NONE = RewardContext()
 

@@ -1,13 +1,8 @@
 """ReSeek: verdicts against ideal ones, the worth of results, recovery from bad turns."""
 
-from typing import ClassVar
-
 import pytest
-from episodes import abstain, answer, call, episode, judge, malformed, search, task
 from hypothesis import given
 from hypothesis import strategies as st
-from pydantic import BaseModel
-from scripted import ScriptedPolicy
 
 from agent.episode import Episode
 from agent.formats import make_format
@@ -16,7 +11,9 @@ from agent.rollout import run_episode
 from agent.trajectory import ActionKind
 from rl.rewards import RewardContext, RewardError, make_reward
 from rl.rewards.format import FormatRules
-from tools.base import Observation, Source, Tool, Toolbox
+from tests.agent.scripted import LookUp, ScriptedPolicy
+from tests.rl.rewards.episodes import abstain, answer, call, episode, judge, malformed, search, task
+from tools.base import Observation, Source, Toolbox
 from tools.judge import JudgeTool
 
 GOOD, BAD = "Ridley Scott directed Alien.", "Alien is a film."
@@ -198,19 +195,8 @@ class TestRecovery:
             make_reward("recovery", {"penalty": 1})
 
 
-class Query(BaseModel):
-    query: str
-
-
-class PageTool(Tool):
+class PageTool(LookUp):
     """One passage for each query it knows."""
-
-    name: ClassVar[str] = "search"
-    family: ClassVar[str] = "search"
-    description: ClassVar[str] = "Search."
-    example: ClassVar[str] = "query"
-    Arguments: ClassVar[type[BaseModel]] = Query
-    body: ClassVar[str] = "query"
 
     async def run(self, arguments, context):
         quoted = f"<answer>Ridley Scott</answer> {GOOD}"
