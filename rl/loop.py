@@ -36,7 +36,7 @@ from rl.fit import TrainingError
 from rl.interrupt import graceful
 from rl.learner import Learner, LearnerScorer, UpdateStats
 from rl.model_files import write_model
-from rl.question_sets import QuestionSet, all_tasks, open_sets
+from rl.question_sets import QuestionSet, load_sets, open_sets
 from rl.rewards import Need, RewardContext, require
 from rl.rollouts import Stage, greedy, groups_of
 from rl.step_metrics import Metrics, Validated, of_credit, of_rollouts, of_updates, validated
@@ -129,6 +129,10 @@ class _Run:
         self.recipe, self.run, self.observer, self.data = recipe, run, observer, data
         self.settings = isolated_settings(**recipe.rollouts.agent, home=settings.home)
         self.interrupted = interrupted
+        self.asked: tuple[QuestionSet, ...] = ()
+        self.held: tuple[QuestionSet, ...] = ()
+        if ranks.is_main():
+            self._load()
         self.base = resolve(recipe.base, settings.models_dir, observer.notify)
         update = recipe.update
         self.learner = Learner(
@@ -144,7 +148,8 @@ class _Run:
         began = time.monotonic()
         policy = self._open_policy() if ranks.is_main() else None
         try:
-            self._open(policy)
+            if policy is not None:
+                self._open(policy)
             state = self.checkpoint.load(self.learner.engine)
             start = int(state.get("step", 0))
             self.scores = [tuple(score) for score in state.get("scores", [])]
@@ -176,22 +181,26 @@ class _Run:
 
         return TransformersPolicy(self.base, name=self.recipe.base, dtype=rollouts.dtype)
 
-    def _open(self, policy: Policy | None) -> None:
-        """Question sets and the store, in the main process; and what the rewards need."""
-        self.asked: tuple[QuestionSet, ...] = ()
-        self.held: tuple[QuestionSet, ...] = ()
-        if policy is None:
-            return
-        recipe, worlds, notify = self.recipe, self.run / "worlds", self.observer.notify
-        self.asked = open_sets(recipe.tasks, self.settings, policy, self.data, worlds, notify)
-        if recipe.validation.tasks is not None:
-            tasks = recipe.validation.tasks
-            self.held = open_sets(tasks, self.settings, policy, self.data, worlds, notify)
-        promised = frozenset({Need.PROBES, Need.PROGRESS})
-        parts = recipe.reward.rewards.values()
-        require(parts, RewardContext(promised=promised), all_tasks(self.asked))
-        self.tasks = Shuffle(self.asked, recipe.seed)
-        self.stage = Stage(policy, recipe.rollouts)
+    def _load(self) -> None:
+        """Question sets, in the main process, and whether they have what the rewards need."""
+        recipe, run, notify = self.recipe, self.run, self.observer.notify
+        parts = (recipe.tasks, recipe.validation.tasks)
+        self.loaded = [
+            load_sets(tasks, self.settings, self.data, run / "worlds", notify) if tasks else ()
+            for tasks in parts
+        ]
+        context = RewardContext(promised=frozenset({Need.PROBES, Need.PROGRESS}))
+        tasks = [task for one in self.loaded[0] for task in one.tasks]
+        require(recipe.reward.rewards.values(), context, tasks)
+
+    def _open(self, policy: Policy) -> None:
+        """Tools and store, in the main process."""
+        notify = self.observer.notify
+        self.asked, self.held = (
+            open_sets(loaded, self.settings, policy, notify) for loaded in self.loaded
+        )
+        self.tasks = Shuffle(self.asked, self.recipe.seed)
+        self.stage = Stage(policy, self.recipe.rollouts)
         self.store = TrajectoryStore.open(self.run / "trajectories.sqlite")
 
     async def _steps(self, policy: Policy | None, start: int, began: float) -> tuple[int, bool]:
