@@ -122,7 +122,8 @@ class Learner:
             if counts:
                 tally.add(item, found)
             world = torch.distributed.get_world_size()
-            self.engine.backward(found.value * (world if counts else 0))
+            with _repeatable(self.engine.device):
+                self.engine.backward(found.value * (world if counts else 0))
             if index < len(mine) - 1:
                 self.engine.step()
         return self._finish(batch, live, tally)
@@ -342,6 +343,28 @@ class _Tally:
             found = [tops[name] for _, _, tops in every if name in tops]
             out[name] = min(found) if name.endswith("_min") else max(found)
         return out
+
+
+@contextmanager
+def _repeatable(device: torch.device) -> Iterator[None]:
+    """Within, sums on a CPU are taken in one order.
+
+    The gradient of a gathered row is otherwise added up by whichever thread comes first, and a run that
+    is repeated drifts in the last bits.
+    """
+    if device.type != "cpu":
+        yield
+        return
+    before = torch.are_deterministic_algorithms_enabled()
+    memory: Any = torch.utils.deterministic
+    fill = memory.fill_uninitialized_memory
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    memory.fill_uninitialized_memory = False
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before)
+        memory.fill_uninitialized_memory = fill
 
 
 def _plain_norm(engine: Any) -> float | None:

@@ -231,3 +231,16 @@ def test_ratios_are_taken_to_the_policy_before_the_step(tiny):
     assert first.figures["ratio_max"] == pytest.approx(1, abs=1e-4)
     assert second.figures["ratio_max"] > 1.01
     assert second.figures["old_kl"] > first.figures["old_kl"]
+
+
+def test_a_step_makes_likelier_what_was_better(tiny):
+    made = learner(tiny)
+    trees = trees_of(0)
+    before = made.scored(trees)
+    made.step(update_batch(trees))
+    after = made.scored(trees)
+    moved = [
+        float((tree.advantages * (new - old)).sum())
+        for tree, new, old in zip(trees, after, before, strict=True)
+    ]
+    assert min(moved) > 0
