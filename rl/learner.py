@@ -345,7 +345,7 @@ class _Tally:
 
 
 def _plain_norm(engine: Any) -> float | None:
-    """Norm of the gradients before clipping; None where DeepSpeed keeps them and tells after the step."""
+    """Norm of the gradients before clipping; None where DeepSpeed tells it only after the step."""
     if engine.zero_optimization() or engine.bfloat16_enabled():
         return None
     found = [p.grad for p in engine.module.parameters() if p.grad is not None]
