@@ -9,6 +9,7 @@ from rl.rewards import (  # noqa: F401  importing a family registers its rewards
     abstention,
     anchor,
     aspects,
+    attached,
     attributes,
     chemistry,
     cost,

@@ -62,7 +62,8 @@ def example(name, id="a"):
     seen = replace(found.observation, data=graph)
     turns = [replace(found, observation=seen), judge(True)]
     said = "feasible" if name == "self_consistency" else "True"
-    return episode(*turns, answer(said), of=of.get(name, FULL), id=id)
+    made = episode(*turns, answer(said), of=of.get(name, FULL), id=id)
+    return made.with_rewards({"feedback": 0.5})
 
 
 def context(*ids):
