@@ -230,7 +230,7 @@ def _off_policy(recipe: TrainRecipe, wanted: Wanted) -> TrainRecipe:
     if wanted.reward:
         part = Part(reward="attached", options={"key": wanted.reward})
         changes["rewards"] = {wanted.reward: part}
-    return TrainRecipe.model_validate({**dict(recipe), **changes})
+    return TrainRecipe.model_validate({**recipe.model_dump(), **changes})
 
 
 def _context(

@@ -159,9 +159,10 @@ def test_a_recipe_judges_real_rollouts_and_its_receipts_add_up(name, played, sco
     context = RewardContext(progress=0.5, known={t.id: i % 2 == 0 for i, t in enumerate(tasks)})
     promised = replace(context, promised=recipe.provides)
     assert missing(recipe.reward.rewards.values(), promised, tasks) == ""
-    found = assess(played.groups, recipe, context, scorer if recipe.needs_probes else None)
+    groups = played.groups[:2] if recipe.needs_probes else played.groups
+    found = assess(groups, recipe, context, scorer if recipe.needs_probes else None)
     assert {one.reason for one in found.dropped} <= {"its task has no gold answer to probe for"}
-    assert len(found.batch) >= 8
+    assert len(found.batch) >= 4
     assert found.batch.rewards.any()
     assert found.credit.ledger.residual() < 1e-9
     receipts = [make_receipt(found, id) for id in found.batch.ids]
@@ -197,14 +198,15 @@ def test_a_molecule_recipe_says_what_is_missing(name, played, tmp_path):
         path.parent.mkdir(parents=True, exist_ok=True)
         rows = [f"{'C' * n}O,{n % 2}" for n in range(1, 12)]
         path.write_text("\n".join([f"smiles,{column}", *rows]))
-    from tools.base import Tool
-
     try:
         sets = open_sets(recipe.tasks, settings, policy, str(tmp_path / "data"), tmp_path)
-    except UsageError as error:  # there is no chemistry tool yet
-        assert "chem" in error.message
-    else:
-        assert all(isinstance(one.setup.tools["chem"], Tool) for one in sets)
+        said = missing(rewards, RewardContext(), [t for one in sets for t in one.tasks])
+    except UsageError as error:
+        said = error.message
+    assert said in (
+        "no tool 'chem'",
+        "",
+    )  # nothing else is missing, and no tool's absence is silent
 
 
 def test_tasks_are_balanced_between_known_and_unknown(played):
