@@ -213,8 +213,8 @@ def test_the_kl_to_the_start_is_taken_off_the_reward(played, micro, tmp_path):
         assert off == pytest.approx(0.5 * moved[trajectory.id].sum())
     with pytest.raises(UsageError, match="anchor log-probabilities"):
         assess(groups, recipe)
+    leash = "loss.anchor={coefficient: 1, into: reward}"
     with pytest.raises(UsageError, match="label 'kl'"):
-        leash = "loss.anchor={coefficient: 1, into: reward}"
         load_train("search_r1", [leash, "rewards.kl={reward: f1}"])
 
 
