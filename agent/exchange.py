@@ -1,7 +1,7 @@
 """Trajectories to and from files: JSON lines (`.jsonl`, `.jsonl.gz`) and Parquet, without loss.
 
 An output file appears whole or not at all. A bad row of an input is reported with its place, skipped
-and counted.
+and counted. An SQLite store is read too, a damaged one as far as it goes.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from typing import Any, TypeAlias
 
 from agent.store import Filter, TrajectoryStore
 from agent.store.rows import clean
+from agent.store.salvage import is_store, salvage
 from agent.trajectory import Trajectory, TrajectoryError
 from kg.errors import MissingExtraError, UsageError
 
@@ -93,6 +94,9 @@ def read(path: Path, problems: list[str]) -> Iterator[Trajectory]:
     Raises:
         UsageError: the file does not exist or is of another kind.
     """
+    if path.is_file() and is_store(path):
+        yield from salvage(path, problems)
+        return
     for place, row in _rows(path, problems):
         try:
             yield Trajectory.from_dict(row)

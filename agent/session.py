@@ -22,7 +22,7 @@ from agent.events import Event
 from agent.formats import make_format, system_prompt
 from agent.graph import Graph, Setup, build_graph
 from agent.policies.base import Policy, Sampling
-from agent.policies.registry import open_policy
+from agent.policies.registry import policy_of
 from agent.rollout import record
 from agent.settings import Settings
 from agent.store import StoreError, TrajectoryStore
@@ -216,13 +216,4 @@ def open_parts(settings: Settings, notify: Notify = lambda line: None) -> tuple[
     Raises:
         TurnwiseError: any part that does not open, each with its own exit code.
     """
-    tools = open_tools(settings, notify)
-    policy = open_policy(
-        settings.policy,
-        settings.models_dir,
-        dtype=settings.dtype,
-        model=settings.model,
-        api_key=settings.api_key,
-        notify=notify,
-    )
-    return tools, policy
+    return open_tools(settings, notify), policy_of(settings, notify)

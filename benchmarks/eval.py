@@ -34,7 +34,7 @@ from tools.search.tool import SearchTool  # noqa: E402
 
 def through_harness(recorder: Recorder, questions: int, concurrency: int, out: Path) -> float:
     """Wall time of a run, from its first question to its last."""
-    harness.open_policy = lambda *_, **__: recorder  # type: ignore[assignment]
+    harness.policy_of = lambda *_, **__: recorder  # type: ignore[assignment]
     request = harness.EvalRequest(
         benchmarks=("library",), limit=questions, concurrency=concurrency, cache=False
     )

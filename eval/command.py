@@ -10,8 +10,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from agent.policies.base import Policy
-from agent.policies.registry import open_policy
+from agent.policies.registry import policy_of
 from agent.settings import Settings
 from eval.analyses.boundary import boundary
 from eval.analyses.boundary import table as boundary_table
@@ -73,7 +72,7 @@ def judged(
     notify: Callable[[str], None],
 ) -> str:
     """Have a policy judge a run's answers; see `eval.judge`."""
-    policy = _policy(settings, notify)
+    policy = policy_of(settings, notify)
     with bar(lines=True) as advance:
         found = judge_run(run_folder, policy, concurrency, advance)
     write_reports(score_run(run_folder), run_folder)
@@ -86,7 +85,7 @@ def introspected(
     """What a policy says it could answer; see `eval.analyses.introspection`."""
     from eval.analyses import introspection
 
-    policy = _policy(settings, notify)
+    policy = policy_of(settings, notify)
     with bar(lines=True) as advance:
         found = introspection.introspect(
             run_folder,
@@ -98,17 +97,6 @@ def introspected(
             advance=advance,
         )
     return introspection.to_json(found) if options["json"] else introspection.table(found)
-
-
-def _policy(settings: Settings, notify: Callable[[str], None]) -> Policy:
-    return open_policy(
-        settings.policy,
-        settings.models_dir,
-        dtype=settings.dtype,
-        model=settings.model,
-        api_key=settings.api_key,
-        notify=notify,
-    )
 
 
 def bounded(closed: Path, opened: Path, as_json: bool) -> str:

@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from agent.episode import Episode
 from agent.graph import Setup
 from agent.policies.base import Policy
-from agent.policies.registry import open_policy
+from agent.policies.registry import policy_of
 from agent.rollout import rollout
 from agent.session import make_setup
 from agent.settings import Settings
@@ -126,14 +126,7 @@ async def _run(
     notify: Notify,
     advance: Advance,
 ) -> RunHeader:
-    policy = open_policy(
-        settings.policy,
-        settings.models_dir,
-        dtype=settings.dtype,
-        model=settings.model,
-        api_key=settings.api_key,
-        notify=notify,
-    )
+    policy = policy_of(settings, notify)
     try:
         sets = [
             _Set(b, spread(b.tasks, request.limit), setup_of(settings, policy, b, notify))

@@ -116,7 +116,7 @@ def assess(
     for group in groups:
         fit = _fit(group, seen, dropped)
         if spec.needs_probes:
-            fit, given = _probed(fit, given, scorer, dropped)
+            fit, given = _probed(fit, given, scorer, spec.gain.before, dropped)
         fit, parts = _rewarded(fit, spec.reward, given, dropped)
         if fit:
             kept.append(tuple(fit))
@@ -213,18 +213,23 @@ def _unfit(trajectory: Trajectory, seen: set[str]) -> str:
 
 
 def _probed(
-    group: Group, context: RewardContext, scorer: Scorer | None, dropped: list[Dropped]
+    group: Group,
+    context: RewardContext,
+    scorer: Scorer | None,
+    before: str,
+    dropped: list[Dropped],
 ) -> tuple[list[Trajectory], RewardContext]:
     """The trajectories that have probes, after scoring those that had none."""
     lacking = [t for t in group if t.id not in context.gold_logprobs]
     if not lacking or scorer is None:
         return list(group), context
+    from rl.probes import Wrapper
     from rl.scoring import GroupScores, score_group
 
     answers = lacking[0].task.answers
     scores, why = GroupScores(), "" if answers else "its task has no gold answer to probe for"
     try:
-        scores = score_group(scorer, lacking, answers) if answers else scores
+        scores = score_group(scorer, lacking, answers, Wrapper(before)) if answers else scores
     except UsageError as error:
         why = error.message
     for trajectory in lacking:

@@ -23,7 +23,7 @@ _lengths: ContextVar[tuple[int, ...]] = ContextVar("lengths")
 
 @contextmanager
 def row_lengths(lengths: Sequence[int]) -> Iterator[None]:
-    """Attention within is split at these lengths (backward of a checkpointed layer included)."""
+    """Attention within is split at these lengths."""
     token = _lengths.set(tuple(lengths))
     try:
         yield

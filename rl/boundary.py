@@ -14,21 +14,26 @@ from pathlib import Path
 
 import numpy as np
 
+from agent.task import Task
 from agent.trajectory import Status, Trajectory
 from eval.sample import score_one
 from rl import run_folder
 from rl.closed_book import KNOWN
 from rl.curriculum import Drawn
-from rl.question_sets import QuestionSet, all_tasks
+from rl.question_sets import QuestionSet
 from rl.rollouts import Stage, Told, groups_of
 from rl.train_recipe import TrainRecipe
 
 _FILE = "known.json"
 
 
-def told_labels(sets: Sequence[QuestionSet]) -> dict[str, bool]:
+def tasks_of(sets: Sequence[QuestionSet]) -> list[Task]:
+    """The tasks of all sets, in order."""
+    return [task for one in sets for task in one.tasks]
+
+
+def told_labels(tasks: Sequence[Task]) -> dict[str, bool]:
     """Task id to the label that `agent probe` stored with the task."""
-    tasks = all_tasks(sets)
     return {task.id: bool(task.meta[KNOWN]["known"]) for task in tasks if KNOWN in task.meta}
 
 
@@ -56,7 +61,7 @@ async def known_tasks(
     size = recipe.tasks.probe
     rollouts = recipe.rollouts.model_copy(update={"size": size})
     played = await stage.play(groups_of(0, drawn, rollouts, recipe.seed), told)
-    known = dict.fromkeys((task.id for task in all_tasks(closed)), False)
+    known = dict.fromkeys((task.id for task in tasks_of(closed)), False)
     for number, (source, task) in enumerate(drawn):
         samples = played[number * size : (number + 1) * size]
         known[task.id] = any(_right(source, one) for one in samples)
@@ -77,7 +82,7 @@ def balanced(
 
     Tasks that have no answer are neither and stay.
     """
-    asked = [task.id for task in all_tasks(sets) if task.answers]
+    asked = [task.id for task in tasks_of(sets) if task.answers]
     sides = [[id for id in asked if known.get(id, False) is side] for side in (True, False)]
     size = min(map(len, sides))
     if not size:

@@ -10,6 +10,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from agent.settings import Settings
 from agent.store import Filter, TrajectoryStore
@@ -30,17 +31,21 @@ class ProbeReport:
     """What a probe found.
 
     Attributes:
-        tasks: probed; tasks without a gold answer are left out and counted in `unscored`.
+        tasks: labelled.
         known: of them.
         accuracy: share of right samples.
+        unscored: tasks without a gold answer; `unsampled`: tasks none of whose samples can be read.
         seconds: of sampling, in this process.
+        skipped: rows of the data that gave no task, and samples that are damaged in the store.
     """
 
     tasks: int
     known: int
     accuracy: float
     unscored: int
+    unsampled: int
     seconds: float
+    skipped: tuple[str, ...] = ()
 
 
 def probe(
@@ -69,55 +74,75 @@ def probe(
     store = out.with_name(out.name + ".sqlite")
     report = collect(request, closed, str(store), notify, advance)
     sets = [load_set(name, request, closed) for name in request.tasks]
+    problems = list(report.skipped)
     with TrajectoryStore.open(store) as opened:
-        found = [_labelled(one, opened, request) for one in sets]
-    labelled = [task for tasks, _ in found for task in tasks]
+        found = [_labelled(one, opened, request, problems) for one in sets]
+    labelled = [task for one in found for task in one.tasks]
+    unscored, unsampled = (sum(column) for column in zip(*(one[1:] for one in found), strict=True))
     if not labelled:
-        raise UsageError("no task has a gold answer: nothing can be known of it")
+        what = "no task was sampled" if unsampled else "no task has a gold answer"
+        raise UsageError(f"{what}: nothing can be known of it", next(iter(problems), ""))
     lines = [json.dumps(task.to_dict(), ensure_ascii=False) for task in labelled]
     write(out, ("\n".join(lines) + "\n").encode())
     return ProbeReport(
         tasks=len(labelled),
         known=sum(bool(task.meta[KNOWN]["known"]) for task in labelled),
         accuracy=sum(task.meta[KNOWN]["right"] for task in labelled) / len(labelled),
-        unscored=sum(left for _, left in found),
+        unscored=unscored,
+        unsampled=unsampled,
         seconds=report.seconds,
+        skipped=tuple(problems),
     )
 
 
-def read_known(path: Path) -> dict[str, bool]:
+def read_known(path: Path, problems: list[str] | None = None) -> dict[str, bool]:
     """Task id to label, of a file that `probe` wrote.
 
+    Args:
+        path: the file.
+        problems: gets a line for every row without a label, which is then skipped.
+
     Raises:
-        UsageError: the file is missing, or a row has no label.
+        UsageError: the file is missing, or a row has no label and `problems` is None.
     """
-    problems: list[str] = []
+    found: list[str] = []
     known: dict[str, bool] = {}
-    for place, row in rows(path, problems):
+    for place, row in rows(path, found):
         try:
             known[str(row["id"])] = bool(row["meta"][KNOWN]["known"])
         except (KeyError, TypeError):
-            problems.append(f"{place}: no label of agent probe")
-    if problems:
-        raise UsageError(problems[0], "agent probe TASKS --out FILE writes such a file")
+            found.append(f"{place}: no label of agent probe")
+    if problems is None and found:
+        raise UsageError(found[0], "agent probe TASKS --out FILE writes such a file")
+    if problems is not None:
+        problems.extend(found)
     return known
 
 
+class _Labelled(NamedTuple):
+    """Tasks of a set with their labels, and how many have no gold answer, or no sample."""
+
+    tasks: list[Task]
+    unscored: int
+    unsampled: int
+
+
 def _labelled(
-    found: Benchmark, store: TrajectoryStore, request: CollectRequest
-) -> tuple[list[Task], int]:
-    """Tasks with their labels, and how many have no gold answer."""
+    found: Benchmark, store: TrajectoryStore, request: CollectRequest, problems: list[str]
+) -> _Labelled:
     out: list[Task] = []
-    left = 0
+    unsampled = 0
     seeds = range(request.seed, request.seed + request.group)
-    for task in found.tasks:
-        done = [t for t in store.query(Filter(task=task.id)) if t.task == task and t.seed in seeds]
+    scored = [task for task in found.tasks if task.answers]
+    for task in scored:
+        stored = store.query(Filter(task=task.id), problems)
+        done = [t for t in stored if t.task == task and t.seed in seeds]
         samples = [t for t in done if t.status is not Status.FAILED]
-        if not task.answers or not samples:
-            left += 1
-            continue
-        out.append(_with_label(task, found, samples))
-    return out, left
+        if samples:
+            out.append(_with_label(task, found, samples))
+        else:
+            unsampled += 1
+    return _Labelled(out, len(found.tasks) - len(scored), unsampled)
 
 
 def _with_label(task: Task, found: Benchmark, samples: Sequence[Trajectory]) -> Task:

@@ -11,9 +11,10 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+import sqlite3
 import time
 from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import aclosing
+from contextlib import aclosing, closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from agent.checkpoints import checkpoints
 from agent.episode import Episode
 from agent.graph import Setup
 from agent.policies.base import Policy
-from agent.policies.registry import open_policy
+from agent.policies.registry import policy_of
 from agent.rollout import rollout
 from agent.settings import Settings
 from agent.store import TrajectoryStore
@@ -199,10 +200,34 @@ def _episodes(found: Benchmark, digest: str, request: CollectRequest) -> Iterato
             yield Episode(task, seed=seed, group=group, meta={"id": id})
 
 
-def journal(store: TrajectoryStore, settings: Settings) -> Path:
-    """The file of unfinished episodes of a store."""
+def journal(store: TrajectoryStore, settings: Settings, notify: Notify = lambda line: None) -> Path:
+    """The file of unfinished episodes of a store.
+
+    One that is damaged is set aside and told: its episodes begin anew, and no finished one is lost.
+    """
     name = hashlib.sha256(repr(store).encode()).hexdigest()[:12]
-    return settings.data_dir / "collecting" / f"{name}.sqlite"
+    path = settings.data_dir / "collecting" / f"{name}.sqlite"
+    if path.is_file() and (cause := _damage(path)):
+        aside = path.with_suffix(".damaged")
+        path.replace(aside)
+        for ending in ("-wal", "-shm"):
+            path.with_name(path.name + ending).unlink(missing_ok=True)
+        notify(
+            f"unfinished episodes begin anew: their file was damaged ({cause}); it is now {aside}"
+        )
+    return path
+
+
+def _damage(path: Path) -> str:
+    """What is wrong with an SQLite file; "" when nothing is, or when it is only busy."""
+    try:
+        with closing(sqlite3.connect(path)) as file:
+            found = str(file.execute("PRAGMA quick_check(1)").fetchone()[0])
+    except sqlite3.OperationalError:
+        return ""
+    except sqlite3.DatabaseError as error:
+        return str(error)
+    return "" if found == "ok" else found
 
 
 class Tally:
@@ -281,17 +306,10 @@ async def _collect(
     notify: Notify,
     advance: Advance,
 ) -> CollectReport:
-    policy = open_policy(
-        settings.policy,
-        settings.models_dir,
-        dtype=settings.dtype,
-        model=settings.model,
-        api_key=settings.api_key,
-        notify=notify,
-    )
+    policy = policy_of(settings, notify)
     try:
         plans = [make_plan(one, policy, request, settings, notify) for one in sets]
-        path = journal(store, settings)
+        path = journal(store, settings, notify)
         missing = missing_of(plans, store)
         begun = clean(path, plans, missing)
         tally = Tally(plans, sum(map(len, missing)), begun, advance)

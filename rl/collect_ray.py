@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from agent.graph import build_graph
-from agent.policies.registry import open_policy
+from agent.policies.registry import policy_of
 from agent.rollout import run_episode
 from agent.settings import Settings
 from agent.store import TrajectoryStore
@@ -51,9 +51,7 @@ class Worker:
 
         torch.set_num_threads(threads)
         self._path = path
-        self._policy = open_policy(
-            settings.policy, settings.models_dir, dtype=settings.dtype, model=settings.model
-        )
+        self._policy = policy_of(settings)
         self._plans = [
             make_plan(one, self._policy, request, settings, lambda line: None) for one in sets
         ]
@@ -99,7 +97,7 @@ def play(
         import ray
     except ImportError as error:
         raise MissingExtraError("ray", "ray", "collecting over actors") from error
-    path = journal(store, settings)
+    path = journal(store, settings, notify)
     with _cluster(request.actors), _told(ray):
         notify(f"starting {request.actors} actors")
         actors = _start(ray, sets, request, settings, path)

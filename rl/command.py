@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,8 @@ from agent.settings import Settings
 from kg.errors import UsageError
 from rl.collect import CollectRequest, collect, described
 from tools.progress import bar
+
+_TOLD = 5
 
 
 def collected(
@@ -33,8 +35,7 @@ def collected(
     request = _request(options)
     with bar(lines=True) as advance:
         report = collect(request, _at_one(settings), out, notify, advance)
-    for line in report.skipped[:5]:
-        notify(f"skipped: {line}")
+    _tell(report.skipped, notify)
     if as_json:
         return json.dumps(asdict(report))
     return "\n".join(f"{key:<15} {value}" for key, value in described(report).items())
@@ -53,12 +54,22 @@ def probed(
     request = _request(options)
     with bar(lines=True) as advance:
         report = probe(request, _at_one(settings), out, notify, advance)
+    _tell(report.skipped, notify)
     if as_json:
         return json.dumps(asdict(report))
     return (
         f"{report.known} of {report.tasks} tasks are known, {100 * report.accuracy:.1f} % of samples "
-        f"right, {report.unscored} tasks without a gold answer left out; written to {out}"
+        f"right, {report.unscored} tasks without a gold answer left out, {report.unsampled} without a "
+        f"sample, {len(report.skipped)} rows skipped; written to {out}"
     )
+
+
+def _tell(skipped: Sequence[str], notify: Callable[[str], None]) -> None:
+    """The first of the rows that were left out, and how many more there are."""
+    for line in skipped[:_TOLD]:
+        notify(f"skipped: {line}")
+    if len(skipped) > _TOLD:
+        notify(f"skipped: {len(skipped) - _TOLD} more")
 
 
 def _request(options: Mapping[str, Any]) -> CollectRequest:

@@ -105,17 +105,18 @@ class TargetLogprobs(torch.nn.Module):
         """
         model: Any = self.model
         base = model.get_base_model() if hasattr(model, "peft_config") else model
+        again = tree_attention.captured() if base.is_gradient_checkpointing else {}
         hidden = base.get_decoder()(
-            input_ids=ids[None], position_ids=positions[None], use_cache=False
+            input_ids=ids[None], position_ids=positions[None], use_cache=False, **again
         ).last_hidden_state[0]
         before = targets - 1 if predictors is None else predictors
-        again = torch.is_grad_enabled() and len(targets) > self.chunk
+        in_parts = torch.is_grad_enabled() and len(targets) > self.chunk
 
         def read(source: torch.Tensor, part: torch.Tensor) -> torch.Tensor:
             return _read(base.lm_head(hidden[source]).float(), ids[part], entropy)
 
         parts = [
-            checkpoint(read, source, part, use_reentrant=False) if again else read(source, part)
+            checkpoint(read, source, part, use_reentrant=False) if in_parts else read(source, part)
             for source, part in zip(
                 torch.split(before, self.chunk), torch.split(targets, self.chunk), strict=True
             )

@@ -194,7 +194,7 @@ class Learner:
             raise UnequalPassesError(f"the processes hold different batches: {counts}")
         mine = [(tree, True) for tree in trees[rank::world]]
         missing = math.ceil(len(trees) / world) - len(mine)
-        return mine + [(trees[0], False)] * missing
+        return mine + [(tree, False) for tree in list(trees[:1]) * missing]
 
     def _inputs(self, tree: TokenTree, rows: Ids) -> list[torch.Tensor]:
         parts = (tree.ids, tree.positions, rows, tree.predictors()[rows])
@@ -345,7 +345,7 @@ class _Tally:
 
 
 def _plain_norm(engine: Any) -> float | None:
-    """Norm of the gradients before clipping; None where DeepSpeed tells it only after the step."""
+    """Norm of the gradients before clipping; None where DeepSpeed keeps them and tells it later."""
     if engine.zero_optimization() or engine.bfloat16_enabled():
         return None
     found = [p.grad for p in engine.module.parameters() if p.grad is not None]

@@ -29,7 +29,7 @@ from eval.sample import score_one
 from rl import ranks, run_folder
 from rl.assess import Assessed, assess
 from rl.batches import lay_out, minibatches
-from rl.boundary import balanced, known_tasks, told_labels
+from rl.boundary import balanced, known_tasks, tasks_of, told_labels
 from rl.checkpoint import Checkpoint
 from rl.curriculum import Drawn, Shuffle
 from rl.engine import whole
@@ -38,7 +38,7 @@ from rl.interrupt import graceful
 from rl.learner import Learner, LearnerScorer, UpdateStats
 from rl.leash import turn_kl
 from rl.model_files import write_model
-from rl.question_sets import QuestionSet, all_tasks, open_sets
+from rl.question_sets import QuestionSet, load_sets, open_sets
 from rl.reward_models import functions
 from rl.rewards import RewardContext, require
 from rl.rollouts import Stage, greedy, groups_of
@@ -132,6 +132,11 @@ class _Run:
         self.recipe, self.run, self.observer, self.data = recipe, run, observer, data
         self.settings = isolated_settings(**recipe.rollouts.agent, home=settings.home)
         self.interrupted = interrupted
+        self.asked: tuple[QuestionSet, ...] = ()
+        self.held: tuple[QuestionSet, ...] = ()
+        if ranks.is_main():
+            self._load()
+        self.context = functions(recipe, settings.models_dir, observer.notify)
         self.base = resolve(recipe.base, settings.models_dir, observer.notify)
         update = recipe.update
         self.learner = Learner(
@@ -147,7 +152,8 @@ class _Run:
         began = time.monotonic()
         policy = self._open_policy() if ranks.is_main() else None
         try:
-            await self._open(policy)
+            known = await self._open(policy) if policy is not None else None
+            self.context = replace(self.context, known=ranks.shared(known))
             state = self.checkpoint.load(self.learner.engine)
             start = int(state.get("step", 0))
             self.scores = [tuple(score) for score in state.get("scores", [])]
@@ -179,27 +185,27 @@ class _Run:
 
         return TransformersPolicy(self.base, name=self.recipe.base, dtype=rollouts.dtype)
 
-    async def _open(self, policy: Policy | None) -> None:
-        """Question sets and the store, in the main process; and what rewards read besides rollouts."""
-        self.asked: tuple[QuestionSet, ...] = ()
-        self.held: tuple[QuestionSet, ...] = ()
-        known = await self._open_sets(policy) if policy is not None else None
-        given = functions(self.recipe, self.settings.models_dir, self.observer.notify)
-        self.context = replace(given, known=ranks.shared(known))
+    def _load(self) -> None:
+        """Question sets, in the main process, and whether they have what the rewards need."""
+        recipe, run, notify = self.recipe, self.run, self.observer.notify
+        parts = (recipe.tasks, recipe.validation.tasks)
+        self.loaded = [
+            load_sets(tasks, self.settings, self.data, run / "worlds", notify) if tasks else ()
+            for tasks in parts
+        ]
+        tasks = [task for one in self.loaded[0] for task in one.tasks]
+        context = RewardContext(known=told_labels(tasks), promised=recipe.provides)
+        require(recipe.reward.rewards.values(), context, tasks)
 
-    async def _open_sets(self, policy: Policy) -> dict[str, bool]:
-        """Open what the main process works with; gives the known tasks."""
-        recipe, worlds, notify = self.recipe, self.run / "worlds", self.observer.notify
-        self.asked = open_sets(recipe.tasks, self.settings, policy, self.data, worlds, notify)
-        if recipe.validation.tasks is not None:
-            tasks = recipe.validation.tasks
-            self.held = open_sets(tasks, self.settings, policy, self.data, worlds, notify)
-        known = told_labels(self.asked)
-        parts = recipe.reward.rewards.values()
-        promised = RewardContext(known=known, promised=recipe.provides)
-        require(parts, promised, all_tasks(self.asked))
+    async def _open(self, policy: Policy) -> dict[str, bool]:
+        """Tools and store, in the main process; gives the tasks known closed-book."""
+        recipe, notify = self.recipe, self.observer.notify
+        self.asked, self.held = (
+            open_sets(loaded, self.settings, policy, notify) for loaded in self.loaded
+        )
         self.stage = Stage(policy, recipe.rollouts)
         self.store = TrajectoryStore.open(self.run / "trajectories.sqlite")
+        known = told_labels(tasks_of(self.asked))
         if recipe.tasks.probe:
             known = await self._probe(policy)
         kept = balanced(self.asked, known, recipe.seed) if recipe.tasks.balanced else self.asked
@@ -210,7 +216,7 @@ class _Run:
         """Ask every task closed-book, with the weights that the run begins with."""
         recipe, notify = self.recipe, self.observer.notify
         without = self.settings.model_copy(update={"tools": ()})
-        closed = open_sets(recipe.tasks, without, policy, self.data, self.run / "worlds", notify)
+        closed = open_sets(self.loaded[0], without, policy, notify)
         known = await known_tasks(
             closed, self.stage, recipe, self.run, lambda d, n: self.observer.stage("probe", d, n)
         )

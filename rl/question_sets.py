@@ -36,20 +36,14 @@ class QuestionSet:
     skipped: tuple[str, ...] = ()
 
 
-def open_sets(
-    tasks: Tasks,
-    settings: Settings,
-    policy: Policy,
-    data: str,
-    worlds: Path,
-    notify: Notify = lambda line: None,
-) -> tuple[QuestionSet, ...]:
-    """Make the worlds, load the sets, open their indexes.
+def load_sets(
+    tasks: Tasks, settings: Settings, data: str, worlds: Path, notify: Notify = lambda line: None
+) -> tuple[Benchmark, ...]:
+    """Make the worlds and read the sets; no model is needed yet.
 
     Args:
         tasks: which.
-        settings: tools and budgets.
-        policy: that will be asked.
+        settings: folders of this machine.
         data: where the sets' files are; see `eval.data.DataFolder`.
         worlds: folder of the run's worlds; one that is there already is used.
         notify: gets one line a stage.
@@ -57,12 +51,23 @@ def open_sets(
     Raises:
         UsageError: an unknown set, or one without a task that is asked for.
     """
-    found = [_narrowed(one, tasks) for one in _loaded(tasks, settings, data, worlds, notify)]
+    loaded = _loaded(tasks, settings, data, worlds, notify)
+    return tuple(_narrowed(one, tasks) for one in loaded)
+
+
+def open_sets(
+    loaded: Sequence[Benchmark], settings: Settings, policy: Policy, notify: Notify
+) -> tuple[QuestionSet, ...]:
+    """Open the tools of each set and its index.
+
+    Raises:
+        UsageError: a tool that does not exist, or a corpus that cannot be read.
+    """
     return tuple(
         QuestionSet(
             one.name, one.tasks, setup_of(settings, policy, one, notify), one.scorer, one.skipped
         )
-        for one in found
+        for one in loaded
     )
 
 
@@ -83,13 +88,10 @@ def _loaded(
 
 
 def _narrowed(found: Benchmark, tasks: Tasks) -> Benchmark:
+    if not found.tasks:
+        raise UsageError(f"'{found.name}' holds no task", next(iter(found.skipped), ""))
     kept = [task for task in found.tasks if not tasks.kinds or task.kind in tasks.kinds]
     if not kept:
         kinds = ", ".join(sorted({task.kind for task in found.tasks if task.kind})) or "none"
         raise UsageError(f"'{found.name}' holds no task of these kinds", f"it has: {kinds}")
     return replace(found, tasks=spread(kept, tasks.limit))
-
-
-def all_tasks(sets: Sequence[QuestionSet]) -> list[Task]:
-    """The tasks of all sets, in order."""
-    return [task for one in sets for task in one.tasks]

@@ -35,8 +35,9 @@ if TYPE_CHECKING:
 Logprobs = npt.NDArray[np.float32]
 
 #: Largest gap of the canary in nats, by the coarsest type in play. Two computations in float32 differ by
-#: about 1e-5; bfloat16 on either side moves single tokens by hundredths to tenths.
-TOLERANCES = {"float32": 1e-3, "bfloat16": 0.5, "float16": 0.1}
+#: about 1e-5; bfloat16 on one side moves a token of the shipped models by 0.03 to 0.06, the worst of 80
+#: by 0.1 to 0.4.
+TOLERANCES = {"float32": 1e-3, "bfloat16": 1.0, "float16": 0.2}
 _QUESTION = (
     "Which element did Lise Meitner and Otto Hahn find in 1917, and in what year was she born?"
 )

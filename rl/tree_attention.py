@@ -58,12 +58,22 @@ _plan: ContextVar[_Plan] = ContextVar("plan")
 
 @contextmanager
 def on_tree(tree: TokenTree, device: torch.device, way: Way = "auto") -> Iterator[None]:
-    """Attention within follows this tree (backward of a checkpointed layer included)."""
+    """Attention within follows this tree."""
     token = _plan.set(_planned(tree, device, way))
     try:
         yield
     finally:
         _plan.reset(token)
+
+
+def captured() -> dict[str, Any]:
+    """The tree of `on_tree` as an argument for a model; empty outside of it.
+
+    Layers that are computed again in the backward pass need it: by then, and in autograd's own threads,
+    the context is gone.
+    """
+    plan = _plan.get(None)
+    return {} if plan is None else {"tree_plan": plan}
 
 
 def register() -> None:
@@ -80,10 +90,11 @@ def tree_attention(
     attention_mask: torch.Tensor | None,
     scaling: float | None = None,
     dropout: float = 0.0,
+    tree_plan: _Plan | None = None,
     **_: Any,
 ) -> tuple[torch.Tensor, None]:
     """float[1, heads, n, d] in, float[1, n, heads, d] out."""
-    plan = _plan.get()
+    plan = tree_plan or _plan.get()
     if plan.block_mask is not None:
         from torch.nn.attention.flex_attention import flex_attention
 

@@ -47,16 +47,25 @@ class Ask:
     fail_on_abstain: bool = False
 
 
-def read_question(argument: str | None) -> str | None:
+def read_question(argument: str | None, resuming: bool = False) -> str | None:
     """The question from the argument or from standard input; None when a person sits there.
 
+    Args:
+        argument: `-` reads standard input, as None does where it is a pipe.
+        resuming: an empty pipe asks nothing new, so that the unfinished question goes on.
+
     Raises:
-        UsageError: standard input is not text, or empty.
+        UsageError: standard input is not text.
     """
     if argument is not None and argument != "-":
         return argument
     if argument is None and sys.stdin.isatty():
         return None
+    piped = _read_stdin()
+    return None if argument is None and resuming and not piped.strip() else piped
+
+
+def _read_stdin() -> str:
     data = sys.stdin.buffer.read(_STDIN_LIMIT)
     try:  # what lies beyond the limit may have cut a character; the question is too long then anyway
         return codecs.getincrementaldecoder("utf-8")().decode(data, len(data) < _STDIN_LIMIT)

@@ -14,7 +14,7 @@ from agent.console.envelope import envelope, failure
 from agent.events import ActionEvent, Event, ObservationEvent, TokenEvent
 from agent.plain_text import printable
 from agent.trajectory import ActionKind, Status, StopReason, Trajectory
-from kg.errors import TurnwiseError
+from kg.errors import TurnwiseError, UsageError
 
 _SHOWN = {
     Status.ABSTAINED: "No answer: the sources do not say.",
@@ -173,6 +173,21 @@ class StreamPrinter(JsonPrinter):
     def error(self, error: TurnwiseError) -> None:
         """The last line."""
         _line({"type": "result", **failure(error)})
+
+
+def make_printer(kind: str, tokens: bool = False, quiet: bool = False) -> Printer:
+    """The printer of an output format; see `TextPrinter` for the rest.
+
+    Raises:
+        UsageError: there is no such format.
+    """
+    if kind == "text":
+        return TextPrinter(tokens=tokens, quiet=quiet)
+    if kind == "json":
+        return JsonPrinter()
+    if kind == "stream-json":
+        return StreamPrinter()
+    raise UsageError(f"no output format '{kind}'", "text, json or stream-json")
 
 
 def _text(text: str, style: str = "") -> Text:

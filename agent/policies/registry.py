@@ -12,7 +12,25 @@ from pathlib import Path
 from pydantic import SecretStr
 
 from agent.policies.base import Policy
+from agent.settings import Settings
 from kg.errors import UsageError
+
+
+def policy_of(settings: Settings, notify: Callable[[str], None] = lambda line: None) -> Policy:
+    """The policy that the settings name; see `open_policy` for what it raises.
+
+    Args:
+        settings: name, models folder, number format, and the server's model and key.
+        notify: gets one line a stage of a pull.
+    """
+    return open_policy(
+        settings.policy,
+        settings.models_dir,
+        dtype=settings.dtype,
+        model=settings.model,
+        api_key=settings.api_key,
+        notify=notify,
+    )
 
 
 def open_policy(

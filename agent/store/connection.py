@@ -63,9 +63,10 @@ def transaction(
             yield connection
     except SQLAlchemyError as error:
         cause = str(getattr(error, "orig", None) or error).strip().split("\n")[0]
-        raise StoreError(
-            f"the store {label(engine)} {failed}: {cause}", "check --store (AGENT_STORE)"
-        ) from error
+        hint = "check --store (AGENT_STORE)"
+        if "malformed" in cause:
+            hint = f"agent trace import {label(engine)} --store NEW brings over what can be read"
+        raise StoreError(f"the store {label(engine)} {failed}: {cause}", hint) from error
 
 
 def label(engine: sa.Engine) -> str:

@@ -16,7 +16,7 @@ from agent.graph import Setup
 from agent.intervention import with_call, with_text, without_observation
 from agent.plain_text import printable
 from agent.policies.base import Policy
-from agent.policies.registry import open_policy
+from agent.policies.registry import policy_of
 from agent.replay import check_turn, keeps_tokens, rebuild
 from agent.session import make_setup
 from agent.settings import Settings
@@ -191,14 +191,7 @@ def _policy(done: Trajectory, request: ForkRequest, settings: Settings, notify: 
             f"add --policy http(s)://SERVER/v1 --model {name}",
         )
     try:
-        policy = open_policy(
-            settings.policy,
-            settings.models_dir,
-            dtype=settings.dtype,
-            model=settings.model,
-            api_key=settings.api_key,
-            notify=notify,
-        )
+        policy = policy_of(settings, notify)
     except UsageError as error:
         if request.policy is not None:
             raise

@@ -27,7 +27,7 @@ from inspect_ai.util import store
 
 from agent.episode import Episode
 from agent.graph import Graph, Setup, build_graph
-from agent.policies.registry import open_policy
+from agent.policies.registry import policy_of
 from agent.rollout import run_episode
 from agent.session import make_setup
 from agent.settings import Settings, load_settings
@@ -157,15 +157,7 @@ async def _open(settings: Settings) -> _Open:
 
 async def _make(settings: Settings) -> _Open:
     tools = await asyncio.to_thread(open_tools, settings)
-    policy = await asyncio.to_thread(
-        lambda: open_policy(
-            settings.policy,
-            settings.models_dir,
-            dtype=settings.dtype,
-            model=settings.model,
-            api_key=settings.api_key,
-        )
-    )
+    policy = await asyncio.to_thread(policy_of, settings)
     return _Open(make_setup(settings, policy, tools), build_graph(tools))
 
 

@@ -37,13 +37,13 @@ RANGES: dict[str, dict[str, tuple[float, float]]] = {
     },
     "bace": {
         "MolWt": (200, 500), "MolLogP": (1, 5), "TPSA": (0, 60), "NumHDonors": (0, 3),
-        "NumHAcceptors": (0, 6), "NumRotatableBonds": (0, 7), "FractionCSP3": (0.2, 0.6),
+        "NumHAcceptors": (0, 6), "NumRotatableBonds": (0, 8), "FractionCSP3": (0.2, 0.6),
         "RingCount": (1, 5), "NumAromaticRings": (0, 3), "LabuteASA": (0, 140),
         "NumValenceElectrons": (50, 90), "NumRadicalElectrons": (0, 0),
     },
     "clintox": {
         "MolWt": (50, 450), "MolLogP": (-1, 3), "TPSA": (0, 80), "NumHDonors": (0, 3),
-        "NumHAcceptors": (0, 6), "NumRotatableBonds": (0, 8), "FractionCSP3": (0.1, 0.7),
+        "NumHAcceptors": (0, 6), "NumRotatableBonds": (0, 7), "FractionCSP3": (0.1, 0.7),
         "RingCount": (0, 4), "NumAromaticRings": (0, 2), "LabuteASA": (0, 110),
         "NumValenceElectrons": (30, 75), "NumRadicalElectrons": (0, 0),
     },

@@ -24,7 +24,7 @@ from rl.rewards.base import Range, Reward, RewardError, Values, at_end
 from rl.rewards.context import Need, RewardContext
 from rl.rewards.format import FormatRules
 from rl.rewards.molecule import descriptor, has_substructure, molecule
-from rl.rewards.reading import gold, last, meta_text, thought_of
+from rl.rewards.reading import gold, last, meta_text, meta_texts, thought_of
 from rl.rewards.registry import register
 
 _WEIGHING = re.compile(
@@ -234,9 +234,7 @@ class MolecularReasoning(Reward):
         smiles = meta_text(trajectory, "smiles")
         claims = principle_claims(text, smiles), structure_claims(text, smiles)
         checked = [self._claims(c) if molecule(smiles) is not None else 0.0 for c in claims]
-        told = consistency(text, said) + comparison(
-            text, trajectory.task.meta.get("neighbours", ())
-        )
+        told = consistency(text, said) + comparison(text, meta_texts(trajectory, "neighbours"))
         return 1.0 + self.rules.valid(trajectory) + self.weight * (told + sum(checked))
 
     def _label(self, trajectory: Trajectory) -> bool:

@@ -124,7 +124,7 @@ Scheme = Callable[[float, bool, bool], float]
 SCHEMES: dict[str, tuple[Scheme, Range]] = {
     "igpo": (lambda s, valid, _: s if valid else -2.0, Range(-2.0, 1.0)),
     "search_r1": (_search_r1, Range(0.0, 1.0)),
-    "research": (lambda s, valid, _: max(s, 0.1) if valid else 0.0, Range(0.0, 1.0)),
+    "research": (lambda s, valid, _: (s or 0.1) if valid else 0.0, Range(0.0, 1.0)),
     "r1_searcher": (lambda s, valid, _: s if valid else s - 2.0, Range(-2.0, 1.0)),
 }
 """Name to (score, well-formed, answered) → reward, and its range."""
@@ -136,7 +136,7 @@ class FormatGatedOutcome(Scored):
 
     igpo: the score, or -2 when malformed. search_r1 (v0.3): right 1, right but malformed 0.8, wrong
     0.2, wrong and malformed 0.1 with an answer and 0 without; right is a score of 1. research: the
-    score but at least 0.1, or 0 when malformed. r1_searcher (stage 2): the score, less 2 when
+    score, 0.1 for a score of 0, or 0 when malformed. r1_searcher (stage 2): the score, less 2 when
     malformed.
 
     Attributes:

@@ -117,6 +117,8 @@ class GraphProcess(Reward):
         ):
             raise RewardError("edges are not pairs of node names", trajectory, turn)
         probability, rollouts = data["target_probability"], data.get("rollout_probabilities", [])
+        if not isinstance(rollouts, list | tuple):
+            raise RewardError("rollout_probabilities is no list", trajectory, turn)
         for p in (probability, *rollouts):
             unit(p, "the target probability", trajectory, turn)
         valid = not self.edge_weight or all(self._key(edge) in reference for edge in edges)

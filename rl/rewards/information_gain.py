@@ -39,6 +39,7 @@ class InformationGain(Reward):
             (first version of the paper; a sum in -1..1).
         alias: which gold answer is scored, one for the whole question so that differences compare:
             the one likeliest on the bare prompt, or the first (the released code).
+        before: text that is forced before the answer, as the policy's action format opens one.
         answer_turn: whether the last turn's own reasoning is credited too; it then needs a score
             behind the last turn. Published: excluded.
         only: tools whose turns may earn; empty for all turns.
@@ -49,6 +50,7 @@ class InformationGain(Reward):
     source: ClassVar[str] = "IGPO 2510.14967 and its released code"
     form: Literal["log_probability", "probability"] = "log_probability"
     alias: Literal["likeliest", "first"] = "likeliest"
+    before: str = "<answer>"
     answer_turn: Literal["excluded", "included"] = "excluded"
     only: tuple[str, ...] = ()
     bound: float = Field(0.0, ge=0)

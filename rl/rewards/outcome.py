@@ -20,7 +20,7 @@ from eval.metrics import SCORERS, normalise, scorer
 from eval.metrics.choice import entity_overlap, multiple_choice
 from rl.rewards.base import Range, Reward, RewardError, Values, at_end
 from rl.rewards.context import Need, RewardContext
-from rl.rewards.reading import abstained, final_answer, gold
+from rl.rewards.reading import abstained, final_answer, gold, meta_texts
 from rl.rewards.registry import register
 
 _NUMBER = re.compile(r"[-+\u2212]?(?:\d{1,3}(?:,\d{3})+|\d+)?(?:\.\d+)?(?:[eE][-+]?\d+)?%?")
@@ -133,7 +133,7 @@ class SetF1(Outcome):
 
     def compare(self, trajectory: Trajectory, said: str, answers: tuple[str, ...]) -> float:
         """Precision against recall of entities."""
-        entities = [str(entity) for entity in trajectory.task.meta.get("answer_set", answers)]
+        entities = meta_texts(trajectory, "answer_set") or list(answers)
         whole = normalise(said) in {normalise(entity) for entity in entities}
         return entity_overlap([said] if whole else _SEPARATOR.split(said), entities).f1
 
@@ -155,8 +155,9 @@ class MultipleChoice(Outcome):
         meta = trajectory.task.meta
         if not {"choices", "right"} <= meta.keys():
             raise RewardError(f"task {trajectory.task.id} has no choices", trajectory.id)
+        choices = meta_texts(trajectory, "choices")
         try:
-            return multiple_choice(said, meta["choices"], meta["right"])
+            return multiple_choice(said, choices, meta["right"])
         except (TypeError, ValueError) as error:
             what = f"the choices of task {trajectory.task.id}: {error}"
             raise RewardError(what, trajectory.id) from error

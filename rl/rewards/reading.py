@@ -147,3 +147,18 @@ def meta_text(trajectory: Trajectory, key: str) -> str:
     if not isinstance(value, str) or not value.strip():
         raise RewardError(f"task {trajectory.task.id} has no meta['{key}']", trajectory.id)
     return value.strip()
+
+
+def meta_texts(trajectory: Trajectory, key: str) -> list[str]:
+    """A list of texts or numbers in the task's `meta`; empty when it is not there.
+
+    Raises:
+        RewardError: it is no such list.
+    """
+    value = trajectory.task.meta.get(key, [])
+    if not isinstance(value, list | tuple) or not all(
+        isinstance(v, str | int | float) for v in value
+    ):
+        what = f"meta['{key}'] of task {trajectory.task.id} is no list of texts: {value!r:.60}"
+        raise RewardError(what, trajectory.id)
+    return [str(one) for one in value]

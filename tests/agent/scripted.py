@@ -1,11 +1,23 @@
-"""A policy whose replies are given: the model's output is the input of these tests."""
+"""A policy whose replies are given, and search tools for it to call."""
 
 import asyncio
+from typing import ClassVar
+
+from pydantic import BaseModel
 
 from agent.policies.base import Completion, FinishReason, Policy
+from tools.base import Observation, Source, Tool
+
+HAPPY = [
+    "<search>Oganessian</search>",
+    "<judge>yes</judge>",
+    "<answer>oganesson [1]</answer>",
+]
 
 
 class ScriptedPolicy(Policy):
+    """What a model puts out is the input of these tests."""
+
     name = "scripted"
     version = "0"
 
@@ -44,3 +56,37 @@ class ScriptedPolicy(Policy):
         if self.template:
             return self.template.tokenizer.decode(request.token_ids)
         return "\n".join(f"{m['role']}: {m['content']}" for m in request.messages)
+
+
+class Query(BaseModel):
+    query: str
+
+
+class LookUp(Tool):
+    """A search whose subclasses say what it finds."""
+
+    name: ClassVar[str] = "search"
+    family: ClassVar[str] = "search"
+    description: ClassVar[str] = "Search."
+    example: ClassVar[str] = "query"
+    Arguments: ClassVar[type[BaseModel]] = Query
+    body: ClassVar[str] = "query"
+
+
+class FactTool(LookUp):
+    """Gives prepared passages; what `run` does can be swapped."""
+
+    def __init__(self, passages=("Oganesson is named after Yuri Oganessian.",), action=None):
+        self.passages = passages
+        self.action = action
+        self.queries = []
+
+    async def run(self, arguments, context):
+        self.queries.append(arguments.query)
+        if self.action:
+            await self.action()
+        sources = tuple(
+            Source(id=f"{arguments.query}/{i}", title=f"T{i}", text=text)
+            for i, text in enumerate(self.passages)
+        )
+        return Observation(self.name, sources=sources)

@@ -12,11 +12,11 @@ import pytest
 
 from agent.store import Filter, TrajectoryStore
 
+ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = """
 import asyncio, random, sys
-sys.path[:0] = [{here!r}, {root!r}]
-from scripted import ScriptedPolicy
-from test_graph import FactTool, HAPPY
+sys.path.insert(0, {root!r})
+from tests.agent.scripted import HAPPY, FactTool, ScriptedPolicy
 from agent.episode import Episode
 from agent.formats import make_format
 from agent.graph import Setup
@@ -48,8 +48,8 @@ asyncio.run(main())
 
 @pytest.mark.parametrize("after", [5, 60, 150])
 def test_no_finished_episode_is_lost_or_doubled(tmp_path, after):
-    here, url = Path(__file__).parent, str(tmp_path / "store.sqlite")
-    code = SCRIPT.format(here=str(here), root=str(here.parents[1]), store=url)
+    url = str(tmp_path / "store.sqlite")
+    code = SCRIPT.format(root=str(ROOT), store=url)
     process = subprocess.Popen(
         [sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, env=os.environ
     )

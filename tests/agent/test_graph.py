@@ -1,15 +1,10 @@
 """The state machine: routing, budgets, judge rules, repair, injection, time-outs."""
 
 import asyncio
-import importlib.util
-import sys
 from dataclasses import replace
-from pathlib import Path
-from typing import ClassVar
 
 import numpy as np
 import pytest
-from pydantic import BaseModel
 
 from agent.episode import Budgets, ContextRule, Episode
 from agent.events import ActionEvent, AnswerEvent, ObservationEvent, TokenEvent
@@ -20,43 +15,9 @@ from agent.rollout import rollout, run_episode
 from agent.task import Task
 from agent.trajectory import ActionKind, Status, StopReason, Trajectory
 from kg.errors import PolicyUnavailableError, ToolUnavailableError
-from tools.base import Observation, Source, Tool, Toolbox, ToolError
+from tests.agent.scripted import HAPPY, FactTool, ScriptedPolicy
+from tools.base import Toolbox, ToolError
 from tools.judge import JudgeTool
-
-_spec = importlib.util.spec_from_file_location("scripted", Path(__file__).parent / "scripted.py")
-scripted = sys.modules.setdefault("scripted", importlib.util.module_from_spec(_spec))
-_spec.loader.exec_module(scripted)
-ScriptedPolicy = scripted.ScriptedPolicy
-
-
-class Query(BaseModel):
-    query: str
-
-
-class FactTool(Tool):
-    """Gives prepared passages; what `run` does can be swapped."""
-
-    name: ClassVar[str] = "search"
-    family: ClassVar[str] = "search"
-    description: ClassVar[str] = "Search."
-    example: ClassVar[str] = "query"
-    Arguments: ClassVar[type[BaseModel]] = Query
-    body: ClassVar[str] = "query"
-
-    def __init__(self, passages=("Oganesson is named after Yuri Oganessian.",), action=None):
-        self.passages = passages
-        self.action = action
-        self.queries = []
-
-    async def run(self, arguments, context):
-        self.queries.append(arguments.query)
-        if self.action:
-            await self.action()
-        sources = tuple(
-            Source(id=f"{arguments.query}/{i}", title=f"T{i}", text=text)
-            for i, text in enumerate(self.passages)
-        )
-        return Observation(self.name, sources=sources)
 
 
 def make(replies, template=None, tool=None, fmt="tags", **changes):
@@ -68,13 +29,6 @@ def make(replies, template=None, tool=None, fmt="tags", **changes):
 async def play(setup, question="Which element is named after Oganessian?", **episode):
     graph = build_graph(setup.tools)
     return await run_episode(Episode(Task.ask(question), **episode), setup, graph)
-
-
-HAPPY = [
-    "<search>Oganessian</search>",
-    "<judge>yes</judge>",
-    "<answer>oganesson [1]</answer>",
-]
 
 
 @pytest.mark.parametrize("exact", [True, False], ids=["tokens", "messages"])

@@ -1,10 +1,7 @@
 """Episodes taken up again from their record: the state is the one that the runtime had."""
 
-import importlib.util
 import math
-import sys
 from dataclasses import fields, replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -21,20 +18,10 @@ from agent.rollout import record, run_episode
 from agent.task import Task
 from agent.trajectory import Span, Status, StopReason, Trajectory
 from kg.errors import ToolUnavailableError
+from tests.agent.scripted import FactTool, ScriptedPolicy
 from tools.base import Observation, Toolbox, ToolContext, ToolError
 from tools.cassette import AbsentTool, CassetteTool, NotOnCassetteError, Take
 from tools.judge import JudgeTool
-
-
-def _module(name):
-    spec = importlib.util.spec_from_file_location(name, Path(__file__).parent / f"{name}.py")
-    module = sys.modules.setdefault(name, importlib.util.module_from_spec(spec))
-    spec.loader.exec_module(module)
-    return module
-
-
-ScriptedPolicy = _module("scripted").ScriptedPolicy
-FactTool = _module("test_graph").FactTool
 
 QUESTION = "Which element is named after Oganessian?"
 HAPPY = ["<search>a</search>", "<judge>yes</judge>", "<answer>oganesson [1]</answer>"]

@@ -7,12 +7,11 @@ from pathlib import Path
 
 import pytest
 
-HERE = Path(__file__).parent
+ROOT = Path(__file__).resolve().parents[2]
 PROGRAM = """
 import asyncio, json, os, sys
-sys.path[:0] = [{here!r}, {root!r}]
-from scripted import ScriptedPolicy
-from test_graph import FactTool, HAPPY
+sys.path.insert(0, {root!r})
+from tests.agent.scripted import HAPPY, FactTool, ScriptedPolicy
 from agent.graph import build_graph
 from agent.policies.chat import ChatTemplate
 from agent.checkpoints import checkpoints
@@ -49,7 +48,7 @@ asyncio.run(main(*json.loads(sys.argv[1])))
 def run(base_model, home, replies, question):
     import json
 
-    code = PROGRAM.format(here=str(HERE), root=str(HERE.parents[1]), model=str(base_model))
+    code = PROGRAM.format(root=str(ROOT), model=str(base_model))
     done = subprocess.run(
         [sys.executable, "-c", code, json.dumps([replies, question])],
         capture_output=True, text=True, timeout=60, env={**os.environ, "AGENT_HOME": str(home)},

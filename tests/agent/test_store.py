@@ -290,6 +290,47 @@ def test_a_damaged_episode_is_skipped_told_and_can_be_removed(tmp_path):
         assert store.ids() == {whole.id}
 
 
+@pytest.mark.parametrize("share", [0.95, 0.5, 0.3])
+def test_what_is_left_of_a_store_that_was_cut_off_comes_over_and_the_rest_is_told(tmp_path, share):
+    made = [simple(1, id=f"e{n:03d}", answer="word " * 100 * (n % 7)) for n in range(200)]
+    path, cut = tmp_path / "store.sqlite", tmp_path / "cut.sqlite"
+    with TrajectoryStore.open(path) as store:
+        store.add_many(made)
+        store.delete([made[3].id])
+    data = path.read_bytes()
+    cut.write_bytes(data[: int(len(data) * share)])
+    with pytest.raises(StoreError, match="malformed") as caught:
+        TrajectoryStore.open(cut)
+    assert f"agent trace import {cut} --store NEW" in caught.value.hint
+    with TrajectoryStore.open(tmp_path / "new.sqlite") as store:
+        report = import_(store, cut)
+        found = list(store.query(Filter(newest_first=False)))
+    assert 20 < report.added < 199
+    whole = {one.id: one.to_dict() for one in made}
+    assert {one.id: one.to_dict() for one in found}.items() <= whole.items()
+    assert report.problems[-1].startswith(f"{cut}: cut off: nothing can be read behind episode ")
+    last = int(report.problems[-1].split()[-1])
+    assert report.added + len(report.problems) - 1 == last - 1  # one was removed before the cut
+    assert cut.read_bytes() == data[: int(len(data) * share)]
+
+
+def test_a_whole_store_is_imported_like_an_export(tmp_path):
+    with TrajectoryStore.open(tmp_path / "a.sqlite") as one:
+        one.add_many([simple(n) for n in range(3)])
+        one.add(damaged := simple(4))
+        with sqlite3.connect(tmp_path / "a.sqlite") as file:
+            file.execute("UPDATE episodes SET record = '{' WHERE id = ?", (damaged.id,))
+        with TrajectoryStore.open(tmp_path / "b.sqlite") as other:
+            report = import_(other, tmp_path / "a.sqlite")
+            assert (report.added, report.skipped, other.count()) == (3, 1, 3)
+            assert import_(other, tmp_path / "a.sqlite").known == 3
+    head = tmp_path / "head.sqlite"
+    head.write_bytes((tmp_path / "a.sqlite").read_bytes()[:5000])
+    told = pytest.raises(StoreError, match="nothing can be read of the store")
+    with TrajectoryStore.open(tmp_path / "c.sqlite") as store, told:
+        import_(store, head)
+
+
 def test_an_episode_gives_way_to_its_whole(store_url):
     cut = simple(0)
     whole = dataclasses.replace(cut, answer="the whole")

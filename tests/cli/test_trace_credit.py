@@ -175,6 +175,35 @@ def test_an_episode_without_a_group_says_so(agent, store, rollouts):
     assert "note: the episode belongs to no group" in out
 
 
+def test_of_files_that_were_cut_off_the_rest_goes_on(agent, store, rollouts, tmp_path):
+    many = [
+        replace(t, id=f"ep{n:02d}-{t.seed}", group=f"g{n}") for n in range(20) for t in rollouts
+    ]
+    add(store, *many)
+    lines = tmp_path / "all.jsonl"
+    assert agent("export", lines)[0] == 0
+    whole, text = store.read_bytes(), lines.read_bytes()
+    cut = tmp_path / "cut.sqlite"
+    cut.write_bytes(whole[: len(whole) // 2])
+    lines.write_bytes(text[: len(text) // 2])
+    store.write_bytes(cut.read_bytes())
+    code, out, err = agent("credit", many[0].id, "--recipe", "grpo")
+    assert (code, out) == (2, "")
+    assert f"try: agent trace import {store} --store NEW" in err
+    for number, (source, told) in enumerate(((cut, "cut off"), (lines, "not JSON"))):
+        store.unlink()
+        code, out, err = agent("import", source)
+        added, skipped = (int(out.split()[n]) for n in (0, 5))
+        assert code == 0, number
+        assert 20 < added < 80
+        assert skipped == err.count("skipped: ") >= 1
+        assert told in err
+        left = next(line.split()[0] for line in agent("list", "--limit", "1")[1].splitlines())
+        code, out, err = agent("credit", left, "--recipe", "grpo")
+        assert code == 0, err
+        assert "loss at ratio 1" in out
+
+
 def embedded(page):
     data = re.search(r'id="data">(.*?)</script>', page, re.DOTALL)[1]
     return {episode["id"]: episode["credit"] for episode in json.loads(data)}

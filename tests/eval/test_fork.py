@@ -1,7 +1,6 @@
 """What a turn was worth: constructed episodes whose worth is known, and the command on a real one."""
 
 import asyncio
-import importlib.util
 import json
 import os
 import signal
@@ -30,23 +29,12 @@ from eval.analyses.counterfactual import ABSTAINED, FACTUAL, compare_arms, estim
 from eval.analyses.fork import fork
 from eval.fictional.make import make_world
 from kg.errors import PolicyUnavailableError, ToolUnavailableError, UsageError
+from tests.agent.scripted import FactTool, ScriptedPolicy
 from tools.base import Toolbox
 from tools.cassette import CassetteTool
 from tools.judge import JudgeTool
 
 ROOT = Path(__file__).resolve().parents[2]
-
-
-def _agent_module(name):
-    path = ROOT / "tests" / "agent" / f"{name}.py"
-    spec = importlib.util.spec_from_file_location(name, path)
-    module = sys.modules.setdefault(name, importlib.util.module_from_spec(spec))
-    spec.loader.exec_module(module)
-    return module
-
-
-ScriptedPolicy = _agent_module("scripted").ScriptedPolicy
-FactTool = _agent_module("test_graph").FactTool
 TASK = Task.ask("Which element is named after Oganessian?").with_answers(["oganesson"])
 OTHER = "without its observation"
 

@@ -30,7 +30,7 @@ def expert(template):
 
 @pytest.fixture
 def finished(template, monkeypatch, tmp_path):
-    monkeypatch.setattr(eval_run, "open_policy", lambda *_, **__: expert(template))
+    monkeypatch.setattr(eval_run, "policy_of", lambda *_, **__: expert(template))
     out = tmp_path / "run"
     run(EvalRequest(benchmarks=("library",), limit=12, cache=False), load_settings(), out)
     return out
@@ -67,7 +67,7 @@ def evaluated(tmp_path, **options):
 
 
 def test_inspect_runs_the_agent_and_scores_it_as_we_do(template, monkeypatch, tmp_path):
-    monkeypatch.setattr(adapter, "open_policy", lambda *_, **__: expert(template))
+    monkeypatch.setattr(adapter, "policy_of", lambda *_, **__: expert(template))
     log = evaluated(tmp_path)
     assert log.status == "success", log.error
     assert len(log.samples) == 6
@@ -87,9 +87,7 @@ def test_a_policy_that_fails_is_an_error_of_the_sample(template, monkeypatch, tm
         async def generate(self, requests):
             raise PolicyUnavailableError("the server is gone")
 
-    monkeypatch.setattr(
-        adapter, "open_policy", lambda *_, **__: Gone(template, (), {}, misleading=0)
-    )
+    monkeypatch.setattr(adapter, "policy_of", lambda *_, **__: Gone(template, (), {}, misleading=0))
     log = evaluated(tmp_path, fail_on_error=False)
     assert all("the server is gone" in sample.error.message for sample in log.samples)
 

@@ -84,7 +84,7 @@ def policy(template, monkeypatch):
 
     opened.after = None
     opened.made = made
-    monkeypatch.setattr(eval_run, "open_policy", opened)
+    monkeypatch.setattr(eval_run, "policy_of", opened)
     return opened
 
 
@@ -273,7 +273,7 @@ class Slow(Failing):
         return await super().generate(requests)
 
 template = ChatTemplate.load(Path({model!r}))
-eval_run.open_policy = lambda *a, **k: expert(template, Slow)
+eval_run.policy_of = lambda *a, **k: expert(template, Slow)
 request = EvalRequest(benchmarks=("library",), limit=60, concurrency=16, cache=False)
 run(request, load_settings(), Path({out!r}), advance=lambda *a: print(a[1], flush=True))
 """

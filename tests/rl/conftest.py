@@ -8,7 +8,7 @@ import pytest
 from agent.policies.catalog import resolve
 from agent.settings import isolated_settings
 from rl.curriculum import Drawn
-from rl.question_sets import open_sets
+from rl.question_sets import load_sets, open_sets
 from rl.rollouts import Stage, groups_of
 from rl.train_recipe import Rollouts, Tasks
 
@@ -33,7 +33,8 @@ def played(micro, tmp_path_factory):
         policy = TransformersPolicy(micro, name="micro", dtype="float32")
         settings = isolated_settings(home=folder, **agent)
         tasks = Tasks(worlds=WORLD, kinds=("1hop", "2hop", "unanswerable"), limit=4)
-        sets = open_sets(tasks, settings, policy, "", folder / "worlds")
+        loaded = load_sets(tasks, settings, "", folder / "worlds")
+        sets = open_sets(loaded, settings, policy, lambda line: None)
         drawn = [Drawn(one, task) for one in sets for task in one.tasks]
         found = await Stage(policy, rollouts).play(groups_of(1, drawn, rollouts, 7))
         await policy.aclose()

@@ -1,17 +1,14 @@
 """Groups of rollouts played through the real graph by a script, token-exact with a real tokenizer."""
 
 import asyncio
-from typing import ClassVar
-
-from pydantic import BaseModel
 
 from agent.episode import Budgets, Episode
 from agent.formats import make_format
 from agent.graph import Setup, build_graph
 from agent.rollout import run_episode
 from agent.task import Task
-from tests.agent.scripted import ScriptedPolicy
-from tools.base import Observation, Source, Tool, Toolbox
+from tests.agent.scripted import LookUp, ScriptedPolicy
+from tools.base import Observation, Source, Toolbox
 from tools.judge import JudgeTool
 
 TASK = Task("q1", "Which element is named after Yuri Oganessian?", ("oganesson", "Og"))
@@ -32,19 +29,8 @@ BROKEN = ("no action at all", "nor here", "<answer>oganesson</answer>")
 AT_ONCE = ("<answer>the element oganesson</answer>",)
 
 
-class Query(BaseModel):
-    query: str
-
-
-class Facts(Tool):
+class Facts(LookUp):
     """Knows two things."""
-
-    name: ClassVar[str] = "search"
-    family: ClassVar[str] = "search"
-    description: ClassVar[str] = "Search."
-    example: ClassVar[str] = "query"
-    Arguments: ClassVar[type[BaseModel]] = Query
-    body: ClassVar[str] = "query"
 
     async def run(self, arguments, context):
         known = "The element oganesson is named after Yuri Oganessian."

@@ -16,7 +16,7 @@ from agent.task import Task
 from kg.errors import UsageError
 from rl.assess import assess, by_group
 from rl.credit import ESTIMATORS, CreditError
-from rl.losses import Reduction, Tokens, gspo, ppo_clip
+from rl.losses import Reduction, Tokens, gspo, kl_loss, ppo_clip
 from rl.receipt import make_receipt
 from rl.receipt_table import render_receipt
 from rl.rewards import Part, RewardContext, make_reward, reward_kind
@@ -207,6 +207,33 @@ def test_what_cannot_be_assessed_is_left_out_and_named_and_the_rest_goes_on(
     assert "left out: foreign" in render_receipt(make_receipt(found, rollouts[0].id))
 
 
+def test_empty_groups_and_groups_of_several_tasks_leave_the_others_alone(rollouts, scored, scorer):
+    other = replace(rollouts[0], id="x", task=Task("q2", "Else?", ("x",)))
+    mixed = [replace(rollouts[1], id="y"), other]
+    found = assess([[], mixed, rollouts, []], load_assessment("igpo"), scored.context, scorer)
+    assert [drop.id for drop in found.dropped] == ["y", "x"]
+    assert all("one group holds the tasks" in drop.reason for drop in found.dropped)
+    assert found.groups == (tuple(rollouts),)
+    np.testing.assert_array_equal(found.contributions, scored.contributions)
+    nothing = assess([[]], load_assessment("igpo"), scored.context, scorer)
+    assert (nothing.groups, nothing.loss) == ((), 0.0)
+
+
+def test_what_a_tool_left_behind_cannot_end_a_batch(rollouts):
+    first, *others = rollouts
+    seen = replace(
+        first.turns[0].observation,
+        data={"target_probability": 0.5, "edges": [], "rollout_probabilities": None},
+    )
+    odd = replace(first, turns=(replace(first.turns[0], observation=seen), *first.turns[1:]))
+    built = spec("grpo", graph=Part(reward="graph_process", options={"edge_weight": 0}))
+    found = assess([[odd, *others]], built)
+    assert [(d.id, d.reason.split(": ")[1]) for d in found.dropped] == [
+        (odd.id, "rollout_probabilities is no list")
+    ]
+    assert len(found.batch) == 3
+
+
 def test_a_weighted_reward_that_overflows_leaves_its_trajectory_out(rollouts):
     huge = Part(reward="format", weight=1e308, options={"invalid": -20.0})
     found = assess([rollouts], spec("grpo", format=huge))
@@ -253,6 +280,32 @@ def test_turns_that_saw_the_same_share_a_state(rollouts):
     assert len(set(anchors[:, 0])) == 1  # the bare question
     assert anchors[1, 1] == anchors[2, 1]  # after the same search
     assert anchors[0, 1] != anchors[1, 1]
+
+
+@pytest.mark.parametrize(
+    "loss", [ppo_clip, lambda t, **how: kl_loss(t, t.old - 0.5, **how)], ids=["clip", "kl"]
+)
+def test_retrieved_tokens_change_no_mask_and_get_no_gradient(rollouts, scored, loss):
+    def swapped(trajectory):
+        ids = trajectory.token_ids.copy()
+        ids[~trajectory.sampled] = (ids[~trajectory.sampled] + 11) % 300
+        return replace(trajectory, token_ids=ids)
+
+    other = assess([[swapped(t) for t in rollouts]], scored.spec, scored.context)
+    mask = np.concatenate(scored.batch.sampled)
+    assert (np.concatenate(other.batch.sampled) == mask).all()
+    (value, slope), (again, same) = policy_loss(scored, loss), policy_loss(other, loss)
+    assert value == again
+    np.testing.assert_array_equal(slope, same)
+    assert (slope[~mask] == 0).all()
+    assert (slope[mask] != 0).any()
+
+
+def test_the_text_before_a_forced_answer_is_an_option(rollouts, scored, scorer):
+    bare = "rewards.gain.options={before: 'The answer is '}"
+    found = assess([rollouts], load_assessment("igpo", [bare]), scorer=scorer)
+    for t in rollouts:
+        assert (found.context.gold_logprobs[t.id] != scored.context.gold_logprobs[t.id]).all()
 
 
 def test_probes_that_are_there_need_no_scorer(rollouts, scored):

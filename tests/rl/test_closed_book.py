@@ -1,6 +1,8 @@
 """What a policy knows by itself, on the bundled library's questions."""
 
 import json
+import sqlite3
+from contextlib import closing
 
 import pytest
 
@@ -9,6 +11,7 @@ from eval.benchmarks import load as load_benchmark
 from kg.errors import UsageError
 from rl.closed_book import probe, read_known
 from rl.collect import CollectRequest
+from rl.command import probed
 from tests.agent.scripted import ScriptedPolicy
 
 
@@ -32,7 +35,7 @@ def test_a_task_is_known_when_one_sample_is_right(tmp_path, template, monkeypatc
     (tmp_path / "set.jsonl").write_text("\n".join(map(json.dumps, rows)))
     known = {f"Who is {n}?": f"name {n}" for n in (0, 2)}
     policy = Knowing(template, known)
-    monkeypatch.setattr("rl.collect.open_policy", lambda *_, **__: policy)
+    monkeypatch.setattr("rl.collect.policy_of", lambda *_, **__: policy)
     settings = load_settings(home=tmp_path / "home", sampling={"temperature": 1.0})
     request = CollectRequest(tasks=(str(tmp_path / "set.jsonl"),), group=6)
     out = tmp_path / "known.jsonl"
@@ -54,3 +57,39 @@ def test_a_file_without_labels_is_told(tmp_path):
     path.write_text('{"id": "a", "question": "Who?", "meta": {}}\n')
     with pytest.raises(UsageError, match=r"set.jsonl:1: no label"):
         read_known(path)
+    assert read_known(path, problems := []) == {}
+    assert len(problems) == 1
+
+
+def test_bad_rows_and_damaged_samples_are_counted_and_the_rest_is_labelled(
+    tmp_path, template, monkeypatch, capsys
+):
+    rows = [{"question": f"Who is {n}?", "answers": [f"name {n}"], "id": f"q{n}"} for n in range(3)]
+    lines = [*map(json.dumps, rows), '{"question": "", "id": "e", "answers": ["x"]}']
+    cut = json.dumps({"question": "Who is cut?", "answers": ["x"], "id": "cut"})[:-9]
+    (tmp_path / "set.jsonl").write_text("\n".join([*lines, cut]))
+    policy = Knowing(template, {"Who is 0?": "name 0"})
+    monkeypatch.setattr("rl.collect.open_policy", lambda *_, **__: policy)
+    settings = load_settings(home=tmp_path / "home", sampling={"temperature": 1.0})
+    request = CollectRequest(tasks=(str(tmp_path / "set.jsonl"),), group=2)
+    out = tmp_path / "known.jsonl"
+    report = probe(request, settings, out)
+    assert (report.tasks, report.unscored, report.unsampled) == (3, 0, 0)
+    assert [line.split(": ")[1] for line in report.skipped] == ["the question is empty", "not JSON"]
+    with closing(sqlite3.connect(f"{out}.sqlite")) as store, store:
+        store.execute("update episodes set token_ids = x'00' where task = 'q1'")
+        store.execute("update episodes set token_ids = x'00' where task = 'q0' and seed = '1'")
+    options = {"tasks": request.tasks, "group": 2}
+    told = []
+    found = json.loads(probed(options, settings, out, True, told.append))
+    assert (found["tasks"], found["known"], found["unsampled"]) == (2, 1, 1)
+    assert [task.meta["known"]["samples"] for task in load_benchmark(str(out), None).tasks] == [
+        1,
+        2,
+    ]
+    assert len(found["skipped"]) == 5
+    assert sum("damaged in the store" in line for line in found["skipped"]) == 3
+    assert next(line for line in told if "skipped: " in line).endswith("the question is empty")
+    text = probed(options, settings, out, False, told.append)
+    assert "1 without a sample, 5 rows skipped" in text
+    capsys.readouterr()

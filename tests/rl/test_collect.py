@@ -160,7 +160,7 @@ class Stubborn(ScriptedPolicy):
 def test_a_policy_that_dies_leaves_what_is_finished(world, home, tmp_path, template, monkeypatch):
     out = tmp_path / "store.sqlite"
     policy = Stubborn(template, after=8)
-    monkeypatch.setattr("rl.collect.open_policy", lambda *_, **__: policy)
+    monkeypatch.setattr("rl.collect.policy_of", lambda *_, **__: policy)
     with pytest.raises(PolicyUnavailableError, match="in a row"):
         collect(request_of(world, concurrency=1), settings_of(home), str(out))
     finished = [t for t in contents(out).values() if t.status is not Status.FAILED]
@@ -169,6 +169,29 @@ def test_a_policy_that_dies_leaves_what_is_finished(world, home, tmp_path, templ
     report = collect(request_of(world), settings_of(home), str(out))
     assert report.known == len(finished)
     assert all(t.status is not Status.FAILED for t in contents(out).values())
+
+
+def test_a_damaged_file_of_unfinished_episodes_is_set_aside_and_told(
+    world, home, tmp_path, template, monkeypatch
+):
+    out = tmp_path / "store.sqlite"
+    policy = Stubborn(template, after=9)
+    monkeypatch.setattr("rl.collect.open_policy", lambda *_, **__: policy)
+    with pytest.raises(PolicyUnavailableError):
+        collect(request_of(world, concurrency=1), settings_of(home), str(out))
+    finished = {id for id, t in contents(out).items() if t.status is not Status.FAILED}
+    with TrajectoryStore.open(out) as store:
+        path = journal(store, settings_of(home))
+    data = path.read_bytes()
+    path.write_bytes(data[: len(data) // 2])
+    policy.after, told = 10**9, []
+    report = collect(request_of(world), settings_of(home), str(out), told.append)
+    assert (report.known, report.resumed) == (len(finished), 0)
+    assert finished < contents(out).keys()
+    assert len(contents(out)) == 12
+    [line] = [line for line in told if "damaged" in line]
+    assert line.endswith(str(path.with_suffix(".damaged")))
+    assert path.with_suffix(".damaged").read_bytes() == data[: len(data) // 2]
 
 
 def test_a_slow_tool_holds_nobody(world, home, tmp_path, template, monkeypatch):
@@ -186,7 +209,7 @@ def test_a_slow_tool_holds_nobody(world, home, tmp_path, template, monkeypatch):
         return await plain(self, arguments, context)
 
     policy = Stubborn(template, after=10**9)
-    monkeypatch.setattr("rl.collect.open_policy", lambda *_, **__: policy)
+    monkeypatch.setattr("rl.collect.policy_of", lambda *_, **__: policy)
     monkeypatch.setattr(SearchTool, "run", slow)
     began, seconds = time.perf_counter(), []
     collect(

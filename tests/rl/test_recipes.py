@@ -10,7 +10,7 @@ from agent.task import Task
 from kg.errors import UsageError
 from rl.assess import assess
 from rl.boundary import balanced, told_labels
-from rl.question_sets import open_sets
+from rl.question_sets import load_sets, open_sets
 from rl.receipt import make_receipt
 from rl.recipe import shipped
 from rl.rewards import RewardContext, missing
@@ -192,14 +192,15 @@ def test_a_molecule_recipe_says_what_is_missing(name, played, tmp_path):
     policy = played.sets[0].setup.policy
     settings = isolated_settings(home=tmp_path, **recipe.rollouts.agent)
     with pytest.raises(UsageError, match=r"bbbp\.csv"):
-        open_sets(recipe.tasks, settings, policy, str(tmp_path / "none"), tmp_path)
+        load_sets(recipe.tasks, settings, str(tmp_path / "none"), tmp_path)
     for file, column in (("bbbp", "p_np"), ("bace", "Class")):
         path = tmp_path / "data" / "moleculenet" / f"{file}.csv"
         path.parent.mkdir(parents=True, exist_ok=True)
         rows = [f"{'C' * n}O,{n % 2}" for n in range(1, 12)]
         path.write_text("\n".join([f"smiles,{column}", *rows]))
+    loaded = load_sets(recipe.tasks, settings, str(tmp_path / "data"), tmp_path)
     try:
-        sets = open_sets(recipe.tasks, settings, policy, str(tmp_path / "data"), tmp_path)
+        sets = open_sets(loaded, settings, policy, lambda line: None)
         said = missing(rewards, RewardContext(), [t for one in sets for t in one.tasks])
     except UsageError as error:
         said = error.message
@@ -227,7 +228,7 @@ def test_labels_of_a_probe_are_read_from_the_tasks(played):
         replace(task, meta={**task.meta, "known": {"known": i == 0}})
         for i, task in enumerate(one.tasks[:2])
     ]
-    told = told_labels([replace(one, tasks=(*labelled, *one.tasks[2:]))])
+    told = told_labels([*labelled, *one.tasks[2:]])
     assert told == {one.tasks[0].id: True, one.tasks[1].id: False}
 
 

@@ -234,7 +234,7 @@ def agree_with_plain_sequences(learner, trajectory, moved):
 def test_closed_book_labels_of_a_run_are_kept(played, micro, tmp_path):
     from agent.policies.transformers import TransformersPolicy
     from rl.boundary import known_tasks
-    from rl.question_sets import open_sets
+    from rl.question_sets import load_sets, open_sets
     from rl.rollouts import Stage
     from rl.train_recipe import Tasks
     from tests.rl.conftest import WORLD
@@ -246,7 +246,8 @@ def test_closed_book_labels_of_a_run_are_kept(played, micro, tmp_path):
     async def ask():
         policy = TransformersPolicy(micro, name="micro", dtype="float32")
         settings = isolated_settings(home=tmp_path, tools=())
-        closed = open_sets(tasks, settings, policy, "", played.worlds)
+        loaded = load_sets(tasks, settings, "", played.worlds)
+        closed = open_sets(loaded, settings, policy, lambda line: None)
         stage = Stage(policy, recipe.rollouts)
         first = await known_tasks(closed, stage, recipe, tmp_path, lambda d, n: told.append(n))
         again = await known_tasks(closed, stage, recipe, tmp_path, lambda d, n: told.append(n))

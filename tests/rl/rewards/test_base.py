@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from episodes import answer, episode, judge, malformed, search, task
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
@@ -28,6 +27,7 @@ from rl.rewards import (
     reward_names,
 )
 from rl.rewards.base import at_end, saturated
+from tests.rl.rewards.episodes import answer, episode, judge, malformed, search, task
 
 META = {
     "choices": ["Ridley Scott", "James Cameron"],
@@ -130,7 +130,30 @@ class TestEvery:
                 reward([replace(example(name, id), task=of) for id in ("t", "u")], given)
             assert error.value.trajectory == "t"
 
+    def test_whatever_a_task_or_a_tool_left_behind_is_scored_or_an_error_that_names_it(self, name):
+        made = example(name, "t")
+        for junk in JUNK:
+            metas = [{**META, key: junk} for key in (*META, "answer_set", "neighbours")]
+            tasks = [replace(made.task, meta=meta) for meta in metas]
+            odd = [replace(made, task=of) for of in tasks]
+            for key in ("target_probability", "edges", "rollout_probabilities", "steps"):
+                first, *others = made.turns
+                data = {**first.observation.data, key: junk}
+                seen = replace(first.observation, data=data)
+                odd.append(replace(made, turns=(replace(first, observation=seen), *others)))
+            assert {blamed(name, one) for one in odd} <= {"", "t"}
 
+
+def blamed(name, one):
+    """Id of the trajectory that an error names; empty when it is scored."""
+    try:
+        assert np.isfinite(make(name)([one], context(one.id))[0]).all()
+    except RewardError as error:
+        return error.trajectory or "nobody"
+    return ""
+
+
+JUNK = (None, True, 5, -1.5, float("nan"), "", "x", [], [None], [5], ["x"], [["a"]], {}, {"a": 1})
 OPTIONAL = (Need.PROGRESS, Need.EDGES, Need.RERANKER, Need.ENTAILMENT, Need.FACTS, Need.JUDGE)
 FIELD = re.compile(r"\w+\.(\w+)(?:\['(\w+)'\])?")
 

@@ -3,12 +3,12 @@
 import math
 
 import pytest
-from episodes import abstain, answer, episode, search, task
 from hypothesis import given
 from hypothesis import strategies as st
 
 from rl.rewards import RewardContext, RewardError, make_reward
 from rl.rewards.factuality import few_facts, overlap_support, statements
+from tests.rl.rewards.episodes import abstain, answer, episode, search, task
 
 PAGE = "Alien was directed by Ridley Scott. It was filmed in England."
 TRUE = "Alien was directed by Ridley Scott."

@@ -4,12 +4,12 @@ import math
 
 import numpy as np
 import pytest
-from episodes import answer, call, episode, malformed, search, task
 from hypothesis import given
 from hypothesis import strategies as st
 
 from rl.rewards import Combination, Part, RewardContext, RewardError, make_reward
 from rl.rewards.information_gain import CURRICULUM
+from tests.rl.rewards.episodes import answer, call, episode, malformed, search, task
 
 
 def gains(trajectories, scores, **options):

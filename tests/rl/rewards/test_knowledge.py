@@ -1,7 +1,6 @@
 """Knowing what one knows: IKEA's table, SALU's five cases, KnowRL's consistency."""
 
 import pytest
-from episodes import abstain, answer, confident, episode, malformed, search, task
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -10,6 +9,7 @@ from rl.rewards import RewardContext, RewardError, make_reward
 from rl.rewards.abstention import stated_confidence
 from rl.rewards.knowledge_boundary import is_known
 from rl.rewards.self_knowledge import consensus
+from tests.rl.rewards.episodes import abstain, answer, confident, episode, malformed, search, task
 
 NONE = RewardContext()
 

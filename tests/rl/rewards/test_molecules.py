@@ -1,7 +1,6 @@
 """AttriLens-Mol's attributes and MPPReasoner's claims, checked by RDKit."""
 
 import pytest
-from episodes import abstain, answer, episode, search, task
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -20,6 +19,7 @@ from rl.rewards.chemistry import (
     structure_claims,
 )
 from rl.rewards.molecule import descriptor, has_substructure
+from tests.rl.rewards.episodes import abstain, answer, episode, search, task
 
 ASPIRIN = "CC(=O)Oc1ccccc1C(=O)O"  # 180 Da, logP 1.3, TPSA 64, 1 donor, 3 acceptors, no CNS drug
 NONE = RewardContext()
@@ -128,6 +128,24 @@ class TestAttributes:
         assert descriptor_name("mol wt", known) == "MolWt"
         assert descriptor_name("heavy atoms", known) is None  # a count is no weight
         assert descriptor_name("x", known) is None
+
+    def test_the_published_ranges(self):
+        table = {  # BBBP, BACE, ClinTox
+            "MolWt": [(100, 450), (200, 500), (50, 450)],
+            "MolLogP": [(1, 4), (1, 5), (-1, 3)],
+            "TPSA": [(0, 70), (0, 60), (0, 80)],
+            "NumHDonors": [(0, 2), (0, 3), (0, 3)],
+            "NumHAcceptors": [(0, 4), (0, 6), (0, 6)],
+            "NumRotatableBonds": [(0, 6), (0, 8), (0, 7)],
+            "FractionCSP3": [(0.2, 0.6), (0.2, 0.6), (0.1, 0.7)],
+            "RingCount": [(1, 4), (1, 5), (0, 4)],
+            "NumAromaticRings": [(0, 3), (0, 3), (0, 2)],
+            "LabuteASA": [(0, 100), (0, 140), (0, 110)],
+            "NumValenceElectrons": [(40, 80), (50, 90), (30, 75)],
+            "NumRadicalElectrons": [(0, 0), (0, 0), (0, 0)],
+        }
+        for n, name in enumerate(("bbbp", "bace", "clintox")):
+            assert RANGES[name] == {key: row[n] for key, row in table.items()}
 
     def test_every_range_is_of_a_real_descriptor(self):
         for ranges in RANGES.values():

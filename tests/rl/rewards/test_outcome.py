@@ -3,7 +3,6 @@
 from dataclasses import replace
 
 import pytest
-from episodes import abstain, answer, episode, malformed, search, task
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -11,6 +10,7 @@ from agent.trajectory import Status
 from rl.rewards import RewardContext, RewardError, make_reward
 from rl.rewards.format import FormatRules
 from rl.rewards.outcome import only_number
+from tests.rl.rewards.episodes import abstain, answer, episode, malformed, search, task
 
 NONE = RewardContext()
 
@@ -170,3 +170,5 @@ class TestFormat:
     def test_partial_credit_is_kept_under_the_gate(self):
         assert total("format_gated_outcome", said("Scott")) == pytest.approx(2 / 3)
         assert total("format_gated_outcome", said("Scott"), score_by="em") == 0
+        long = said("Scott " + " ".join(f"word{n}" for n in range(40)))
+        assert 0 < total("format_gated_outcome", long, scheme="research") < 0.1

@@ -5,7 +5,6 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-from episodes import answer, call, episode, judge, malformed, search, task
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -15,6 +14,7 @@ from rl.rewards.aspects import restl, total, weight_at, without_each
 from rl.rewards.graph_process import accepted
 from rl.rewards.plan import align, own_steps
 from rl.rewards.rubric import transcript
+from tests.rl.rewards.episodes import answer, call, episode, judge, malformed, search, task
 from tools.base import Observation
 
 NONE = RewardContext()

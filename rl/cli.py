@@ -1,0 +1,200 @@
+"""The commands of the learning side: sft, pretrain, collect, probe, and a part of trace."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from agent.console.options import (
+    Corpus,
+    Data,
+    Episodes,
+    PolicyName,
+    Store,
+    ToolNames,
+    open_history,
+    settings_of,
+)
+from kg.console import AsJson, stderr
+
+commands = typer.Typer()
+trace = typer.Typer()
+
+RecipeName = Annotated[str, typer.Argument(help="A recipe that ships, or a YAML file.")]
+RunFolder = Annotated[Path, typer.Option(help="Folder of the run; an interrupted one is resumed.")]
+Changes = Annotated[list[str] | None, typer.Option("--set", help="key=value, over the recipe.")]
+Tasks = Annotated[list[str], typer.Argument(help="Sets, JSONL files of questions, or worlds.")]
+Limit = Annotated[int, typer.Option(help="Tasks a set, spread over it; 0 is all.")]
+Split = Annotated[str, typer.Option(help="Part of each set: train or test.")]
+
+
+@commands.command(
+    epilog="Examples: agent sft cold_start --data DATA --out runs/cold_start · "
+    "agent sft my.yaml --demonstrations demos.jsonl.gz --out runs/mine --set optimizer.lr=1e-4"
+)
+def sft(
+    recipe: RecipeName,
+    out: RunFolder,
+    data: Data = None,
+    demonstrations: Annotated[
+        list[Path] | None,
+        typer.Option(help="Trajectories (JSONL) instead of the scripted expert's."),
+    ] = None,
+    set_: Changes = None,
+) -> None:
+    """Fine-tune a policy on demonstration trajectories (cold start)."""
+    from rl.cold_start import run
+
+    settings = settings_of()
+    _trained(run(recipe, set_ or [], out, data, demonstrations or [], settings, stderr))
+
+
+@commands.command(
+    epilog="Examples: agent collect hotpotqa --data DATA --out runs/a.sqlite --group 8 · "
+    "agent collect worlds/a --policy micro --out postgresql://host/turnwise --limit 200"
+)
+def collect(
+    tasks: Tasks,
+    out: Annotated[str, typer.Option(help="Trajectory store: a path or a database URL.")],
+    group: Annotated[int, typer.Option(help="Rollouts a task.")] = 8,
+    policy: PolicyName = None,
+    data: Data = None,
+    corpus: Corpus = None,
+    tools: ToolNames = None,
+    limit: Limit = 0,
+    split: Split = "train",
+    seed: Annotated[int, typer.Option(help="Of each group's first rollout.")] = 0,
+    concurrency: Episodes = 8,
+    ray: Annotated[int, typer.Option(help="Ray actors, each with its own engine; 0 for none.")] = 0,
+    json_: AsJson = False,
+) -> None:
+    """Collect groups of rollouts to train on; the same command goes on after a kill."""
+    from rl.command import collected
+
+    settings = settings_of(policy=policy, corpus=corpus, tools=tools)
+    options = {
+        "tasks": tasks,
+        "data": data or "",
+        "split": split,
+        "limit": limit,
+        "group": group,
+        "seed": seed,
+        "concurrency": concurrency,
+        "actors": ray,
+    }
+    typer.echo(collected(options, settings, out, json_, stderr))
+
+
+@commands.command(
+    epilog="Examples: agent probe nq_open --data DATA --out known.jsonl · "
+    "agent probe worlds/a --policy micro --samples 8 --out known.jsonl"
+)
+def probe(
+    tasks: Tasks,
+    out: Annotated[Path, typer.Option(help="JSONL file for the labelled tasks.")],
+    samples: Annotated[int, typer.Option(help="Closed-book samples a task.")] = 8,
+    policy: PolicyName = None,
+    data: Data = None,
+    limit: Limit = 0,
+    split: Split = "train",
+    seed: Annotated[int, typer.Option(help="Of each task's first sample.")] = 0,
+    concurrency: Annotated[int, typer.Option(help="Samples at once.")] = 8,
+    json_: AsJson = False,
+) -> None:
+    """Label tasks as known or unknown to the policy, by closed-book samples."""
+    from rl.command import probed
+
+    options = {
+        "tasks": tasks,
+        "data": data or "",
+        "split": split,
+        "limit": limit,
+        "group": samples,
+        "seed": seed,
+        "concurrency": concurrency,
+    }
+    typer.echo(probed(options, settings_of(policy=policy), out, json_, stderr))
+
+
+@commands.command(epilog="Example: agent pretrain micro --out runs/micro")
+def pretrain(recipe: RecipeName, out: RunFolder, set_: Changes = None) -> None:
+    """Train the micro policy's tokenizer and weights from nothing, on fictional worlds."""
+    from rl.cold_start import run_pretraining
+
+    _trained(run_pretraining(recipe, set_ or [], out, stderr))
+
+
+def _trained(report: dict[str, Any]) -> None:
+    """Print a training run's report; one that Ctrl-C ended exits with 130."""
+    from rl.ranks import is_main
+
+    if is_main():
+        typer.echo(json.dumps(report, indent=2))
+    if report["interrupted"]:
+        stderr("interrupted: the same command goes on from here")
+        raise typer.Exit(130)
+
+
+@trace.command(
+    "html",
+    epilog="Examples: agent trace html 3f2a -o trace.html · agent trace html -o last.html · "
+    "agent trace html 3f2a --credit igpo",
+)
+def trace_html(
+    ids: Annotated[list[str] | None, typer.Argument(help="Episodes; default: the newest.")] = None,
+    out: Annotated[Path, typer.Option("--out", "-o")] = Path("trace.html"),
+    credit: Annotated[
+        str | None, typer.Option(help="Show the receipt by this recipe, such as igpo.")
+    ] = None,
+    policy: Annotated[
+        str, typer.Option("--policy", "-p", help="Model for --credit, not the episode's own.")
+    ] = "",
+    store: Store = None,
+) -> None:
+    """Write one self-contained HTML page to look at episodes.
+
+    Exit codes: 0 written, 2 usage, 5 the model that --credit needs is unavailable.
+    """
+    models = settings_of().models_dir
+    with open_history(store) as opened:
+        if credit is None:
+            from agent.console.html import write_html
+
+            written = write_html(opened, ids or [], out, models)
+        else:
+            from rl.trace_credit import Accountant, write_page
+
+            accountant = Accountant(opened, credit, models, policy, stderr)
+            written = write_page(accountant, ids or [], out)
+    typer.echo(str(written))
+
+
+@trace.command(
+    "credit",
+    epilog="Examples: agent trace credit 3f2a · agent trace credit 3f2a --recipe grpo --json",
+)
+def trace_credit(
+    id: str,
+    recipe: Annotated[
+        str, typer.Option(help="Rewards, credit and loss: igpo, grpo or a YAML file.")
+    ] = "igpo",
+    policy: Annotated[
+        str, typer.Option("--policy", "-p", help="Model to probe with, not the episode's own.")
+    ] = "",
+    store: Store = None,
+    json_: AsJson = False,
+) -> None:
+    """The receipt of an episode: each turn from its rewards to its part of the loss.
+
+    Its group's other rollouts come from the store. Information gain needs the local model that
+    sampled the episode. Exit codes: 0 shown, 1 unexpected failure, 2 usage (no such episode or
+    recipe, or nothing to assess), 5 the model is unavailable.
+    """
+    from rl.trace_credit import Accountant, credit_report
+
+    with open_history(store) as opened:
+        accountant = Accountant(opened, recipe, settings_of().models_dir, policy, stderr)
+        typer.echo(credit_report(accountant, id, json_))

@@ -1,0 +1,233 @@
+"""The learner under real DeepSpeed: one tree counts as its sequences do, however the work is dealt."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from rl.batches import minibatches, update_batch
+from rl.learner import tree_loss
+from rl.train_recipe import Anchor, Correction, LossChoice
+from tests.rl.learning import curve, digest, learner, tiny_model, trees_of
+
+STEPS = 20
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    return tiny_model(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture(scope="module")
+def expected(tiny):
+    return curve(learner(tiny), STEPS)
+
+
+@pytest.mark.parametrize("zero", [1, 2, 3])
+def test_every_zero_stage_learns_alike(tiny, expected, zero):
+    assert curve(learner(tiny, zero=zero), STEPS) == pytest.approx(expected, abs=2e-4)
+
+
+def test_two_processes_learn_as_one_does(tiny, expected, tmp_path):
+    for zero in (0, 3):
+        found = in_processes(2, tiny, tmp_path / f"zero{zero}.json", f"zero={zero}")
+        assert found == pytest.approx(expected, abs=2e-4)
+
+
+def in_processes(world, folder, out, *options):
+    """Losses by several processes over gloo."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    running = [
+        subprocess.Popen(
+            [sys.executable, "-m", "tests.rl.learning", str(folder), str(out), str(STEPS), *options],
+            env={
+                **os.environ, "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world),
+                "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port,
+            },
+        )
+        for rank in range(world)
+    ]  # fmt: skip
+    assert [process.wait(timeout=240) for process in running] == [0] * world
+    return json.loads(out.read_text())
+
+
+def test_packed_equals_unpacked(tiny, expected):
+    """A tree a trajectory (eight passes and more a step) learns as a tree a group does."""
+    made = learner(tiny)
+    alone = trees_of(0, most=1)
+    assert len(alone) > 8 > len(trees_of(0))
+    assert curve(made, STEPS, most=1) == pytest.approx(expected, abs=1e-4)
+
+
+@pytest.mark.parametrize("how", ["token-mean", "sequence-mean", "sequence-sum", "constant"])
+@pytest.mark.parametrize("kind", ["ppo_clip", "gspo"])
+def test_parts_add_up_to_the_whole(how, kind):
+    """Per-token gradients of a batch in one tree a group and in one tree a trajectory."""
+    choice = LossChoice(
+        kind=kind,
+        aggregation=how,
+        constant=7.0,
+        anchor=Anchor(coefficient=0.1),
+        entropy=0.05,
+        correction=Correction(high=1.5),
+    )
+    results = []
+    for most in (10_000, 1):
+        batch = update_batch(trees_of(3, most))
+        grads, total = {}, 0.0
+        for tree in batch.trees:
+            logprobs, old, anchor, entropy = made_up(tree)
+            value = tree_loss(choice, tree, batch, logprobs, old, anchor, entropy).value
+            value.backward()
+            total += float(value.detach())
+            at = 0
+            for number, reply in tree.where:
+                for token in reply:
+                    grads[number, int(token)] = float(logprobs.grad[at])
+                    at += 1
+        results.append((grads, total))
+    (one, loss), (many, sum_of_parts) = results
+    assert loss == pytest.approx(sum_of_parts, abs=1e-6)
+    assert one.keys() == many.keys()
+    assert all(one[key] == pytest.approx(many[key], abs=1e-7) for key in one)
+
+
+def made_up(tree):
+    """Numbers that follow from a token's place in its trajectory alone."""
+    keys = [(number, int(t)) for number, reply in tree.where for t in reply]
+
+    def draw(salt, scale=0.3):
+        rows = [np.random.default_rng([salt, *key]).normal() for key in keys]
+        return torch.tensor(rows, dtype=torch.float64) * scale
+
+    logprobs = (-1 + draw(1)).requires_grad_(True)
+    return logprobs, -1 + draw(2), -1 + draw(3), draw(4).abs()
+
+
+def test_the_whole_step_at_once_equals_eight_parts(tiny, expected):
+    """Batch 8 x accumulation 1 and batch 1 x accumulation 8 are one step."""
+    batch = update_batch(trees_of(0, groups=1, size=8, turns=(2, 3)))
+    parts = update_batch(trees_of(0, most=1, groups=1, size=8, turns=(2, 3)))
+    assert len(batch.trees) == 1
+    assert len(parts.trees) == 8
+    one, many = learner(tiny), learner(tiny)
+    losses = one.step(batch).loss, many.step(parts).loss
+    assert losses[0] == pytest.approx(losses[1], abs=1e-6)
+    for (name, a), b in zip(digest(one).items(), digest(many).values(), strict=True):
+        assert a == pytest.approx(b, rel=1e-4), name
+
+
+def test_lora_moves_the_adapters_alone_and_its_anchor_is_the_base(tiny):
+    loss = LossChoice(anchor=Anchor(coefficient=0.1))
+    made = learner(tiny, lora=True, loss=loss)
+    tree = trees_of(0)[0]
+    [before] = made.scored([tree])
+    for step in range(3):
+        stats = made.step(update_batch(trees_of(step)))
+    assert stats.figures["kl"] > 0
+    [anchor], [now] = made.scored([tree], anchor=True), made.scored([tree])
+    assert np.abs(anchor - before).max() < 1e-6
+    assert np.abs(now - before).max() > 1e-3
+    frozen = [n for n, p in made.engine.module.named_parameters() if not p.requires_grad]
+    assert frozen
+    assert all("lora_" not in name for name in frozen)
+
+
+def test_full_weights_keep_an_anchor_of_their_own(tiny):
+    made = learner(tiny, loss=LossChoice(anchor=Anchor(coefficient=0.1)))
+    tree = trees_of(0)[0]
+    [before] = made.scored([tree])
+    made.step(update_batch(trees_of(0)))
+    [anchor], [now] = made.scored([tree], anchor=True), made.scored([tree])
+    assert np.abs(anchor - before).max() < 1e-6
+    assert np.abs(now - before).max() > 1e-3
+
+
+def test_recomputed_activations_change_nothing(tiny, expected):
+    assert curve(learner(tiny, checkpointing=True), 5) == pytest.approx(expected[:5], abs=1e-5)
+
+
+def test_a_projection_in_chunks_has_the_same_gradient(tiny):
+    whole, chunked = learner(tiny), learner(tiny)
+    chunked.engine.module.chunk = 5
+    batch = update_batch(trees_of(0))
+    assert whole.step(batch).loss == pytest.approx(chunked.step(batch).loss, abs=1e-6)
+    for (name, a), b in zip(digest(whole).items(), digest(chunked).values(), strict=True):
+        assert a == pytest.approx(b, rel=1e-5), name
+
+
+@pytest.mark.parametrize("zero", [0, 1, 2, 3])
+def test_a_step_without_a_number_changes_nothing(tiny, zero):
+    """The next step is that of a learner that never saw the broken batch."""
+    made, clean = learner(tiny, zero=zero), learner(tiny, zero=zero)
+    good, bad = update_batch(trees_of(0)), trees_of(1)
+    bad[1].advantages[0] = np.nan
+    made.step(good), clean.step(good)
+    before = weights(made)
+    stats = made.step(update_batch(bad))
+    assert not stats.applied
+    assert np.isnan(stats.loss)
+    assert [id(tree) for tree in stats.broken] == [id(bad[1])]
+    assert all(torch.equal(before[name], tensor) for name, tensor in weights(made).items())
+    after = made.step(update_batch(trees_of(2))).loss, clean.step(update_batch(trees_of(2))).loss
+    assert after[0] == pytest.approx(after[1], abs=1e-6)
+
+
+def weights(made):
+    from rl.engine import whole
+    from rl.sync import weights_of
+
+    with whole(made.engine):
+        return {name: tensor.clone() for name, tensor in weights_of(made.engine).items()}
+
+
+def test_a_batch_without_an_advantage_is_skipped_and_counted(tiny):
+    made = learner(tiny)
+    before = weights(made)
+    stats = made.step(update_batch(trees_of(0, scale=0.0)))
+    assert not stats.applied
+    assert stats.figures["silent"] == 3
+    assert stats.figures["passes"] == 0
+    assert all(torch.equal(before[name], tensor) for name, tensor in weights(made).items())
+
+
+def test_tokens_that_were_not_sampled_have_no_gradient(tiny):
+    """An advantage on a prompt or an observation reaches nothing: no such token is a loss token."""
+    for tree in trees_of(5):
+        at = 0
+        for _, reply in tree.where:
+            assert len(reply)
+            at += len(reply)
+        assert at == len(tree)
+    from tests.rl.learning import assessed
+
+    found = assessed(5)
+    sampled = sum(int(t.sampled.sum()) for group in found.groups for t in group)
+    assert sum(map(len, trees_of(5))) == sampled
+
+
+def test_minibatches_hold_every_tree_once_and_about_equally_many_tokens():
+    trees = trees_of(0, groups=9)
+    steps = minibatches(trees, 3, list(range(8, -1, -1)))
+    assert len(steps) == 3
+    assert sorted(id(t) for s in steps for t in s.trees) == sorted(map(id, trees))
+    sizes = [step.tokens for step in steps]
+    assert max(sizes) < 2 * min(sizes)
+
+
+def test_ratios_are_taken_to_the_policy_before_the_step(tiny):
+    made = learner(tiny)
+    trees = trees_of(0)
+    old = {id(tree): values for tree, values in zip(trees, made.scored(trees), strict=True)}
+    first = made.step(update_batch(trees), old)
+    second = made.step(update_batch(trees), old)
+    assert first.figures["ratio_max"] == pytest.approx(1, abs=1e-4)
+    assert second.figures["ratio_max"] > 1.01
+    assert second.figures["old_kl"] > first.figures["old_kl"]

@@ -1,0 +1,214 @@
+"""The training loop with the micro policy, real vLLM and real DeepSpeed."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from agent.store import TrajectoryStore
+from kg.errors import UsageError
+from rl import model_files
+from rl.checkpoint import Checkpoint, CheckpointError
+from rl.fit import TrainingError
+from rl.sync import SyncError
+from tests.rl.training_run import recipe, run
+
+KILLS = int(os.environ.get("TURNWISE_KILLS", "1"))
+VALIDATION = {
+    "every": 3,
+    "tasks": {
+        "worlds": {"count": 1, "first_seed": 5002, "entities": 80, "questions": 60},
+        "split": "test",
+        "limit": 12,
+    },
+}
+
+
+def started(out, *options):
+    return subprocess.Popen(
+        [sys.executable, "-m", "tests.rl.training_run", str(out), *options],
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+
+
+def metrics(out):
+    """Steps without their times."""
+    rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in row.items() if not k.startswith("seconds")} for row in rows]
+
+
+def tokens(out):
+    """What was sampled, by episode."""
+    with TrajectoryStore.open(out / "trajectories.sqlite") as store:
+        return {t.id: t.token_ids.tolist() for t in store.query()}
+
+
+def test_a_killed_run_ends_with_the_numbers_of_one_that_was_not(tmp_path):
+    """To the last bit: rewards, losses, log-probability gaps, what was sampled."""
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    steps = int(os.environ.get("TURNWISE_STEPS", "6"))
+    assert started(whole, f"steps={steps}").wait(timeout=900) == 0
+    chance = random.Random(7)
+    for kill in range(KILLS):
+        process = started(cut, f"steps={steps}")
+        at, seen = chance.randrange(1, 80 if kill else 60), 0
+        for line in process.stdout:
+            seen += line.startswith(("stage", "step"))
+            if seen == at:
+                process.send_signal(signal.SIGKILL)
+                break
+        process.stdout.read()
+        process.wait(timeout=60)
+    assert started(cut, f"steps={steps}").wait(timeout=900) == 0
+    assert metrics(cut) == metrics(whole)
+    assert len(metrics(cut)) == steps
+    assert tokens(cut) == tokens(whole)
+    assert len(tokens(whole)) == steps * 16
+
+
+def test_ctrl_c_finishes_the_step_and_the_same_command_goes_on(tmp_path):
+    out = tmp_path / "run"
+    process = started(out, "steps=3", f"validation={json.dumps(VALIDATION)}")
+    for line in process.stdout:
+        if line.startswith("stage collect"):
+            process.send_signal(signal.SIGINT)
+            break
+    rest = process.stdout.read()
+    assert process.wait(timeout=300) == 0
+    assert "step 1\n" in rest
+    assert "step 2\n" not in rest
+    assert json.loads((out / "report.json").read_text())["interrupted"]
+    again = started(out, "steps=3", f"validation={json.dumps(VALIDATION)}")
+    text = again.stdout.read()
+    assert again.wait(timeout=300) == 0
+    assert [line for line in text.splitlines() if line.startswith("step")] == ["step 2", "step 3"]
+    report = json.loads((out / "report.json").read_text())
+    assert report["finished"]
+    assert report["first"]
+    assert {path.name for path in (out / "validation").iterdir()} == {
+        "step-00000.json",
+        "step-00003.json",
+    }
+    assert (out / "best" / "model.safetensors").is_file()
+    assert sorted(p.name for p in (out / "checkpoint").glob("step-*")) == [
+        "step-00001",
+        "step-00003",
+    ]
+
+
+def test_a_corrupted_sync_is_caught_at_that_step(tmp_path, monkeypatch):
+    """One element of one tensor is another one in what the second update hands over."""
+    honest, calls = model_files.write_model, []
+
+    def corrupt(weights, like, folder, dtype):
+        calls.append(folder)
+        if len(calls) == 3:  # the start, step 1, step 2
+            name = sorted(weights)[4]
+            changed = weights[name].clone()
+            changed.view(-1)[17] += 1e-3
+            weights = {**weights, name: changed}
+        return honest(weights, like, folder, dtype)
+
+    monkeypatch.setattr("rl.loop.write_model", corrupt)
+    with pytest.raises(SyncError, match="differs in the folder already"):
+        run(tmp_path / "run", tmp_path / "home", steps=4)
+    assert [row["step"] for row in metrics(tmp_path / "run")] == [1]
+
+
+def test_losses_that_are_no_numbers_are_kept_and_end_the_run(tmp_path, monkeypatch):
+    import rl.learner
+
+    honest = rl.learner.tree_loss
+
+    def broken(*arguments, **named):
+        found = honest(*arguments, **named)
+        return found._replace(value=found.value * float("nan"))
+
+    monkeypatch.setattr("rl.learner.tree_loss", broken)
+    out = tmp_path / "run"
+    with pytest.raises(TrainingError, match="2 steps in a row"):
+        run(out, tmp_path / "home", update={"bad_steps": 2})
+    rows = metrics(out)
+    assert [row["skipped"] for row in rows] == [2.0, 2.0]
+    assert sorted(path.name for path in (out / "broken").iterdir()) == [
+        "step-00001.pt",
+        "step-00002.pt",
+    ]
+    assert all(row["sync_gap"] < 1e-3 for row in rows)
+
+
+def test_a_full_disk_leaves_the_previous_checkpoint(tmp_path):
+    class Engine:
+        """Writes half a checkpoint."""
+
+        device = torch.device("cpu")
+
+        def __init__(self):
+            self.full = False
+
+        def save_checkpoint(self, folder, tag, client_state, **_):
+            from pathlib import Path
+
+            place = Path(folder) / tag
+            place.mkdir(parents=True)
+            (place / "half").write_text("x")
+            if self.full:
+                raise OSError(28, "No space left on device")
+
+        def load_checkpoint(self, folder, tag, **_):
+            return f"{folder}/{tag}", {"tag": tag}
+
+    from rl import ranks
+
+    ranks.join()
+    engine, kept = Engine(), Checkpoint(tmp_path, keep=2)
+    assert kept.save(engine, 1, {})
+    engine.full = True
+    assert not kept.save(engine, 2, {})
+    assert kept.load(engine) == {"tag": "step-00001"}
+    assert not (tmp_path / "checkpoint" / "step-00002").exists()
+    with pytest.raises(CheckpointError, match="No space left"):
+        kept.save(engine, 3, {})
+    engine.full = False
+    assert kept.save(engine, 4, {})
+    assert kept.load(engine) == {"tag": "step-00004"}
+
+
+def test_tasks_without_what_a_reward_needs_are_refused_before_any_model(tmp_path):
+    questions = tmp_path / "mine.jsonl"
+    rows = [json.dumps({"id": f"q{n}", "question": f"Who is {n}?"}) for n in range(20)]
+    questions.write_text("\n".join(rows))
+    with pytest.raises(UsageError, match="gold answers"):
+        run(tmp_path / "run", tmp_path / "home", tasks={"worlds": None, "sets": (str(questions),)})
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"updates": {}}, "did you mean 'update'"),
+        ({"rollouts": {"taks": 3}}, "did you mean 'tasks'"),
+        ({"credit": {"estimator": "grop"}}, "did you mean 'grpo'"),
+        ({"rewards": {"answer": {"reward": "exact_macth"}}}, "did you mean 'exact_match'"),
+        ({"tasks": {"worlds": None}}, "name worlds or sets"),
+        ({"validation": {"every": 2}}, "name the tasks to validate on"),
+        ({"loss": {"low": 2}}, "loss.low"),
+    ],
+)
+def test_a_recipe_that_is_none_is_refused(changes, said):
+    with pytest.raises(UsageError) as error:
+        recipe(**changes)
+    assert said in f"{error.value.message} {error.value.hint}"
+
+
+def test_a_folder_of_another_run_is_not_taken(tmp_path):
+    from rl import run_folder
+
+    run_folder.claim(tmp_path / "run", recipe(seed=1))
+    with pytest.raises(UsageError, match="another recipe"):
+        run(tmp_path / "run", tmp_path / "home")
