@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -85,7 +85,7 @@ def lay_out(assessed: Assessed, most: int) -> tuple[TreeBatch, ...]:
     number = 0
     for group in assessed.groups:
         numbered = list(enumerate(group, start=number))
-        out += [_tree(assessed, part) for part in _parts(numbered, most)]
+        out += [_tree(assessed, part) for part in parts(numbered, most)]
         number += len(group)
     return tuple(tree for tree in out if len(tree))
 
@@ -102,11 +102,11 @@ def minibatches(
     """
     dealt = [trees[i] for i in (range(len(trees)) if order is None else order)]
     total, seen = sum(map(len, dealt)), 0
-    parts: list[list[TreeBatch]] = [[] for _ in range(count)]
+    steps: list[list[TreeBatch]] = [[] for _ in range(count)]
     for tree in dealt:
-        parts[seen * count // total].append(tree)
+        steps[seen * count // total].append(tree)
         seen += len(tree)
-    return [update_batch(part) for part in parts if part]
+    return [update_batch(step) for step in steps if step]
 
 
 def update_batch(trees: Sequence[TreeBatch]) -> UpdateBatch:
@@ -118,7 +118,17 @@ def update_batch(trees: Sequence[TreeBatch]) -> UpdateBatch:
 Numbered = tuple[int, Trajectory]
 
 
-def _parts(group: Sequence[Numbered], most: int) -> Iterator[list[Numbered]]:
+class Reply(NamedTuple):
+    """What a policy call sampled: int64 positions in the `token_ids` of a numbered trajectory, and the
+    call's number among the sequences of its tree."""
+
+    number: int
+    turn: int
+    call: int
+    tokens: Ids
+
+
+def parts(group: Sequence[Numbered], most: int) -> Iterator[list[Numbered]]:
     """Trajectories whose tree holds at most `most` tokens if they share nothing but their prompt."""
     part: list[Numbered] = []
     used = 0
@@ -134,39 +144,49 @@ def _parts(group: Sequence[Numbered], most: int) -> Iterator[list[Numbered]]:
         yield part
 
 
-def _tree(assessed: Assessed, part: Sequence[Numbered]) -> TreeBatch:
+def calls_tree(part: Sequence[Numbered]) -> tuple[TokenTree, list[Reply], Ids]:
+    """The policy calls of trajectories as one tree.
+
+    Returns:
+        The tree, the sampled replies in order, and int64[k], the rows of all their tokens, end to end.
+    """
     sequences: list[Ids] = []
-    replies: list[tuple[int, int, Ids]] = []
+    replies: list[Reply] = []
     for number, trajectory in part:
-        for turn in trajectory.turns:
+        for index, turn in enumerate(trajectory.turns):
             reply = np.arange(turn.reply.start, turn.reply.stop)
             if turn.sampled and len(reply):
-                replies.append((number, len(sequences), reply))
+                replies.append(Reply(number, index, len(sequences), reply))
                 context = trajectory.prompt_of(turn).astype(np.int64)
                 sequences.append(np.concatenate([context, trajectory.token_ids[reply]]))
     tree = build_tree(sequences)
-    rows = [tree.rows[place][-len(reply) :] for _, place, reply in replies]
-    unique, inverse = np.unique(_joined(rows), return_inverse=True)
+    rows = [tree.rows[reply.call][-len(reply.tokens) :] for reply in replies]
+    return tree, replies, _joined(rows)
+
+
+def _tree(assessed: Assessed, part: Sequence[Numbered]) -> TreeBatch:
+    tree, replies, rows = calls_tree(part)
+    unique, inverse = np.unique(rows, return_inverse=True)
     behaviour = {number: trajectory.logprobs for number, trajectory in part}
     return TreeBatch(
         tree=tree,
         rows=unique,
         place=inverse.astype(np.int64).reshape(-1),
-        sequence=_joined([np.full(len(reply), number) for number, _, reply in replies]),
+        sequence=_joined([np.full(len(reply.tokens), reply.number) for reply in replies]),
         advantages=_of(dict(enumerate(assessed.credit.advantages)), replies),
         behaviour=_of(behaviour, replies),
-        where=tuple((number, reply) for number, _, reply in replies),
+        where=tuple((reply.number, reply.tokens) for reply in replies),
     )
 
 
 _NONE: Floats = np.zeros(0, dtype=np.float32)
 
 
-def _joined(parts: Sequence[npt.NDArray[np.int64]]) -> Ids:
-    return np.concatenate([np.zeros(0, dtype=np.int64), *parts])
+def _joined(runs: Sequence[npt.NDArray[np.int64]]) -> Ids:
+    return np.concatenate([np.zeros(0, dtype=np.int64), *runs])
 
 
-def _of(values: Mapping[int, npt.NDArray[Any]], replies: Sequence[tuple[int, int, Ids]]) -> Floats:
+def _of(values: Mapping[int, npt.NDArray[Any]], replies: Sequence[Reply]) -> Floats:
     """float32[k]: per-trajectory numbers at the loss tokens."""
-    parts = [np.asarray(values[number][reply], dtype=np.float32) for number, _, reply in replies]
-    return np.concatenate([_NONE, *parts])
+    found = [np.asarray(values[r.number][r.tokens], dtype=np.float32) for r in replies]
+    return np.concatenate([_NONE, *found])

@@ -13,7 +13,7 @@ import math
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -29,15 +29,18 @@ from eval.sample import score_one
 from rl import ranks, run_folder
 from rl.assess import Assessed, assess
 from rl.batches import lay_out, minibatches
+from rl.boundary import balanced, known_tasks, tasks_of, told_labels
 from rl.checkpoint import Checkpoint
 from rl.curriculum import Drawn, Shuffle
 from rl.engine import whole
 from rl.fit import TrainingError
 from rl.interrupt import graceful
 from rl.learner import Learner, LearnerScorer, UpdateStats
+from rl.leash import turn_kl
 from rl.model_files import write_model
 from rl.question_sets import QuestionSet, load_sets, open_sets
-from rl.rewards import Need, RewardContext, require
+from rl.reward_models import functions
+from rl.rewards import RewardContext, require
 from rl.rollouts import Stage, greedy, groups_of
 from rl.step_metrics import Metrics, Validated, of_credit, of_rollouts, of_updates, validated
 from rl.sync import Canary, deliver, learner_logprobs, weights_of
@@ -50,7 +53,7 @@ class Observer(Protocol):
     """Who watches a run; every method may do nothing."""
 
     def stage(self, name: str, done: int, total: int) -> None:
-        """A part of a step goes on: `collect` or `validate`, with episodes done."""
+        """Episodes go on: `probe` before the first step, `collect` or `validate`; how many are done."""
 
     def notify(self, line: str) -> None:
         """One line for people."""
@@ -133,6 +136,7 @@ class _Run:
         self.held: tuple[QuestionSet, ...] = ()
         if ranks.is_main():
             self._load()
+        self.context = functions(recipe, settings.models_dir, observer.notify)
         self.base = resolve(recipe.base, settings.models_dir, observer.notify)
         update = recipe.update
         self.learner = Learner(
@@ -148,8 +152,8 @@ class _Run:
         began = time.monotonic()
         policy = self._open_policy() if ranks.is_main() else None
         try:
-            if policy is not None:
-                self._open(policy)
+            known = await self._open(policy) if policy is not None else None
+            self.context = replace(self.context, known=ranks.shared(known))
             state = self.checkpoint.load(self.learner.engine)
             start = int(state.get("step", 0))
             self.scores = [tuple(score) for score in state.get("scores", [])]
@@ -189,19 +193,35 @@ class _Run:
             load_sets(tasks, self.settings, self.data, run / "worlds", notify) if tasks else ()
             for tasks in parts
         ]
-        context = RewardContext(promised=frozenset({Need.PROBES, Need.PROGRESS}))
         tasks = [task for one in self.loaded[0] for task in one.tasks]
+        context = RewardContext(known=told_labels(tasks), promised=recipe.provides)
         require(recipe.reward.rewards.values(), context, tasks)
 
-    def _open(self, policy: Policy) -> None:
-        """Tools and store, in the main process."""
-        notify = self.observer.notify
+    async def _open(self, policy: Policy) -> dict[str, bool]:
+        """Tools and store, in the main process; gives the tasks known closed-book."""
+        recipe, notify = self.recipe, self.observer.notify
         self.asked, self.held = (
             open_sets(loaded, self.settings, policy, notify) for loaded in self.loaded
         )
-        self.tasks = Shuffle(self.asked, self.recipe.seed)
-        self.stage = Stage(policy, self.recipe.rollouts)
+        self.stage = Stage(policy, recipe.rollouts)
         self.store = TrajectoryStore.open(self.run / "trajectories.sqlite")
+        known = told_labels(tasks_of(self.asked))
+        if recipe.tasks.probe:
+            known = await self._probe(policy)
+        kept = balanced(self.asked, known, recipe.seed) if recipe.tasks.balanced else self.asked
+        self.tasks = Shuffle(kept, recipe.seed)
+        return known
+
+    async def _probe(self, policy: Policy) -> dict[str, bool]:
+        """Ask every task closed-book, with the weights that the run begins with."""
+        recipe, notify = self.recipe, self.observer.notify
+        without = self.settings.model_copy(update={"tools": ()})
+        closed = open_sets(self.loaded[0], without, policy, notify)
+        known = await known_tasks(
+            closed, self.stage, recipe, self.run, lambda d, n: self.observer.stage("probe", d, n)
+        )
+        notify(f"{sum(known.values())} of {len(known)} tasks are known closed-book")
+        return known
 
     async def _steps(self, policy: Policy | None, start: int, began: float) -> tuple[int, bool]:
         """Steps from `start` on; gives the number done, and whether Ctrl-C ended them."""
@@ -262,8 +282,11 @@ class _Run:
         """Rewards, credit and the updates of one batch; in every process alike."""
         recipe = self.recipe
         whole = [[t for t in group if t.status is not Status.FAILED] for group in groups]
-        context = RewardContext(progress=(step - 1) / max(1, recipe.steps - 1))
+        context = replace(self.context, progress=(step - 1) / max(1, recipe.steps - 1))
         with clock("assess"):
+            if recipe.needs_anchor:
+                kl = turn_kl(self.learner, whole, recipe.update.tree_tokens)
+                context = replace(context, anchor_kl=kl)
             scorer = LearnerScorer(self.learner) if recipe.needs_probes else None
             assessed = assess([group for group in whole if group], recipe, context, scorer)
             trees = lay_out(assessed, recipe.update.tree_tokens)

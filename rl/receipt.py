@@ -178,7 +178,7 @@ def _parts(assessed: Assessed) -> list[PartLine]:
     progress = assessed.context.progress
     return [
         PartLine(label, part.reward, weight_at(part.weight, progress))
-        for label, part in assessed.spec.rewards.items()
+        for label, part in assessed.spec.reward.parts.items()
     ]
 
 

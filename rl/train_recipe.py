@@ -19,6 +19,9 @@ from rl.reduction import Aggregation, KlEstimator, Level
 from rl.rewards import Combination, Need, Part
 from rl.rewards.information_gain import InformationGain
 
+#: Label of the reward part that an anchor in the reward becomes.
+KL = "kl"
+
 
 class CreditChoice(Strict):
     """A credit estimator by name and its options; see docs/credit.md."""
@@ -47,7 +50,8 @@ class Anchor(Strict):
 
     Attributes:
         coefficient: of the KL term.
-        into: `loss` adds the KL to the loss, `reward` takes k1 of each turn off its reward.
+        into: `loss` adds the KL to the loss; `reward` takes k1 of each turn times the coefficient off
+            its reward, as the reward part `kl`, before credit.
         value, gradient: estimators of the loss term; see `rl.losses.kl_loss`.
     """
 
@@ -104,8 +108,22 @@ class Assessment(Strict):
 
     @cached_property
     def reward(self) -> Combination:
-        """The rewards, made."""
-        return Combination(parts=self.rewards)
+        """The rewards, made; with the KL among them where the anchor goes into the reward."""
+        return Combination(parts={**self.rewards, **self._leash})
+
+    @property
+    def _leash(self) -> dict[str, Part]:
+        anchor = self.loss.anchor
+        if anchor is None or anchor.into != "reward":
+            return {}
+        if KL in self.rewards:
+            raise ValueError(f"the label '{KL}' is the anchor's: give the reward another one")
+        return {KL: Part(reward="anchor_kl", weight=anchor.coefficient)}
+
+    @property
+    def needs_anchor(self) -> bool:
+        """Whether a reward reads the anchor's log-probabilities."""
+        return Need.ANCHOR in self.reward.needs
 
     @property
     def needs_probes(self) -> bool:
@@ -128,6 +146,9 @@ class Tasks(Strict):
         split: part of each set.
         kinds: of questions; all when empty.
         limit: tasks a set, spread evenly over it; 0 for all.
+        probe: closed-book samples of each task before the first step; a task is known when one of them
+            is right. 0 takes the labels that `agent probe` stored with the tasks, if any.
+        balanced: leave out tasks so that as many are known as are not, where both occur.
     """
 
     worlds: Worlds | None = None
@@ -135,6 +156,8 @@ class Tasks(Strict):
     split: Split = "train"
     kinds: tuple[str, ...] = ()
     limit: int = Field(0, ge=0)
+    probe: int = Field(0, ge=0)
+    balanced: bool = False
 
     @model_validator(mode="after")
     def _some(self) -> Self:
@@ -220,10 +243,44 @@ class Checkpoints(Strict):
     keep: int = Field(2, ge=1)
 
 
+class Asked(Strict):
+    """A policy that is asked about trajectories; a name alone will do in a recipe.
+
+    Attributes:
+        policy: model name or folder, `vllm:NAME`, or the URL of an OpenAI-compatible server.
+        model: the model's name on that server; its key is `AGENT_API_KEY`.
+    """
+
+    policy: str
+    model: str = ""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _named(cls, value: Any) -> Any:
+        return {"policy": value} if isinstance(value, str) else value
+
+
+class Models(Strict):
+    """Models that rewards ask; see `rl.reward_models`. None is loaded that no reward reads.
+
+    Attributes:
+        reranker: folder of a cross-encoder with one output.
+        entailment: folder of a classifier with an `entailment` label.
+        judge: policy that tells how far a criterion is met.
+        facts: policy that lists the atomic statements of a text.
+    """
+
+    reranker: str | None = None
+    entailment: str | None = None
+    judge: Asked | None = None
+    facts: Asked | None = None
+
+
 class TrainRecipe(Assessment):
     """The whole of a reinforcement-learning run.
 
     Attributes:
+        models: what rewards ask besides the trajectories.
         base: model to start from, as `agent models` knows it, or a folder.
         steps: of collecting and updating.
         seed: of everything drawn.
@@ -235,10 +292,26 @@ class TrainRecipe(Assessment):
     seed: int = Field(0, ge=0)
     max_seconds: float = Field(0, ge=0)
     tasks: Tasks
+    models: Models = Models()
     rollouts: Rollouts = Rollouts()
     update: Update
     validation: Validation = Validation()
     checkpoints: Checkpoints = Checkpoints()
+
+    @property
+    def provides(self) -> frozenset[Need]:
+        """What the run computes or loads for its rewards."""
+        by_field = {
+            Need.PROBES: True,
+            Need.PROGRESS: True,
+            Need.ANCHOR: self.loss.anchor is not None,
+            Need.KNOWN: self.tasks.probe > 0,
+            Need.RERANKER: self.models.reranker is not None,
+            Need.ENTAILMENT: self.models.entailment is not None,
+            Need.JUDGE: self.models.judge is not None,
+            Need.FACTS: self.models.facts is not None,
+        }
+        return frozenset(need for need, there in by_field.items() if there)
 
 
 def load_train(name: str, overrides: Iterable[str] = ()) -> TrainRecipe:

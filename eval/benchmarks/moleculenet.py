@@ -48,7 +48,7 @@ def _tasks(
                         answers=("yes" if label == "1" else "no",),
                         answerable=True,
                         kind=column,
-                        meta={"smiles": smiles},
+                        meta={"smiles": smiles, "property": path.stem},
                     )
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise UsageError(f"{path} cannot be read: {error}") from error

@@ -109,6 +109,26 @@ def lite_ppo(
     return _whole(batch, baseline, np.full(len(batch), deviation(pool, std) + eps))
 
 
+def filtered(batch: Batch, *, threshold: float = 0.5) -> Credit:
+    """1 for a trajectory whose reward is above the threshold, 0 for every other one.
+
+    No estimate of the gradient of the expected reward, but of the likelihood of what was kept: nothing
+    is compared, and a group of equal rewards is not 0 where all of it is kept.
+
+    Args:
+        batch: n trajectories; groups are ignored.
+        threshold: a reward at it is not kept.
+
+    Raises:
+        CreditError: a reward that is not finite.
+
+    Source: ReST (arXiv 2308.08998); with rewards 0 and 1 ReST-EM (arXiv 2312.06585).
+    """
+    check(batch)
+    kept = (batch.outcomes > threshold).astype(np.float64)[:, None]
+    return per_turn(batch, (term(batch, "kept", Unit.TRAJECTORY, kept, discount=None),))
+
+
 def reinforce_pp(
     batch: Batch, *, gamma: float = 1.0, std: Std = "sample", eps: float = 1e-6
 ) -> Credit:

@@ -14,7 +14,15 @@ from pydantic import TypeAdapter, ValidationError
 from rl.credit.gae import bilevel_gae, token_gae, turn_gae
 from rl.credit.group import Batch, CreditError
 from rl.credit.ledger import Credit, Unit
-from rl.credit.outcome import dr_grpo, grpo, lite_ppo, reinforce_pp, reinforce_pp_baseline, rloo
+from rl.credit.outcome import (
+    dr_grpo,
+    filtered,
+    grpo,
+    lite_ppo,
+    reinforce_pp,
+    reinforce_pp_baseline,
+    rloo,
+)
 from rl.credit.settle import drop_and_count
 from rl.credit.stopping import stopping
 from rl.credit.turns import gigpo, igpo, turn_group, turn_rloo
@@ -69,6 +77,7 @@ ESTIMATORS = {
         Estimator("dr_grpo", dr_grpo, Unit.TRAJECTORY, False),
         Estimator("rloo", rloo, Unit.TRAJECTORY, True),
         Estimator("lite_ppo", lite_ppo, Unit.TRAJECTORY, False),
+        Estimator("filtered", filtered, Unit.TRAJECTORY, False),
         Estimator("reinforce_pp", reinforce_pp, Unit.TOKEN, False),
         Estimator("reinforce_pp_baseline", reinforce_pp_baseline, Unit.TRAJECTORY, False),
         Estimator("igpo", igpo, Unit.TURN, False),

@@ -7,7 +7,9 @@ docs/rewards.md has the table of all.
 
 from rl.rewards import (  # noqa: F401  importing a family registers its rewards
     abstention,
+    anchor,
     aspects,
+    attached,
     attributes,
     chemistry,
     cost,

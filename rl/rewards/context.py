@@ -47,6 +47,7 @@ class Need(StrEnum):
     PROPERTY = "molecule properties"
     CLAIMED = "claimed labels"
     PROBES = "information-gain probes"
+    ANCHOR = "anchor log-probabilities"
     KNOWN = "knowledge boundary labels"
     CONFIDENCE = "confidences"
     VOTES = "vote shares"
@@ -74,6 +75,7 @@ _REMEDIES = {
     Need.PROPERTY: "Task.meta['property']",
     Need.CLAIMED: "Task.meta['claimed']",
     Need.PROBES: "RewardContext.gold_logprobs",
+    Need.ANCHOR: "RewardContext.anchor_kl",
     Need.KNOWN: "RewardContext.known",
     Need.CONFIDENCE: "RewardContext.confidence",
     Need.VOTES: "RewardContext.vote_shares",
@@ -95,6 +97,8 @@ class RewardContext:
             log-probability, nats a token, of each gold answer when it is forced in the context that
             the turn's policy call saw; column 0 is the bare prompt. A reward that wants the answer turn
             too reads one more column. Rows follow `Task.answers`.
+        anchor_kl: trajectory id to float64[turns]: sum over a turn's sampled tokens of log p(policy) -
+            log p(anchor), nats; 0 on a turn that a script wrote.
         known: task id to whether the policy answers it closed-book.
         confidence: trajectory id to a confidence in its final reply, 0 to 1.
         vote_shares: label to its share among self-analyses of many tasks, 0 to 1.
@@ -106,6 +110,7 @@ class RewardContext:
     """
 
     gold_logprobs: Mapping[str, npt.NDArray[np.float64]] = field(default_factory=dict)
+    anchor_kl: Mapping[str, npt.NDArray[np.float64]] = field(default_factory=dict)
     known: Mapping[str, bool] = field(default_factory=dict)
     confidence: Mapping[str, float] = field(default_factory=dict)
     vote_shares: Mapping[str, float] = field(default_factory=dict)
@@ -136,6 +141,7 @@ def _held(context: RewardContext, need: Need) -> bool:
         return optional[need] is not None
     tables: dict[Need, Mapping[str, object]] = {
         Need.PROBES: context.gold_logprobs,
+        Need.ANCHOR: context.anchor_kl,
         Need.KNOWN: context.known,
         Need.CONFIDENCE: context.confidence,
         Need.VOTES: context.vote_shares,

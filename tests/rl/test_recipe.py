@@ -4,16 +4,17 @@ import pytest
 
 from kg.errors import UsageError
 from rl.recipe import load_pretrain, load_sft, shipped
-from rl.train_recipe import load_assessment
+from rl.train_recipe import load_assessment, load_train
 
 
 @pytest.mark.parametrize("name", shipped())
 def test_every_shipped_recipe_loads(name):
-    if name in ("grpo", "igpo"):
-        assert load_assessment(name).rewards
+    special = {"micro": load_pretrain, "micro_cold_start": load_sft, "cold_start": load_sft}
+    if name in special:
+        assert special[name](name).optimizer.lr > 0
         return
-    load = load_pretrain if name == "micro" else load_sft
-    assert load(name).optimizer.lr > 0
+    assert load_train(name).update.optimizer.lr > 0
+    assert load_assessment(name).rewards
 
 
 def test_overrides_reach_nested_fields_and_change_the_digest():

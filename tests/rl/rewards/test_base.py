@@ -62,12 +62,14 @@ def example(name, id="a"):
     seen = replace(found.observation, data=graph)
     turns = [replace(found, observation=seen), judge(True)]
     said = "feasible" if name == "self_consistency" else "True"
-    return episode(*turns, answer(said), of=of.get(name, FULL), id=id)
+    made = episode(*turns, answer(said), of=of.get(name, FULL), id=id)
+    return made.with_rewards({"feedback": 0.5})
 
 
 def context(*ids):
     return RewardContext(
         gold_logprobs={id: np.array([[-3.0, -1.0, -0.5]]) for id in ids},
+        anchor_kl={id: np.array([0.2, -0.1, 0.0]) for id in ids},
         known={"q1": True},
         confidence=dict.fromkeys(ids, 0.5),
         vote_shares={"feasible": 0.5, "infeasible": 0.5},

@@ -1,0 +1,96 @@
+"""Which tasks the policy of a run answers by itself: closed-book samples before the first step.
+
+Source: IKEA (arXiv 2505.07596): a question is known when at least one of N closed-book samples is right.
+`rl.closed_book` does the same as a command; here the run's own engine is asked, and the labels lie in
+the run's folder, so that a run that goes on has the same ones.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from agent.task import Task
+from agent.trajectory import Status, Trajectory
+from eval.sample import score_one
+from rl import run_folder
+from rl.closed_book import KNOWN
+from rl.curriculum import Drawn
+from rl.question_sets import QuestionSet
+from rl.rollouts import Stage, Told, groups_of
+from rl.train_recipe import TrainRecipe
+
+_FILE = "known.json"
+
+
+def tasks_of(sets: Sequence[QuestionSet]) -> list[Task]:
+    """The tasks of all sets, in order."""
+    return [task for one in sets for task in one.tasks]
+
+
+def told_labels(tasks: Sequence[Task]) -> dict[str, bool]:
+    """Task id to the label that `agent probe` stored with the task."""
+    return {task.id: bool(task.meta[KNOWN]["known"]) for task in tasks if KNOWN in task.meta}
+
+
+async def known_tasks(
+    closed: Sequence[QuestionSet], stage: Stage, recipe: TrainRecipe, run: Path, told: Told
+) -> dict[str, bool]:
+    """Task id to whether the policy knows it; asked once a run.
+
+    A task without a gold answer has nothing to be known. Failed samples count for nothing.
+
+    Args:
+        closed: the sets of the run, opened without tools.
+        stage: plays with the weights that the run begins with.
+        recipe: of the run; `tasks.probe` samples a task.
+        run: its folder.
+        told: gets samples done and their total.
+
+    Raises:
+        PolicyUnavailableError: the policy failed in every sample.
+    """
+    path = run / _FILE
+    if path.is_file():
+        return {str(id): bool(known) for id, known in json.loads(path.read_text("utf-8")).items()}
+    drawn = [Drawn(one, task) for one in closed for task in one.tasks if task.answers]
+    size = recipe.tasks.probe
+    rollouts = recipe.rollouts.model_copy(update={"size": size})
+    played = await stage.play(groups_of(0, drawn, rollouts, recipe.seed), told)
+    known = dict.fromkeys((task.id for task in tasks_of(closed)), False)
+    for number, (source, task) in enumerate(drawn):
+        samples = played[number * size : (number + 1) * size]
+        known[task.id] = any(_right(source, one) for one in samples)
+    run_folder.write(path, known)
+    return known
+
+
+def _right(source: QuestionSet, sample: Trajectory) -> bool:
+    if sample.status is Status.FAILED:
+        return False
+    return score_one(source.name, source.scorer, sample.task, sample).right == 1.0
+
+
+def balanced(
+    sets: Sequence[QuestionSet], known: dict[str, bool], seed: int
+) -> tuple[QuestionSet, ...]:
+    """The sets with as many known tasks as unknown ones, drawn by seed; unchanged without either.
+
+    Tasks that have no answer are neither and stay.
+    """
+    asked = [task.id for task in tasks_of(sets) if task.answers]
+    sides = [[id for id in asked if known.get(id, False) is side] for side in (True, False)]
+    size = min(map(len, sides))
+    if not size:
+        return tuple(sets)
+    left: set[str] = set()
+    for side in sides:
+        order = np.random.default_rng(seed).permutation(len(side))
+        left |= {side[i] for i in order[size:]}
+    return tuple(
+        replace(one, tasks=tuple(task for task in one.tasks if task.id not in left)) for one in sets
+    )

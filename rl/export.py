@@ -1,0 +1,333 @@
+"""From a run's folder to a folder that other programs load: `agent ask`, `vllm serve`, transformers.
+
+It holds the weights (whole, or an adapter), tokenizer and chat template; `agent.toml` with the settings
+that the policy was trained under; `recipe.json`; and a model card with data, scores and licence.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from agent.policies.catalog import CATALOG, DEFAULT, resolve
+from agent.policies.merge import ADAPTER_CONFIG, merge_adapter
+from agent.policies.model_folder import is_model_folder, weights_version
+from agent.settings import Settings, isolated_settings
+from kg.errors import UsageError
+from rl.sft import copy_tokenizer
+
+Notify = Callable[[str], None]
+Which = Literal["best", "last"]
+
+_LICENCES = {"micro": "Apache-2.0", DEFAULT: "Apache-2.0"}
+_SETTINGS = (
+    "format", "tools", "rule", "tool_seconds", "observation_chars", "system",
+    "budgets", "sampling", "search",
+)  # fmt: skip
+_FILES = ("config.json", "generation_config.json")
+
+
+@dataclass(frozen=True)
+class ExportReport:
+    """What was written.
+
+    Attributes:
+        out: the folder.
+        kind: `merged` or `adapter`.
+        version: digest of the weights; that of the adapter's for an adapter.
+        step: of the weights; None where the run does not tell.
+    """
+
+    out: Path
+    kind: str
+    version: str
+    step: int | None
+
+
+def export(
+    run: Path,
+    out: Path,
+    settings: Settings,
+    which: Which = "best",
+    adapter: bool = False,
+    notify: Notify = lambda line: None,
+) -> ExportReport:
+    """Write the policy of a run as a folder of its own.
+
+    Args:
+        run: of `agent train`, `agent train --from-store` or `agent sft`.
+        out: the new folder; must not be there, or be empty.
+        settings: of this machine: folder of models.
+        which: the weights that validated best, or the last ones.
+        adapter: a peft adapter instead of whole weights; of a run that trained one.
+        notify: gets one line a stage.
+
+    Raises:
+        UsageError: no run, nothing to export, or `out` cannot be written.
+        PolicyUnavailableError: the base, which an adapter is merged into, cannot be had.
+    """
+    recipe = _json(run / "recipe.json", "is no folder of a run: it has no recipe.json")
+    source, step = _source(run, which)
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UsageError(f"{out} is there already", "choose another --out, or remove it")
+    partial = out.with_name(f".{out.name}.part")
+    try:
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        kind = _write_weights(source, run, partial, recipe, settings, adapter, notify)
+        _write_papers(partial, run, recipe, kind, step)
+        if out.is_dir():
+            out.rmdir()
+        partial.rename(out)
+    except OSError as error:
+        raise UsageError(f"cannot write {out}: {error.strerror or error}") from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return ExportReport(out, kind, weights_version(out), step)
+
+
+def _source(run: Path, which: Which) -> tuple[Path, int | None]:
+    """The folder of the weights, and their step.
+
+    Raises:
+        UsageError: there is none.
+    """
+    scores = validations(run)
+    if which == "best" and scores and is_model_folder(run / "best"):
+        return run / "best", int(max(scores, key=lambda one: one["right"]["mean"])["step"])
+    for name in ("policy", "model", "adapter"):
+        if is_model_folder(run / name) or (run / name / ADAPTER_CONFIG).is_file():
+            return run / name, _steps(run)
+    raise UsageError(f"{run} holds no weights yet", "agent train writes them after the first step")
+
+
+def validations(run: Path) -> list[dict[str, Any]]:
+    """What the run wrote of each validation, by step."""
+    files = sorted((run / "validation").glob("step-*.json"))
+    return [_json(file, "cannot be read") for file in files]
+
+
+def _steps(run: Path) -> int | None:
+    """Steps that a run has done, where it tells."""
+    for name in ("retrain.json", "report.json"):
+        if (run / name).is_file():
+            found = _json(run / name, "cannot be read").get("steps")
+            return int(found) if isinstance(found, int) else None
+    pointer = run / "checkpoint" / "current.json"
+    return int(_json(pointer, "cannot be read")["step"]) if pointer.is_file() else None
+
+
+def _json(path: Path, wrong: str) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text("utf-8"))
+    except FileNotFoundError as error:
+        raise UsageError(f"{path.parent} {wrong}", "give the --out of agent train") from error
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{path} cannot be read: {error}") from error
+    if not isinstance(found, dict):
+        raise UsageError(f"{path} is not an object")
+    return found
+
+
+def _write_weights(
+    source: Path,
+    run: Path,
+    out: Path,
+    recipe: Mapping[str, Any],
+    settings: Settings,
+    adapter: bool,
+    notify: Notify,
+) -> str:
+    """Weights, configuration and tokenizer; gives `merged` or `adapter`."""
+    if (source / ADAPTER_CONFIG).is_file():
+        if adapter:
+            shutil.copytree(source, out, dirs_exist_ok=True)
+            return "adapter"
+        base = resolve(str(recipe["base"]), settings.models_dir, notify)
+        notify(f"merging the adapter into {base.name}")
+        merge_adapter(base, source, out)
+        return "merged"
+    if adapter:
+        _write_adapter(run, out, recipe)
+        copy_tokenizer(source, out)
+        return "adapter"
+    for file in (*source.glob("*.safetensors"), *(source / name for name in _FILES)):
+        if file.is_file():
+            shutil.copyfile(file, out / file.name)
+    copy_tokenizer(source, out)
+    return "merged"
+
+
+def _write_adapter(run: Path, out: Path, recipe: Mapping[str, Any]) -> None:
+    """The adapter of the last checkpoint, as peft reads it.
+
+    Raises:
+        UsageError: the run trained all weights, or its checkpoint is in parts (ZeRO 3).
+    """
+    import torch
+    from safetensors.torch import save_file
+
+    lora = recipe.get("update", {}).get("lora")
+    pointer = run / "checkpoint" / "current.json"
+    if not lora:
+        raise UsageError("this run trained all weights: there is no adapter", "export it merged")
+    if not pointer.is_file() or recipe["update"].get("zero") == 3:
+        raise UsageError("the adapter is not whole in any checkpoint", "export it merged")
+    tag = _json(pointer, "cannot be read")["tag"]
+    path = run / "checkpoint" / tag / "mp_rank_00_model_states.pt"
+    # the run's own file: DeepSpeed's states hold more than tensors
+    state = torch.load(path, map_location="cpu", weights_only=False)["module"]
+    tensors = {
+        name.removeprefix("model.").replace(".default.", "."): tensor.contiguous()
+        for name, tensor in state.items()
+        if ".lora_" in name
+    }
+    save_file(tensors, out / "adapter_model.safetensors", metadata={"format": "pt"})
+    (out / ADAPTER_CONFIG).write_text(json.dumps(_peft(lora, recipe), indent=2) + "\n", "utf-8")
+
+
+def _peft(lora: Mapping[str, Any], recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """peft's configuration of an adapter."""
+    from peft import LoraConfig
+
+    config = LoraConfig(
+        r=lora["rank"],
+        lora_alpha=lora["alpha"],
+        lora_dropout=lora["dropout"],
+        target_modules=lora["targets"],
+        task_type="CAUSAL_LM",
+        base_model_name_or_path=recipe["base"],
+        inference_mode=True,
+    ).to_dict()
+    return {
+        key: sorted(value) if isinstance(value, set) else value for key, value in config.items()
+    }
+
+
+def _write_papers(
+    out: Path, run: Path, recipe: Mapping[str, Any], kind: str, step: int | None
+) -> None:
+    """Everything that is no weight."""
+    agent = recipe.get("rollouts", {}).get("agent") or _retrained(run).get("agent", {})
+    (out / "agent.toml").write_text(_toml(agent), "utf-8")
+    shutil.copyfile(run / "recipe.json", out / "recipe.json")
+    (out / "README.md").write_text(model_card(run, recipe, kind, step), "utf-8")
+
+
+def _retrained(run: Path) -> dict[str, Any]:
+    """What a retraining wrote; nothing in any other run."""
+    path = run / "retrain.json"
+    return _json(path, "cannot be read") if path.is_file() else {}
+
+
+def _toml(agent: Mapping[str, Any]) -> str:
+    """The settings of the run's episodes, answers drawn greedily."""
+    made = isolated_settings(**agent).model_dump(mode="json", include=set(_SETTINGS))
+    plain = {key: made[key] for key in _SETTINGS if not isinstance(made[key], dict)}
+    lines = ["# The settings that this policy was trained under. Run agent in this folder,"]
+    lines += ["# or copy the file to where you run it.", 'policy = "."']
+    lines += [f"{key} = {_value(value)}" for key, value in plain.items() if value != ""]
+    for section in (key for key in _SETTINGS if isinstance(made[key], dict)):
+        lines += ["", f"[{section}]"]
+        lines += [f"{key} = {_value(value)}" for key, value in made[section].items()]
+    return "\n".join(lines) + "\n"
+
+
+def _value(value: Any) -> str:
+    """A TOML value; JSON's strings, numbers, truth values and lists are TOML's."""
+    return json.dumps(value).replace("\x7f", "\\u007f")
+
+
+def model_card(run: Path, recipe: Mapping[str, Any], kind: str, step: int | None) -> str:
+    """The README of an exported policy, in Markdown with the Hub's front matter."""
+    base = str(recipe["base"])
+    spec = CATALOG.get(base)
+    licence = spec.licence if spec else _LICENCES.get(base, "")
+    matter = {"library_name": "peft" if kind == "adapter" else "transformers"}
+    matter |= {"base_model": spec.hub if spec else Path(base).name}
+    matter |= {"license": licence.lower() or "other", "pipeline_tag": "text-generation"}
+    matter |= {"tags": ["turnwise", "agent", "question-answering"]}  # type: ignore[dict-item]
+    told = "" if step is None else f", step {step}"
+    whole = yaml.safe_dump(dict(recipe), sort_keys=False, allow_unicode=True)
+    parts = [
+        f"---\n{yaml.safe_dump(matter, sort_keys=False)}---\n",
+        f"# {run.resolve().name}\n",
+        f"A policy for turnwise, trained from `{base}`; {kind} weights{told}. It acts in turns: it "
+        "searches, judges what it found, answers with source numbers or declines.\n",
+        f"Recipe digest `{_digest(run)}`; the whole recipe is in `recipe.json` and below.\n",
+        _use(kind),
+        "## Data\n\n" + _data(run, recipe),
+        "## Scores\n\n" + _scores(run),
+        "## Licence\n\n" + _licence(base, licence),
+        f"## Recipe\n\n```yaml\n{whole}```\n",
+    ]
+    return "\n".join(parts)
+
+
+def _digest(run: Path) -> str:
+    """Of the recipe, as the run's report tells it; "unknown" before its end."""
+    for name in ("report.json", "retrain.json"):
+        if (run / name).is_file():
+            found = _json(run / name, "cannot be read").get("recipe")
+            if isinstance(found, str):
+                return found
+    return "unknown"
+
+
+def _use(kind: str) -> str:
+    lines = ['cd THIS_FOLDER && agent ask "..."', 'agent ask --policy THIS_FOLDER "..."']
+    if kind == "merged":
+        lines += ["agent serve --policy vllm:THIS_FOLDER", "vllm serve THIS_FOLDER"]
+    return "## Use\n\n```\n" + "\n".join(lines) + "\n```\n"
+
+
+def _data(run: Path, recipe: Mapping[str, Any]) -> str:
+    if logged := _retrained(run):
+        return (
+            f"{logged['used']} logged episodes of use, {logged['corrected']} of them corrected.\n"
+        )
+    tasks = recipe.get("tasks")
+    if not tasks:
+        return "Demonstration trajectories; see the recipe.\n"
+    lines = [f"- questions of `{name}`, {tasks['split']} part" for name in tasks["sets"]]
+    if tasks.get("worlds"):
+        worlds = tasks["worlds"]
+        lines.append(
+            f"- {worlds['count']} fictional worlds from seed {worlds['first_seed']}, "
+            f"{worlds['entities']} entities and at most {worlds['questions']} questions each"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def _scores(run: Path) -> str:
+    """A table of the run's validations: share of held-out questions answered rightly."""
+    found = validations(run)
+    if not found:
+        return "The run measured nothing.\n"
+    kinds = sorted({kind for one in found for kind in one["kinds"]})
+    rows = ["| step | right | " + " | ".join([*kinds, "searches"]) + " |"]
+    rows.append("| --- " * (len(kinds) + 3) + "|")
+    for one in found:
+        cells = [_interval(one["right"]), *(_interval(one["kinds"].get(kind)) for kind in kinds)]
+        rows.append(f"| {one['step']} | {' | '.join(cells)} | {one['searches']:.2f} |")
+    told = "Per cent of held-out questions, answered greedily; 95 % intervals over questions."
+    return f"{told}\n\n" + "\n".join(rows) + "\n"
+
+
+def _interval(one: Mapping[str, float] | None) -> str:
+    if one is None:
+        return "-"
+    low, high = 100 * one["low"], 100 * one["high"]
+    return f"{100 * one['mean']:.1f} [{low:.1f}, {high:.1f}]"
+
+
+def _licence(base: str, licence: str) -> str:
+    if licence:
+        return f"{licence}, as the base `{base}`. Data sets have licences of their own.\n"
+    return f"That of the base `{Path(base).name}`: see there. Data sets have their own.\n"

@@ -1,0 +1,276 @@
+"""Which logged trajectories a policy can be trained on, and why the others cannot.
+
+A trajectory of use may come from another model, from another tokenizer, from a greedy draw; it may be
+wrong, or nobody may know whether it is right. Everything that is left out is named with its reason.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import NamedTuple
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field
+
+from agent.formats import TagsFormat
+from agent.policies.chat import ChatTemplate
+from agent.trajectory import Action, ActionKind, Span, Status, StopReason, Trajectory, Turn
+from eval.metrics.text import contains
+from eval.sample import score_one
+from tools.base import Source, Toolbox
+
+#: Key of `Task.meta` under which the right answer lies that somebody gave to a logged episode.
+CORRECTION = "correction"
+_ENDS = (ActionKind.ANSWER, ActionKind.ABSTAIN)
+
+
+class Wanted(BaseModel):
+    """Which logged episodes are good enough, and by what.
+
+    Attributes:
+        reward: name of the reward attached to episodes; empty for the task's gold answers.
+        threshold: an episode is good when its reward is above this.
+        scorer: of answers against gold answers.
+        policies: names of policies, besides the base itself, whose episodes are taken.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    reward: str = ""
+    threshold: float = Field(0.5, allow_inf_nan=False)
+    scorer: str = "squad2"
+    policies: tuple[str, ...] = ()
+
+
+class LeftOut(NamedTuple):
+    """An episode that was not used, and why, in words that many episodes share."""
+
+    id: str
+    reason: str
+
+
+@dataclass
+class Chosen:
+    """What is trained on.
+
+    Attributes:
+        used: trajectories, ready to train on.
+        corrected: how many of them end in a correction in the place of their own answer.
+        left_out: the others.
+    """
+
+    used: list[Trajectory] = field(default_factory=list)
+    corrected: int = 0
+    left_out: list[LeftOut] = field(default_factory=list)
+
+    @property
+    def reasons(self) -> dict[str, int]:
+        """Reasons by how often they occur."""
+        return dict(Counter(one.reason for one in self.left_out).most_common())
+
+
+def with_correction(trajectory: Trajectory, answer: str) -> Trajectory:
+    """The trajectory with the right answer attached; `TrajectoryStore.replace` keeps it."""
+    meta = {**trajectory.task.meta, CORRECTION: answer}
+    return replace(trajectory, task=replace(trajectory.task, meta=meta))
+
+
+def unfit(trajectory: Trajectory, template: ChatTemplate, names: Sequence[str]) -> str:
+    """Why a trajectory's tokens cannot be trained on; "" when they can.
+
+    Args:
+        trajectory: any.
+        template: tokenizer of the model to be trained.
+        names: of the policies whose episodes are taken, without version.
+    """
+    name = trajectory.policy.rpartition("@")[0] or trajectory.policy
+    if trajectory.status is Status.FAILED:
+        return "the episode failed"
+    if not trajectory.has_tokens:
+        return "no token ids: the policy gave none"
+    if not trajectory.sampled.any():
+        return "no token that a policy sampled"
+    if name not in names:
+        return f"of another policy: {name}"
+    return "" if _same_tokenizer(trajectory, template) else "of another tokenizer"
+
+
+def _same_tokenizer(trajectory: Trajectory, template: ChatTemplate) -> bool:
+    """Whether the tokenizer reads the replies as they were recorded."""
+    ids = trajectory.token_ids
+    if int(ids.min()) < 0 or int(ids.max()) >= len(template.tokenizer):
+        return False
+    replies = [t for t in trajectory.turns if t.sampled and t.text.strip() and not t.forced]
+    read = (template.decode(ids[t.reply.start : t.reply.stop].tolist()).strip() for t in replies)
+    return not replies or any(
+        text.startswith(turn.text.strip()) for text, turn in zip(read, replies, strict=True)
+    )
+
+
+def demonstrations(
+    found: Iterable[Trajectory], wanted: Wanted, template: ChatTemplate, base: str
+) -> Chosen:
+    """Episodes that are good enough to be imitated; corrections take the place of wrong answers.
+
+    Malformed replies on the way carry no loss. The same tokens twice count once.
+
+    Args:
+        found: logged.
+        wanted: what good enough means.
+        template: tokenizer of the model to be trained.
+        base: its name.
+    """
+    out, seen = Chosen(), set[bytes]()
+    for trajectory in found:
+        made: Trajectory | str = unfit(trajectory, template, (base, *wanted.policies))
+        if not made:
+            made = _taken(trajectory, wanted, template)
+        if isinstance(made, Trajectory) and made.token_ids.tobytes() in seen:
+            made = "the same tokens as another one"
+        if isinstance(made, str):
+            out.left_out.append(LeftOut(trajectory.id, made))
+            continue
+        seen.add(made.token_ids.tobytes())
+        out.corrected += made.answer != trajectory.answer or made.status is not trajectory.status
+        out.used.append(_well_formed(made))
+    return out
+
+
+def _taken(trajectory: Trajectory, wanted: Wanted, template: ChatTemplate) -> Trajectory | str:
+    """The trajectory to imitate, or why there is none."""
+    correction = trajectory.task.meta.get(CORRECTION)
+    if correction is not None:
+        return _corrected(trajectory, correction, wanted, template)
+    value = value_of(trajectory, wanted)
+    if isinstance(value, str):
+        return value
+    return trajectory if value > wanted.threshold else "its reward is not above the threshold"
+
+
+def value_of(trajectory: Trajectory, wanted: Wanted) -> float | str:
+    """The attached reward, or how right the answer is; words where there is neither."""
+    if wanted.reward:
+        return trajectory.rewards.get(wanted.reward, f"no reward '{wanted.reward}' attached")
+    task = trajectory.task
+    if not task.answers and task.answerable is not False:
+        return "no gold answer to judge it by"
+    return score_one("", wanted.scorer, task, trajectory).right
+
+
+def _corrected(
+    trajectory: Trajectory, correction: object, wanted: Wanted, template: ChatTemplate
+) -> Trajectory | str:
+    """The trajectory with the right answer in the place of its own, or why that would be unsound.
+
+    Sound is what the policy could have written from what it was shown: the right answer must occur in
+    a source that the last reply's context holds. Anything else would teach it to make things up.
+    """
+    if not isinstance(correction, str) or not correction.strip():
+        return "its correction is no text"
+    if contains(trajectory.answer, correction) and contains(correction, trajectory.answer):
+        return trajectory
+    last = trajectory.turns[-1]
+    if last.action.kind not in _ENDS or last.forced or not last.sampled:
+        return "corrected, but it does not end in an answer of its own"
+    if trajectory.versions.get("format", "tags") not in ("tags", "tool_call"):
+        return "corrected, but its action format is not known here"
+    source = _support(trajectory, last, correction)
+    if source is None:
+        return "corrected, but the right answer is in nothing that it was shown"
+    return _rewritten(trajectory, correction.strip(), source, template)
+
+
+def _support(trajectory: Trajectory, last: Turn, answer: str) -> Source | None:
+    """A source with the answer that the last reply's context holds."""
+    for turn in reversed(trajectory.turns[:-1]):
+        start = turn.observation_span.start
+        if turn.observation is None or not any(s.start <= start < s.stop for s in last.context):
+            continue
+        for source in turn.observation.sources:
+            if contains(f"{source.title}\n{source.text}", answer):
+                return source
+    return None
+
+
+def _rewritten(
+    trajectory: Trajectory, answer: str, source: Source, template: ChatTemplate
+) -> Trajectory:
+    """The trajectory with another last reply; the new tokens have no log-probabilities."""
+    last = trajectory.turns[-1]
+    plain = TagsFormat(Toolbox()).neutralise(template.neutralise(answer))
+    text = f"{plain} [{source.number}]"
+    ids = template.encode(text)
+    if trajectory.versions.get("format", "tags") == "tags":
+        text = f"<answer>{text}</answer>"
+        ids = template.encode(text)
+    else:
+        ids = [*ids, template.eos_id]  # plain text ends with the turn
+    start = last.reply.start
+    tokens = np.concatenate([trajectory.token_ids[:start], np.asarray(ids, dtype=np.int32)])
+    unknown = np.full(len(ids), np.nan, dtype=np.float32)
+    end = Span(len(tokens), len(tokens))
+    action = Action(ActionKind.ANSWER, text=plain, citations=(source.number,))
+    turn = replace(
+        last, reply=Span(start, len(tokens)), observation_span=end, text=text, action=action
+    )
+    return replace(
+        trajectory,
+        turns=(*trajectory.turns[:-1], turn),
+        token_ids=tokens,
+        logprobs=np.concatenate([trajectory.logprobs[:start], unknown]),
+        answer=plain,
+        citations=(source.number,),
+        status=Status.ANSWERED,
+        stop_reason=StopReason.ANSWER,
+    )
+
+
+def _well_formed(trajectory: Trajectory) -> Trajectory:
+    """The same with no loss on malformed replies."""
+    turns = tuple(
+        replace(turn, sampled=turn.sampled and turn.action.kind is not ActionKind.MALFORMED)
+        for turn in trajectory.turns
+    )
+    return replace(trajectory, turns=turns)
+
+
+def comparable(
+    found: Iterable[Trajectory], wanted: Wanted, template: ChatTemplate, base: str
+) -> Chosen:
+    """Episodes whose draw is known token by token, so that another policy can learn from them.
+
+    Args:
+        found: logged.
+        wanted: names policies; its threshold does not matter.
+        template: tokenizer of the model to be trained.
+        base: its name.
+    """
+    out = Chosen()
+    for trajectory in found:
+        reason = unfit(trajectory, template, (base, *wanted.policies)) or _undrawn(trajectory)
+        if not reason and wanted.reward and wanted.reward not in trajectory.rewards:
+            reason = f"no reward '{wanted.reward}' attached"
+        if reason:
+            out.left_out.append(LeftOut(trajectory.id, reason))
+        else:
+            out.used.append(trajectory)
+    return out
+
+
+def _undrawn(trajectory: Trajectory) -> str:
+    """Why the recorded log-probabilities are not those of the draw."""
+    if np.isnan(trajectory.logprobs[trajectory.sampled]).any():
+        return "a sampled token without log-probability"
+    if trajectory.sampling.temperature != 1.0 or trajectory.sampling.truncated:
+        return "not drawn at temperature 1 untruncated: its log-probabilities are not the draw's"
+    return ""
+
+
+def by_task(trajectories: Iterable[Trajectory]) -> list[list[Trajectory]]:
+    """Trajectories of one task together, in order of appearance, whatever groups they were played in."""
+    found: dict[tuple[str, str], list[Trajectory]] = {}
+    for one in trajectories:
+        found.setdefault((one.task.id, one.task.question), []).append(one)
+    return list(found.values())

@@ -1,0 +1,182 @@
+"""A run's policy as a folder: what this project, transformers, peft and vLLM make of it."""
+
+import json
+import os
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from agent.settings import isolated_settings
+from kg.errors import UsageError
+from rl.export import export
+from rl.loop import train
+from rl.train_recipe import load_train
+from tests.rl.conftest import WORLD
+
+TINY = [
+    "steps=1",
+    f"tasks.worlds={json.dumps(WORLD)}",
+    "tasks.limit=2",
+    "rollouts.tasks=2",
+    "rollouts.size=2",
+    "rollouts.engine=transformers",
+    "rollouts.concurrency=4",
+    "rollouts.agent.budgets={turns: 5}",
+    f"validation.tasks.worlds={json.dumps({**WORLD, 'first_seed': 515151})}",
+    "validation.tasks.limit=2",
+    "loss.anchor={coefficient: 0.1, into: reward}",
+    "tasks.probe=1",
+    "update.lora={rank: 4, targets: [q_proj, v_proj]}",
+    "update.optimizer.lr=1e-2",
+]
+
+
+class Quiet:
+    def __init__(self):
+        self.steps, self.lines = [], []
+
+    def stage(self, name, done, total):
+        pass
+
+    def notify(self, line):
+        self.lines.append(line)
+
+    def step(self, metrics):
+        self.steps.append(metrics)
+
+    def validated(self, found):
+        pass
+
+
+@pytest.fixture(scope="module")
+def trained(models_dir, tmp_path_factory):
+    """One step of the combination, with adapters, KL in the reward and closed-book labels."""
+    run, watch = tmp_path_factory.mktemp("export") / "run", Quiet()
+    recipe = load_train("igpo_reseek_ikea", TINY)
+    train(recipe, isolated_settings(home=models_dir.parent), run, watch)
+    return run, recipe, watch
+
+
+@pytest.fixture(scope="module")
+def home(models_dir):
+    return isolated_settings(home=models_dir.parent)
+
+
+@pytest.fixture(scope="module")
+def merged(trained, home):
+    return export(trained[0], trained[0].parent / "merged", home, which="last").out
+
+
+def test_a_run_feeds_the_rewards_what_they_read(trained):
+    run, recipe, watch = trained
+    assert {"reward/kl", "reward/boundary", "reward/gain"} <= watch.steps[0].keys()
+    assert watch.steps[0]["reward/kl"] == pytest.approx(0.0, abs=1e-6)  # it has not moved yet
+    assert (run / "known.json").is_file()
+    assert any("known closed-book" in line for line in watch.lines)
+    assert recipe.provides
+
+
+def test_the_folder_holds_settings_recipe_and_card(trained, merged):
+    run, recipe, _ = trained
+    settings = tomllib.loads((merged / "agent.toml").read_text())
+    assert settings["budgets"]["turns"] == 5
+    assert settings["search"] == {"k": 3, "passage_chars": 500, "mode": "lexical"}
+    assert settings["tools"] == ["search", "judge"]
+    assert settings["policy"] == "."
+    assert json.loads((merged / "recipe.json").read_text())["base"] == "micro"
+    card = (merged / "README.md").read_text()
+    for part in (
+        recipe.digest,
+        "Apache-2.0",
+        "fictional worlds from seed 424242",
+        "| 0 |",
+        "| 1 |",
+    ):
+        assert part in card
+    assert str(run) not in card
+    found = json.loads((run / "validation" / "step-00001.json").read_text())["right"]
+    assert f"{100 * found['mean']:.1f} [{100 * found['low']:.1f}, " in card
+
+
+def test_transformers_loads_it_with_what_was_learnt(trained, merged, micro):
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model = AutoModelForCausalLM.from_pretrained(str(merged), local_files_only=True)
+    assert AutoTokenizer.from_pretrained(str(merged)).chat_template
+    ids = torch.tensor([[5, 6, 7]])
+    assert torch.isfinite(model(ids).logits).all()
+    new, old = load_file(merged / "model.safetensors"), load_file(micro / "model.safetensors")
+    changed = {k for k in new if not torch.equal(new[k].float(), old[k].float())}
+    assert changed
+    assert all("q_proj" in name or "v_proj" in name for name in changed)
+
+
+def test_the_adapter_is_the_merged_policy(trained, merged, home, micro):
+    from agent.policies.merge import merged_model
+
+    found = export(trained[0], trained[0].parent / "adapter", home, which="last", adapter=True)
+    assert found.kind == "adapter"
+    again = merged_model(micro, found.out).state_dict()
+    for name, tensor in load_file(merged / "model.safetensors").items():
+        assert torch.allclose(again[name].float(), tensor.float(), atol=1e-5), name
+
+
+def test_agent_ask_answers_with_it_under_the_settings_beside_it(merged):
+    root = Path(__file__).parents[2]
+    env = {k: v for k, v in os.environ.items() if not k.startswith("AGENT_")}
+    asked = ["ask", "Who founded Acme?", "--json", "--no-log", "--policy", str(merged)]
+    done = subprocess.run(
+        [sys.executable, str(root / "cli.py"), *asked],
+        cwd=merged,
+        env={**env, "PYTHONPATH": str(root)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout)
+    assert told["status"] in ("answered", "abstained", "over_budget")
+    beside = tomllib.loads((merged / "agent.toml").read_text())
+    assert told["config_digest"] == isolated_settings(**{**beside, "policy": str(merged)}).digest
+
+
+def test_vllm_loads_it(merged):
+    import asyncio
+
+    from agent.policies.base import Request, Sampling
+    from agent.policies.vllm import VllmPolicy
+
+    async def ask():
+        policy = VllmPolicy(merged, name="exported", dtype="float32", max_num_seqs=2)
+        ids = tuple(policy.template.opening([{"role": "user", "content": "Who?"}]))
+        [done] = await policy.generate([Request((), ids, Sampling(max_tokens=4))])
+        await policy.aclose()
+        return done
+
+    assert len(asyncio.run(ask()).token_ids) > 0
+
+
+@pytest.mark.parametrize("what", ["nothing", "full", "whole"])
+def test_what_cannot_be_exported_is_told(what, trained, home, tmp_path):
+    run, out, adapter, message = trained[0], tmp_path / "out", False, "is no folder of a run"
+    if what == "nothing":
+        run = tmp_path
+    if what == "full":
+        (tmp_path / "out").mkdir()
+        (tmp_path / "out" / "mine").touch()
+        message = "is there already"
+    if what == "whole":
+        recipe = json.loads((run / "recipe.json").read_text())
+        recipe["update"]["lora"] = None
+        run = tmp_path / "run"
+        run.mkdir()
+        (run / "recipe.json").write_text(json.dumps(recipe))
+        (run / "policy").symlink_to(trained[0] / "policy")
+        adapter, message = True, "trained all weights"
+    with pytest.raises(UsageError, match=message):
+        export(run, out, home, which="last", adapter=adapter)
+    assert not (tmp_path / ".out.part").exists()

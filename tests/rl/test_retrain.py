@@ -1,0 +1,261 @@
+"""Retraining from use, on a store of real rollouts of the micro policy; and the KL in the reward."""
+
+import asyncio
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from agent.formats import TagsFormat
+from agent.policies.base import Completion, Sampling
+from agent.policies.chat import ChatTemplate
+from agent.settings import isolated_settings
+from agent.store import TrajectoryStore
+from agent.trajectory import Status
+from eval.metrics.text import contains
+from kg.errors import UsageError
+from rl.assess import assess
+from rl.learner import Learner
+from rl.leash import turn_kl
+from rl.logged import Wanted, comparable, demonstrations, with_correction
+from rl.packing import rows
+from rl.receipt import make_receipt
+from rl.retrain import retrain
+from rl.rewards import RewardContext
+from rl.scoring import load_scorer, score_group
+from rl.train_recipe import load_train
+from tools.base import Toolbox
+
+SMALL = ["update.optimizer.lr=1e-3", "loss.aggregation=token-mean", "rollouts.tasks=2"]
+
+
+@pytest.fixture(scope="module")
+def template(micro):
+    return ChatTemplate.load(micro)
+
+
+@pytest.fixture
+def logged(played):
+    return [trajectory for group in played.groups for trajectory in group]
+
+
+def right(trajectory):
+    return any(contains(trajectory.answer, a) for a in trajectory.task.answers)
+
+
+def stored(path, trajectories):
+    with TrajectoryStore.open(path) as store:
+        store.add_many(trajectories)
+    return str(path)
+
+
+def test_what_is_right_becomes_a_demonstration_and_the_rest_is_counted(logged, template):
+    chosen = demonstrations(logged, Wanted(), template, "micro")
+    assert chosen.used
+    assert chosen.left_out
+    assert len(chosen.used) + len(chosen.left_out) == len(logged)
+    assert sum(chosen.reasons.values()) == len(chosen.left_out)
+    for one in chosen.used:
+        assert right(one) or (one.task.answerable is False and one.status is Status.ABSTAINED)
+
+
+def test_what_cannot_be_trained_on_is_named(logged, template):
+    one = logged[0].with_rewards({"thumb": 1.0})
+    odd = {
+        "failed": replace(one, id="a", status=Status.FAILED),
+        "of another policy": replace(one, id="b", policy="llama@1"),
+        "no token ids": replace(
+            one, id="c", turns=(), token_ids=one.token_ids[:0], logprobs=one.logprobs[:0]
+        ),
+        "of another tokenizer": replace(one, id="d", token_ids=(one.token_ids + 7) % 500),
+        "no reward 'thumb'": replace(one, id="e", rewards={}),
+        "not above": replace(one, id="f").with_rewards({"thumb": 0.0}),
+        "the same tokens": replace(one, id="g"),
+    }
+    chosen = demonstrations([one, *odd.values()], Wanted(reward="thumb"), template, "micro")
+    assert [t.id for t in chosen.used] == [one.id]
+    for (words, trajectory), found in zip(odd.items(), chosen.left_out, strict=True):
+        assert found.id == trajectory.id
+        assert words in found.reason
+    wanted = Wanted(reward="thumb", policies=("llama",))
+    assert demonstrations([odd["of another policy"]], wanted, template, "micro").used
+
+
+def test_a_greedy_draw_teaches_no_gradient(logged, template):
+    greedy = replace(logged[0], id="greedy", sampling=Sampling(temperature=0.0))
+    blind = replace(logged[0], id="blind", logprobs=np.full_like(logged[0].logprobs, np.nan))
+    chosen = comparable([*logged, greedy, blind], Wanted(), template, "micro")
+    assert len(chosen.used) == len(logged)
+    assert [one.id for one in chosen.left_out] == ["greedy", "blind"]
+
+
+def searched(logged):
+    """An episode that was shown a passage and answered it by itself, and a word of the passage."""
+    for one in logged:
+        last = one.turns[-1]
+        for turn in one.turns[:-1]:
+            start = turn.observation_span.start
+            held = any(s.start <= start < s.stop for s in last.context)
+            if turn.observation and turn.observation.sources and held and not last.forced:
+                source = turn.observation.sources[0]
+                return one, source, source.text.rstrip(".").split()[-1]
+    raise AssertionError("no rollout searched")
+
+
+def test_a_correction_takes_the_place_of_the_answer_where_it_was_shown(logged, template):
+    one, source, answer = searched(logged)
+    one = replace(one, answer="nonsense")
+    chosen = demonstrations([with_correction(one, answer)], Wanted(), template, "micro")
+    [made] = chosen.used
+    assert chosen.corrected == 1
+    assert made.answer == answer
+    assert made.citations == (source.number,)
+    last = made.turns[-1]
+    assert template.decode(made.token_ids[slice(*last.reply)].tolist()) == last.text
+    parsed = TagsFormat(Toolbox()).parse(Completion(last.text))
+    assert (parsed.text, parsed.citations) == (answer, (source.number,))
+    assert (made.token_ids[: last.reply.start] == one.token_ids[: last.reply.start]).all()
+    taught = np.concatenate([row.ids[row.target] for row in rows(made)])
+    assert taught.tolist() == made.token_ids[made.sampled].tolist()
+
+
+def test_a_correction_that_was_never_shown_is_not_taught(logged, template):
+    one, *_ = searched(logged)
+    found = demonstrations([with_correction(one, "Zyxwv Utsrq")], Wanted(), template, "micro")
+    assert found.reasons == {"corrected, but the right answer is in nothing that it was shown": 1}
+
+
+def test_imitation_raises_the_likelihood_of_what_was_liked(logged, micro, models_dir, tmp_path):
+    liked = [t.with_rewards({"thumb": float(i % 2)}) for i, t in enumerate(logged)]
+    url = stored(tmp_path / "log.sqlite", liked)
+    recipe = load_train("rest", [*SMALL, "update.epochs=2"])
+    lines = []
+    report = retrain(
+        url, recipe, settings_of(models_dir), tmp_path / "run", wanted=Wanted(reward="thumb"),
+        notify=lines.append,
+    )  # fmt: skip
+    assert report.episodes == 16
+    assert report.used + sum(report.left_out.values()) == 16
+    assert "8 (its reward is not above the threshold)" in lines[0]
+    facts = json.loads((tmp_path / "run" / "retrain.json").read_text())
+    assert facts["used"] == report.used
+    assert facts["recipe"] == recipe.digest
+    kept = next(t for t in liked if t.rewards["thumb"] and t.status is not Status.FAILED)
+    before, after = (mean_logprob(folder, kept) for folder in (micro, report.out))
+    assert after > before
+
+
+def settings_of(models_dir):
+    return isolated_settings(home=models_dir.parent)
+
+
+def mean_logprob(folder, trajectory):
+    scores = score_group(load_scorer(folder, "micro"), [trajectory], ())
+    return float(np.nanmean(scores.logprobs[trajectory.id]))
+
+
+def test_a_gradient_learns_from_attached_rewards(logged, micro, models_dir, tmp_path):
+    graded = [t.with_rewards({"grade": float(i % 4 == 0)}) for i, t in enumerate(logged)]
+    url = stored(tmp_path / "log.sqlite", [*graded, replace(graded[0], id="x", policy="gpt@1")])
+    recipe = load_train("grpo", [*SMALL, "loss.anchor=null", "loss.correction=null"])
+    run = tmp_path / "run"
+    report = retrain(url, recipe, settings_of(models_dir), run, "gradient", Wanted(reward="grade"))
+    assert (report.episodes, report.used, report.silent) == (17, 16, 0)
+    assert report.left_out == {"of another policy: gpt": 1}
+    assert report.finished
+    assert report.steps == 2  # four tasks, two a step
+    kept = json.loads((run / "recipe.json").read_text())
+    assert (
+        kept["loss"]["correction"]["high"] == 2.0
+    )  # importance weights, though the recipe had none
+    old, new = load_file(micro / "model.safetensors"), load_file(report.out / "model.safetensors")
+    assert any((old[name].float() - new[name].float()).abs().max() > 1e-5 for name in new)
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [1, 2]
+    assert lines[0]["weight_mean"] == pytest.approx(1.0, abs=0.05)  # the same weights drew them
+
+
+def test_a_store_without_anything_to_learn_from_says_why(logged, models_dir, tmp_path):
+    url = stored(tmp_path / "log.sqlite", [replace(t, policy="gpt@1") for t in logged])
+    with pytest.raises(UsageError, match=r"none of 16 .*another policy: gpt \(16\)"):
+        retrain(url, load_train("rest"), settings_of(models_dir), tmp_path / "run")
+
+
+def test_the_kl_to_the_start_is_taken_off_the_reward(played, micro, tmp_path):
+    recipe = load_train(
+        "search_r1", ["loss.anchor={coefficient: 0.5, into: reward}", "credit.estimator=turn_rloo"]
+    )
+    groups = played.groups[:2]
+    learner = Learner(micro, recipe.update, recipe.loss, 1)
+    still = turn_kl(learner, groups, 4096)
+    assert all(not row.any() for row in still.values())
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for parameter in learner.engine.module.parameters():
+            parameter += torch.randn_like(parameter) * 3e-3
+    moved = turn_kl(learner, groups, 4096)
+    assert any(abs(row).max() > 0.01 for row in moved.values())
+    agree_with_plain_sequences(learner, groups[0][0], moved)
+    context = RewardContext(anchor_kl=moved)
+    found = assess(groups, recipe, context)
+    assert found.credit.ledger.residual() < 1e-9
+    plain = assess(groups, load_train("search_r1", ["credit.estimator=turn_rloo"]))
+    for row, trajectory in enumerate(found.trajectories):
+        receipt = make_receipt(found, trajectory.id)
+        assert [one.label for one in receipt.parts] == ["answer", "kl"]
+        for line, kl in zip(receipt.turns, moved[trajectory.id], strict=True):
+            assert line.parts["kl"] == pytest.approx(-0.5 * kl)
+            assert sum(line.parts.values()) == pytest.approx(found.batch.rewards[row, line.turn])
+        off = plain.batch.outcomes[row] - found.batch.outcomes[row]
+        assert off == pytest.approx(0.5 * moved[trajectory.id].sum())
+    with pytest.raises(UsageError, match="anchor log-probabilities"):
+        assess(groups, recipe)
+    leash = "loss.anchor={coefficient: 1, into: reward}"
+    with pytest.raises(UsageError, match="label 'kl'"):
+        load_train("search_r1", [leash, "rewards.kl={reward: f1}"])
+
+
+def agree_with_plain_sequences(learner, trajectory, moved):
+    """Each turn scored as a sequence of its own gives the same."""
+    from rl.tree import build_tree
+
+    for index, turn in enumerate(trajectory.turns):
+        context = trajectory.prompt_of(turn).astype(np.int64)
+        reply = trajectory.token_ids[slice(*turn.reply)].astype(np.int64)
+        tree = build_tree([np.concatenate([context, reply])])
+        ids = np.arange(len(context), len(context) + len(reply))
+        now, then = (learner.logprobs(tree, ids, anchor=a) for a in (False, True))
+        assert moved[trajectory.id][index] == pytest.approx((now - then).sum(), abs=1e-3)
+
+
+def test_closed_book_labels_of_a_run_are_kept(played, micro, tmp_path):
+    from agent.policies.transformers import TransformersPolicy
+    from rl.boundary import known_tasks
+    from rl.question_sets import load_sets, open_sets
+    from rl.rollouts import Stage
+    from rl.train_recipe import Tasks
+    from tests.rl.conftest import WORLD
+
+    recipe = load_train("ikea", ["tasks.probe=2", "rollouts.engine=transformers"])
+    tasks = Tasks(worlds=WORLD, kinds=("1hop", "unanswerable"), limit=3)
+    told = []
+
+    async def ask():
+        policy = TransformersPolicy(micro, name="micro", dtype="float32")
+        settings = isolated_settings(home=tmp_path, tools=())
+        loaded = load_sets(tasks, settings, "", played.worlds)
+        closed = open_sets(loaded, settings, policy, lambda line: None)
+        stage = Stage(policy, recipe.rollouts)
+        first = await known_tasks(closed, stage, recipe, tmp_path, lambda d, n: told.append(n))
+        again = await known_tasks(closed, stage, recipe, tmp_path, lambda d, n: told.append(n))
+        await policy.aclose()
+        return closed, first, again
+
+    closed, first, again = asyncio.run(ask())
+    asked = [task for one in closed for task in one.tasks if task.answers]
+    assert set(first) == {task.id for one in closed for task in one.tasks}
+    assert first == again == json.loads((tmp_path / "known.json").read_text())
+    assert told == [2 * len(asked)] * (2 * len(asked))  # the second time nothing is asked
