@@ -194,7 +194,7 @@ class Learner:
             raise UnequalPassesError(f"the processes hold different batches: {counts}")
         mine = [(tree, True) for tree in trees[rank::world]]
         missing = math.ceil(len(trees) / world) - len(mine)
-        return mine + [(trees[0], False)] * missing
+        return mine + ([(trees[0], False)] * missing if missing else [])
 
     def _inputs(self, tree: TokenTree, rows: Ids) -> list[torch.Tensor]:
         parts = (tree.ids, tree.positions, rows, tree.predictors()[rows])
@@ -298,6 +298,7 @@ def _gap(
     if weights is not None:
         figures["weight_mean"] = weights.mean()
         figures["weight_min"] = weights.min()
+        figures["masked"] = (weights == 0).float().mean()
     return figures
 
 
@@ -345,7 +346,7 @@ class _Tally:
 
 
 def _plain_norm(engine: Any) -> float | None:
-    """Norm of the gradients before clipping; None where DeepSpeed keeps them and tells after the step."""
+    """Norm of the gradients before clipping; None where DeepSpeed tells it after the step."""
     if engine.zero_optimization() or engine.bfloat16_enabled():
         return None
     found = [p.grad for p in engine.module.parameters() if p.grad is not None]
