@@ -33,9 +33,15 @@ def page(title: str, body: str, style: str = "") -> str:
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table of plain texts; those that begin with a digit stand to the right."""
+    """A table of plain texts; those that begin with a digit stand to the right, but for the first."""
     cells = "".join(f"<th>{escape(name)}</th>" for name in head)
-    lines = ("".join(_cell(cell) for cell in row) for row in rows)
+    lines = (
+        "".join(
+            f"<td>{escape(cell)}</td>" if not place else _cell(cell)
+            for place, cell in enumerate(row)
+        )
+        for row in rows
+    )
     return f"<table><tr>{cells}</tr>{''.join(f'<tr>{line}</tr>' for line in lines)}</table>"
 
 

@@ -71,14 +71,15 @@ def curves(
         colour = colours[number % len(colours)]
         label = name.replace("$", r"\$")
         x, y = [step for step, _ in points], [value for _, value in points]
-        axes.plot(x, y, color=colour, linewidth=1.4, marker=mark, markersize=3, label=label)
+        dash = "-" if number < len(colours) else "--"
+        axes.plot(x, y, dash, color=colour, linewidth=1.4, marker=mark, markersize=3, label=label)
     if band:
         places, low, high = zip(*band, strict=True)
         axes.fill_between(places, low, high, color=_COLOUR, alpha=0.2, linewidth=0)
     if log:
         axes.set_yscale("log")
     if len(lines) > 1:
-        axes.legend(fontsize=7, frameon=False)
+        figure.legend(loc="outside right center", fontsize=7, frameon=False)
     axes.set_xlabel("step")
     axes.set_ylabel(unit)
     return _svg(figure)

@@ -55,8 +55,17 @@ CURVES = (
 )
 
 
+def always_zero(seen: History) -> list[str]:
+    """Titles of plots in which every number is 0."""
+    return [curve.title for curve in CURVES if _flat(lines_of(seen, curve))]
+
+
+def _flat(lines: Mapping[str, Points]) -> bool:
+    return bool(lines) and all(y == 0 for points in lines.values() for _, y in points)
+
+
 def draw(seen: History) -> list[str]:
-    """The plots as SVG: validation first; those without a number are left out.
+    """The plots as SVG: validation first; those without a number, or of zeros alone, are left out.
 
     Raises:
         MissingExtraError: the plots need a package that is not installed.
@@ -64,7 +73,7 @@ def draw(seen: History) -> list[str]:
     found = [*_validation(seen)]
     for curve in CURVES:
         lines = lines_of(seen, curve)
-        if lines:
+        if lines and not _flat(lines):
             found.append(plots.curves(curve.title, lines, unit=curve.unit, log=curve.log))
     return found
 

@@ -197,7 +197,9 @@ def _curves(seen: History) -> str:
         drawn = run_curves.draw(seen)
     except MissingExtraError as error:
         return f"<h2>Curves</h2><p>{escape(error.message)}: {escape(error.hint)}</p>"
-    return "<h2>Curves</h2>" + "".join(f"<figure>{svg}</figure>" for svg in drawn)
+    zero = run_curves.always_zero(seen)
+    said = f"<p>0 in every step: {escape(', '.join(zero))}.</p>" if zero else ""
+    return "<h2>Curves</h2>" + "".join(f"<figure>{svg}</figure>" for svg in drawn) + said
 
 
 def _changed(run: Path, seen: History) -> str:

@@ -116,7 +116,9 @@ def test_clock():
 def test_without_tensorboard_it_is_said_once(tmp_path, monkeypatch):
     import sys
 
-    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)  # as where it is not installed
+    monkeypatch.setitem(
+        sys.modules, "torch.utils.tensorboard", None
+    )  # as where it is not installed
     to = console(False)
     played(tmp_path, to)
     assert to.file.getvalue().count("no TensorBoard files") == 1

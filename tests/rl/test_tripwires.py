@@ -68,8 +68,12 @@ def test_a_validation_that_does_not_fall_behind_a_rising_reward(validations, rew
 
 
 def test_without_questions_whole_intervals_must_part():
-    apart = tuple(measured(step, right, pairs=False) for step, right in ((5, 70), (15, 40), (20, 40)))
-    near = tuple(measured(step, right, pairs=False) for step, right in ((5, 60), (15, 45), (20, 45)))
+    apart = tuple(
+        measured(step, right, pairs=False) for step, right in ((5, 70), (15, 40), (20, 40))
+    )
+    near = tuple(
+        measured(step, right, pairs=False) for step, right in ((5, 60), (15, 45), (20, 45))
+    )
     assert tripped(history(validations=apart, **RISING)) == ["validation"]
     assert tripped(history(validations=near, **RISING)) == []
 
@@ -81,7 +85,11 @@ def test_without_questions_whole_intervals_must_part():
         ("entropy", {"entropy": until(10, 0.2, 0.001)}, "0.2 to 0.001"),
         ("gap", {"gap_mean": until(0, 0.0, 0.3)}, "0.3 nats a token, above 0.1"),
         ("gap", {"gap_mean": until(10, 0.001, 0.05)}, "grew from 0.001 to 0.05"),
-        ("capped", {"capped": until(10, 0.1, 0.8), "turns": until(10, 4, 8)}, "10% to 80% (turns 4.0"),
+        (
+            "capped",
+            {"capped": until(10, 0.1, 0.8), "turns": until(10, 4, 8)},
+            "10% to 80% (turns 4.0",
+        ),
         ("masked", {"masked": until(10, 0.0, 0.4)}, "40% of the loss tokens are masked"),
         ("masked", {"failed": until(10, 0.0, 0.5)}, "50% of the rollouts failed"),
         ("masked", {"weight_mean": until(10, 1.0, 0.2)}, "weight is 0.2, below 0.5"),
@@ -108,12 +116,15 @@ def test_a_wire_that_is_tripped_says_its_numbers(wire, courses, said):
         pytest.param({"gap_mean": until(10, 1e-7, 1e-5)}, id="a tiny gap that grows"),
         pytest.param({"capped": until(0, 0.0, 0.8)}, id="capped from the start"),
         pytest.param({"masked": until(19, 0.0, 1.0)}, id="one masked step"),
-        pytest.param({"weight_min": until(0, 0.0, 0.0), "masked": until(0, 0.0, 0.05)}, id="5% masked"),
+        pytest.param(
+            {"weight_min": until(0, 0.0, 0.0), "masked": until(0, 0.0, 0.05)}, id="5% masked"
+        ),
         pytest.param({"grad_norm": until(19, 0.5, 500.0)}, id="one spike"),
         pytest.param({"grad_norm": until(17, 1e-4, 0.5)}, id="a small gradient"),
         pytest.param({"grad_norm": until(17, 0.0, 5.0)}, id="silent steps before"),
         pytest.param(
-            {name: until(0, math.nan, math.nan) for name in CALM if name != "steps"}, id="no numbers"
+            {name: until(0, math.nan, math.nan) for name in CALM if name != "steps"},
+            id="no numbers",
         ),
     ],
 )
