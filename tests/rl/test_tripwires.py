@@ -1,16 +1,24 @@
 """Each wire on histories that must trip it and on ones that must not."""
 
+import json
 import math
 
 import pytest
 
 from kg.errors import UsageError
+from rl import run_folder
 from rl.pause import TrippedError, looked
 from rl.run_history import History, read_history
 from rl.train_recipe import TrainRecipe
 from rl.tripwires import Tripwires, check, require_known
 from tests.rl.histories import CALM, history, measured, write
 
+RECIPE = {
+    "tasks": {"sets": ["mine"]},
+    "rewards": {"answer": {"reward": "exact_match"}},
+    "credit": {"estimator": "grpo"},
+    "update": {"optimizer": {"lr": 1e-4}},
+}
 RISING = {"reward": lambda step: 0.02 * step + 0.01 * (step % 2)}
 FALLING = (measured(0, 60), measured(5, 62), measured(10, 63), measured(15, 50), measured(20, 40))
 
@@ -172,6 +180,27 @@ def test_several_wires_are_all_named(tmp_path):
     assert "'capped'" in error.message
     assert "also entropy" in error.message
     assert "--ignore capped --ignore entropy" in error.hint
+
+
+def test_only_tripwires_may_change_while_a_run_goes_on(tmp_path):
+    begun = TrainRecipe.model_validate(RECIPE)
+    off = begun.model_copy(update={"tripwires": Tripwires(gap=None)})
+    run_folder.claim(tmp_path, begun, free=("tripwires",))
+    run_folder.claim(tmp_path, off, free=("tripwires",))
+    assert json.loads((tmp_path / "recipe.json").read_text())["tripwires"]["gap"] is None
+    with pytest.raises(UsageError, match="another recipe"):
+        run_folder.claim(tmp_path, off.model_copy(update={"seed": 9}), free=("tripwires",))
+
+
+def test_a_run_that_goes_on_forgets_later_steps_and_events(tmp_path):
+    run = write(tmp_path / "run", history(5))
+    for step in (2, 4):
+        run_folder.note(run, step, "skipped", "why")
+    with run_folder.metrics(run, 3) as file:
+        file.add({"step": 4, "reward": math.nan})
+    seen = read_history(run)
+    assert [one["step"] for one in seen.steps] == [1, 2, 3, 4]
+    assert [one.step for one in seen.events] == [2]
 
 
 def test_damage_in_a_run_folder_is_left_out(tmp_path):
