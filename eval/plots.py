@@ -47,6 +47,44 @@ def reliability(title: str, bins: Sequence[tuple[float, float, int]]) -> str:
     return _svg(figure)
 
 
+def curves(
+    title: str,
+    lines: Mapping[str, Sequence[tuple[float, float]]],
+    band: Sequence[tuple[float, float, float]] = (),
+    *,
+    unit: str = "",
+    log: bool = False,
+) -> str:
+    """One line a name over steps, each given as (step, value).
+
+    Args:
+        title: of the plot.
+        lines: points in order.
+        band: (step, low, high) of an interval around the first line.
+        unit: of the values.
+        log: whether the axis of values is logarithmic.
+    """
+    figure, axes = _axes(title)
+    colours = [_COLOUR, "#d1752b", "#3d8b4f", "#a33b4a", "#7a5aa6", "#777777"]
+    for number, (name, points) in enumerate(lines.items()):
+        mark = "o" if len(points) < 25 else None
+        colour = colours[number % len(colours)]
+        label = name.replace("$", r"\$")
+        x, y = [step for step, _ in points], [value for _, value in points]
+        dash = "-" if number < len(colours) else "--"
+        axes.plot(x, y, dash, color=colour, linewidth=1.4, marker=mark, markersize=3, label=label)
+    if band:
+        places, low, high = zip(*band, strict=True)
+        axes.fill_between(places, low, high, color=_COLOUR, alpha=0.2, linewidth=0)
+    if log:
+        axes.set_yscale("log")
+    if len(lines) > 1:
+        figure.legend(loc="outside right center", fontsize=7, frameon=False)
+    axes.set_xlabel("step")
+    axes.set_ylabel(unit)
+    return _svg(figure)
+
+
 def _axes(title: str) -> tuple[Any, Any]:
     try:
         from matplotlib.figure import Figure

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from agent.viewer import render_html
-from eval import plots
+from eval import html_page, plots
 from eval.folder import open_store, write
 from eval.judge import Judged, read_judged
 from eval.judge import lines as judge_lines
@@ -27,14 +27,6 @@ from kg.strict_json import dumps
 
 _TRACES = 100
 _MARK = str.maketrans({"|": "\\|", "\n": " ", "\r": " ", "<": "&lt;", "`": "'"})
-_STYLE = """
-body{font:15px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem;color:#222}
-table{border-collapse:collapse;margin:.6rem 0}td,th{padding:.2rem .6rem;border-bottom:1px solid #ddd;
-text-align:left;vertical-align:top}td.n{text-align:right;font-variant-numeric:tabular-nums}
-figure{display:inline-block;margin:.4rem}svg{max-width:100%;height:auto}.bad{color:#a33}
-@media(prefers-color-scheme:dark){body{background:#181818;color:#ddd}td,th{border-color:#444}
-svg{background:#fff}}
-"""
 
 Table = tuple[str, Sequence[str], list[Sequence[str]]]
 
@@ -77,19 +69,13 @@ def page(scores: RunScores, judged: Judged | None = None) -> str:
         f"<p>{escape(_facts(scores))}</p>",
     ]
     for title, head, rows in tables(scores):
-        body.append(f"<h2>{escape(title)}</h2>{_html_table(head, rows)}")
+        body.append(f"<h2>{escape(title)}</h2>{html_page.table(head, rows)}")
     if judged is not None:
         said = "".join(f"<li>{escape(line)}</li>" for line in judge_lines(judged))
         body.append(f"<h2>Judge</h2><ul>{said}</ul>")
     body += _figures(scores)
     body.append(_wrong_answers(scores.samples))
-    return (
-        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
-        '<meta http-equiv="Content-Security-Policy" content="default-src \'none\'; '
-        "style-src 'unsafe-inline'\">"
-        '<meta name="viewport" content="width=device-width"><title>turnwise evaluation</title>'
-        f"<style>{_STYLE}</style></head><body>{''.join(body)}</body></html>"
-    )
+    return html_page.page("turnwise evaluation", "".join(body))
 
 
 def tables(scores: RunScores) -> list[Table]:
@@ -246,17 +232,6 @@ def _markdown_table(table: Table) -> str:
     lines = [f"## {title}", "", f"| {' | '.join(head)} |", "|" + " --- |" * len(head)]
     lines += [f"| {' | '.join(_line(cell) for cell in row)} |" for row in rows]
     return "\n".join([*lines, ""])
-
-
-def _html_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    cells = "".join(f"<th>{escape(name)}</th>" for name in head)
-    lines = ("".join(_cell(cell) for cell in row) for row in rows)
-    return f"<table><tr>{cells}</tr>{''.join(f'<tr>{line}</tr>' for line in lines)}</table>"
-
-
-def _cell(text: str) -> str:
-    kind = ' class="n"' if text[:1].isdigit() else ""
-    return f"<td{kind}>{escape(text)}</td>"
 
 
 def _interval(value: Interval | None) -> str:

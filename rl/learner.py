@@ -299,6 +299,7 @@ def _gap(
     if weights is not None:
         figures["weight_mean"] = weights.mean()
         figures["weight_min"] = weights.min()
+        figures["masked"] = (weights == 0).float().mean()
     return figures
 
 

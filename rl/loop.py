@@ -11,7 +11,7 @@ import asyncio
 import logging
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -26,11 +26,11 @@ from agent.settings import Settings, isolated_settings
 from agent.store import TrajectoryStore
 from agent.trajectory import Status, Trajectory
 from eval.sample import score_one
-from rl import ranks, run_folder
+from rl import pause, ranks, run_folder
 from rl.assess import Assessed, assess
 from rl.batches import lay_out, minibatches
 from rl.boundary import balanced, known_tasks, tasks_of, told_labels
-from rl.checkpoint import Checkpoint
+from rl.checkpoint import Checkpoint, CheckpointError
 from rl.curriculum import Drawn, Shuffle
 from rl.engine import whole
 from rl.fit import TrainingError
@@ -42,9 +42,19 @@ from rl.question_sets import QuestionSet, load_sets, open_sets
 from rl.reward_models import functions
 from rl.rewards import RewardContext, require
 from rl.rollouts import Stage, greedy, groups_of
-from rl.step_metrics import Metrics, Validated, of_credit, of_rollouts, of_updates, validated
+from rl.run_report import write_report
+from rl.step_metrics import (
+    Metrics,
+    Validated,
+    facts_of,
+    of_credit,
+    of_rollouts,
+    of_updates,
+    validated,
+)
 from rl.sync import Canary, deliver, learner_logprobs, weights_of
 from rl.train_recipe import TrainRecipe
+from rl.tripwires import require_known
 
 log = logging.getLogger(__name__)
 
@@ -95,6 +105,7 @@ def train(
     run: Path,
     observer: Observer,
     data: str = "",
+    ignore: Collection[str] = (),
 ) -> TrainReport:
     """Carry out a recipe, or go on with it.
 
@@ -104,17 +115,22 @@ def train(
         run: folder of the run.
         observer: is told how it goes.
         data: where question sets lie.
+        ignore: tripwires that do not pause the run this time, by name.
 
     Raises:
-        UsageError: a folder of another run, a set that does not exist, a reward that lacks something.
+        UsageError: a folder of another run, a set that does not exist, a reward that lacks something, an
+            unknown tripwire.
         PolicyUnavailableError: the policy cannot be had or stopped answering.
         TrainingError: updates gave no number several times in a row.
+        TrippedError: a tripwire paused the run; its checkpoint is saved.
     """
+    require_known(ignore)
     ranks.join() if ranks.launched() else None
-    ranks.main_first(lambda: run_folder.claim(run, recipe))
+    ranks.main_first(lambda: run_folder.claim(run, recipe, free=("tripwires",)))
     torch.manual_seed(recipe.seed)
     with graceful() as interrupted:
-        return asyncio.run(_Run(recipe, settings, run, observer, data, interrupted).carry_out())
+        work = _Run(recipe, settings, run, observer, data, interrupted, ignore)
+        return asyncio.run(work.carry_out())
 
 
 class _Run:
@@ -128,10 +144,11 @@ class _Run:
         observer: Observer,
         data: str,
         interrupted: Any,
+        ignore: Collection[str],
     ) -> None:
         self.recipe, self.run, self.observer, self.data = recipe, run, observer, data
         self.settings = isolated_settings(**recipe.rollouts.agent, home=settings.home)
-        self.interrupted = interrupted
+        self.interrupted, self.ignore = interrupted, ignore
         self.asked: tuple[QuestionSet, ...] = ()
         self.held: tuple[QuestionSet, ...] = ()
         if ranks.is_main():
@@ -167,6 +184,7 @@ class _Run:
         finally:
             if policy is not None:
                 await policy.aclose()
+            self._write_page()
 
     def _open_policy(self) -> Policy:
         """The engine that samples, with the weights to start from."""
@@ -255,9 +273,12 @@ class _Run:
                 file.add(metrics)
                 if ranks.is_main():
                     self.observer.step(metrics)
-                if ends or step % recipe.checkpoints.every == 0:
+                tripped = None if last else self._tripped(step)
+                if ends or tripped or step % recipe.checkpoints.every == 0:
                     self._save(step)
                 self._require_numbers(updates, step)
+                if tripped is not None:
+                    raise tripped
                 if ends:
                     if ahead is not None:
                         ahead.cancel()
@@ -320,7 +341,9 @@ class _Run:
             path = self.run / "broken" / f"step-{step:05d}.pt"
             path.parent.mkdir(exist_ok=True)
             torch.save([asdict(tree) for tree in broken], path)
-            self.observer.notify(f"step {step}: the loss is no number; nothing changed; see {path}")
+            said = f"the loss is no number; nothing changed; see {path.relative_to(self.run)}"
+            run_folder.note(self.run, step, "skipped", said)
+            self.observer.notify(f"step {step}: {said}")
         if self.bad >= self.recipe.update.bad_steps:
             raise TrainingError(
                 f"the loss was no number in {self.bad} steps in a row, the last one {step}",
@@ -367,13 +390,35 @@ class _Run:
 
     def _note(self, found: Validated) -> None:
         """Write a validation down, and keep the policy if none was better."""
-        facts = {key: value for key, value in asdict(found).items() if key != "samples"}
-        run_folder.write(self.run / "validation" / f"step-{found.step:05d}.json", facts)
+        path = self.run / "validation" / f"step-{found.step:05d}.json"
+        run_folder.write(path, facts_of(found))
         if all(found.right.mean > right for _, right, _ in self.scores):
             run_folder.copy(self.run / "policy", self.run / "best")
 
     def _save(self, step: int) -> None:
-        self.checkpoint.save(self.learner.engine, step, {"scores": self.scores, "bad": self.bad})
+        state = {"scores": self.scores, "bad": self.bad}
+        try:
+            if not self.checkpoint.save(self.learner.engine, step, state):
+                run_folder.note(self.run, step, "checkpoint", "it could not be saved; see the log")
+        except CheckpointError as error:
+            run_folder.note(self.run, step, "checkpoint", error.message)
+            raise
+
+    def _tripped(self, step: int) -> pause.TrippedError | None:
+        """What pauses the run, in every process alike; None when no wire is tripped."""
+        found = None
+        if ranks.is_main():
+            found = pause.looked(self.run, self.recipe.tripwires, self.ignore)
+        return ranks.shared(found)
+
+    def _write_page(self) -> None:
+        """The run's report for people, whatever ended the run."""
+        if not ranks.is_main() or not hasattr(self, "store"):
+            return
+        try:
+            self.observer.notify(f"report: {write_report(self.run)}")
+        except Exception as error:  # a page that fails must not hide how the run ended
+            log.warning("the report page could not be written: %s", error, exc_info=True)
 
     def _forget_after(self, start: int) -> None:
         """Remove from the store what a killed process collected after the checkpoint."""

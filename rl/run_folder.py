@@ -1,14 +1,16 @@
 """The folder of a training run: whose it is, and how the run went.
 
 `recipe.json` is the resolved recipe, `rows.json` what it is trained on; a folder that holds others is
-refused. `metrics.jsonl` has one line an optimizer step, `report.json` the end. Only the main process
-writes.
+refused. `metrics.jsonl` has one line an optimizer step, `events.jsonl` one for each thing that went
+wrong, `report.json` the end. Only the main process writes.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
+import logging
 import os
 import shutil
 from collections.abc import Iterator, Sequence
@@ -22,16 +24,23 @@ from rl import ranks
 from rl.packing import Row
 from rl.recipe import Strict
 
-_METRICS = "metrics.jsonl"
+log = logging.getLogger(__name__)
+METRICS, EVENTS = "metrics.jsonl", "events.jsonl"
 
 
-def claim(run: Path, recipe: Strict) -> None:
+def claim(run: Path, recipe: Strict, free: Sequence[str] = ()) -> None:
     """Make a folder this recipe's.
+
+    Args:
+        run: the folder.
+        recipe: of the run.
+        free: sections that may differ from those the run was begun with; the new ones are written.
 
     Raises:
         UsageError: it is another recipe's, or cannot be written.
     """
-    _keep(run, "recipe.json", json.loads(recipe.model_dump_json()), "a run of another recipe")
+    value = json.loads(recipe.model_dump_json())
+    _keep(run, "recipe.json", value, "a run of another recipe", free)
 
 
 def claim_rows(run: Path, train: Sequence[Row], held: Sequence[Row]) -> None:
@@ -47,15 +56,22 @@ def claim_rows(run: Path, train: Sequence[Row], held: Sequence[Row]) -> None:
     _keep(run, "rows.json", facts, "a run that was begun on other data")
 
 
-def _keep(run: Path, name: str, value: Any, other: str) -> None:
+def _keep(run: Path, name: str, value: Any, other: str, free: Sequence[str] = ()) -> None:
     path = run / name
     try:
-        if path.is_file() and json.loads(path.read_text("utf-8")) != value:
-            raise UsageError(f"{run} holds {other}", "choose another --out")
+        there = json.loads(path.read_text("utf-8")) if path.is_file() else None
     except (OSError, json.JSONDecodeError) as error:
         raise UsageError(f"{path} cannot be read: {error}", "choose another --out") from error
-    if not path.is_file():
+    if there is not None and _without(there, free) != _without(value, free):
+        raise UsageError(f"{run} holds {other}", "choose another --out")
+    if there != value:
         write(path, value)
+
+
+def _without(value: Any, free: Sequence[str]) -> Any:
+    if not isinstance(value, dict):
+        return value
+    return {key: inner for key, inner in value.items() if key not in free}
 
 
 def write(path: Path, value: Any) -> None:
@@ -96,25 +112,40 @@ def copy(source: Path, target: Path) -> None:
 
 @contextmanager
 def metrics(run: Path, after: int) -> Iterator[Metrics]:
-    """The file of step reports, going on after step `after`; later steps of a killed run go."""
+    """The file of step reports, going on after step `after`; later steps of a killed run go, and what
+    happened in them."""
     if not ranks.is_main():
         yield Metrics(None)
         return
-    path = run / _METRICS
-    kept = [line for line in _lines(path) if json.loads(line)["step"] <= after]
-    partial = path.with_name(f".{path.name}.part")
-    partial.write_text("".join(kept), "utf-8")
-    os.replace(partial, path)
-    with path.open("a", encoding="utf-8") as file:
+    for path in (run / METRICS, run / EVENTS):
+        kept = [line for line in lines(path) if line["step"] <= after]
+        if path.is_file():
+            partial = path.with_name(f".{path.name}.part")
+            partial.write_text("".join(strict_json.dumps(line) + "\n" for line in kept), "utf-8")
+            os.replace(partial, path)
+    with (run / METRICS).open("a", encoding="utf-8") as file:
         yield Metrics(file)
 
 
-def _lines(path: Path) -> list[str]:
-    """Whole lines: the last one of a killed run may be cut."""
-    if not path.is_file():
-        return []
-    with path.open(encoding="utf-8") as file:
-        return [line for line in file if line.endswith("\n")]
+def note(run: Path, step: int, kind: str, text: str) -> None:
+    """Write an event of the run down. A full disk must not end the run here: it is logged alone."""
+    if not ranks.is_main():
+        return
+    try:
+        with (run / EVENTS).open("a", encoding="utf-8") as file:
+            file.write(strict_json.dumps({"step": step, "kind": kind, "text": text}) + "\n")
+    except OSError as error:
+        log.warning("step %d, %s: %s (not written down: %s)", step, kind, text, error.strerror)
+
+
+def lines(path: Path) -> list[dict[str, Any]]:
+    """The objects of a file of lines, in order; the last line of a killed run may be cut, and what
+    cannot be read is left out."""
+    out = []
+    for line in path.read_text("utf-8").splitlines(keepends=True) if path.is_file() else []:
+        with contextlib.suppress(json.JSONDecodeError):
+            out += [json.loads(line)] if line.endswith("\n") else []
+    return [one for one in out if isinstance(one, dict) and isinstance(one.get("step"), int)]
 
 
 class Metrics:

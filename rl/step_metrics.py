@@ -6,7 +6,8 @@ Means of rollouts go over questions first, so that no question counts more than 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -63,6 +64,17 @@ def validated(step: int, samples: Sequence[Sample]) -> Validated:
         hallucinated=_mean([1.0 - s.right for s in unanswerable]),
         samples=tuple(samples),
     )
+
+
+def facts_of(found: Validated) -> dict[str, Any]:
+    """A validation as JSON values; of each question only what pairs it with other validations."""
+    questions = [
+        {"set": s.benchmark, "task": s.task, "kind": s.kind, "right": s.right, "episode": s.id}
+        for s in found.samples
+    ]
+    facts = asdict(replace(found, samples=()))
+    del facts["samples"]
+    return {**facts, "questions": questions}
 
 
 def of_rollouts(

@@ -18,6 +18,7 @@ from rl.recipe import Lora, Optimizer, Strict, Worlds, load, resolved, validated
 from rl.reduction import Aggregation, KlEstimator, Level
 from rl.rewards import Combination, Need, Part
 from rl.rewards.information_gain import InformationGain
+from rl.tripwires import Tripwires
 
 #: Label of the reward part that an anchor in the reward becomes.
 KL = "kl"
@@ -285,6 +286,7 @@ class TrainRecipe(Assessment):
         steps: of collecting and updating.
         seed: of everything drawn.
         max_seconds: finish the step and end after this much time; 0 for no limit.
+        tripwires: what pauses the run; may change when a run goes on.
     """
 
     base: str = "micro"
@@ -297,6 +299,7 @@ class TrainRecipe(Assessment):
     update: Update
     validation: Validation = Validation()
     checkpoints: Checkpoints = Checkpoints()
+    tripwires: Tripwires = Tripwires()
 
     @property
     def provides(self) -> frozenset[Need]:
