@@ -119,6 +119,72 @@ def probe(
     typer.echo(probed(options, settings_of(policy=policy), out, json_, stderr))
 
 
+@commands.command(
+    epilog="Examples: agent train igpo --out runs/igpo · agent train my.yaml --out runs/mine "
+    "--set update.optimizer.lr=1e-5 · agent train grpo --from-store history.sqlite --out runs/again"
+)
+def train(
+    recipe: RecipeName,
+    out: RunFolder,
+    data: Data = None,
+    set_: Changes = None,
+    ignore: Annotated[
+        list[str] | None, typer.Option(help="A tripwire that does not pause the run.")
+    ] = None,
+    from_store: Annotated[
+        str, typer.Option(help="Train on the episodes of this store instead of new ones.")
+    ] = "",
+    way: Annotated[
+        str, typer.Option(help="Of --from-store: imitate the good ones, or policy gradient.")
+    ] = "imitate",
+    reward: Annotated[
+        str,
+        typer.Option(help="Of --from-store: a reward attached to the episodes; else gold answers."),
+    ] = "",
+    threshold: Annotated[
+        float, typer.Option(help="Of --from-store: episodes with more are imitated.")
+    ] = 0.5,
+    json_: AsJson = False,
+) -> None:
+    """Improve a policy by reinforcement learning; the same command goes on after a kill or Ctrl-C.
+
+    Collects, rewards, assigns credit, updates, syncs, validates and saves until done. With a launcher
+    (torchrun, deepspeed) several processes learn. Exit codes: 0 done, 1 the run was paused or cannot go
+    on, 2 usage, 5 the policy is unavailable, 130 interrupted.
+    """
+    from rl.train_command import retrained, trained
+
+    settings = settings_of()
+    if from_store:
+        wanted = {"reward": reward, "threshold": threshold}
+        typer.echo(
+            retrained(recipe, set_ or [], out, from_store, way, wanted, settings, json_, stderr)
+        )
+        return
+    text, interrupted = trained(recipe, set_ or [], out, data or "", ignore or [], settings, json_)
+    if text:
+        typer.echo(text)
+    if interrupted:
+        stderr("interrupted: the same command goes on from here")
+        raise typer.Exit(130)
+
+
+@commands.command(
+    epilog="Examples: agent export runs/igpo --out models/mine · agent ask -p models/mine …"
+)
+def export(
+    run: Annotated[Path, typer.Argument(help="Folder of a training run.")],
+    out: Annotated[Path, typer.Option(help="The new folder.")],
+    last: Annotated[bool, typer.Option(help="The last weights, not the best ones.")] = False,
+    adapter: Annotated[bool, typer.Option(help="The adapter alone, of a run with LoRA.")] = False,
+    json_: AsJson = False,
+) -> None:
+    """Write a run's policy as a folder that agent, vLLM and transformers load, with its model card."""
+    from rl.train_command import exported
+
+    typer.echo(exported(run, out, last, adapter, settings_of(), json_, stderr))
+
+
 @commands.command(epilog="Example: agent pretrain micro --out runs/micro")
 def pretrain(recipe: RecipeName, out: RunFolder, set_: Changes = None) -> None:
     """Train the micro policy's tokenizer and weights from nothing, on fictional worlds."""
