@@ -115,7 +115,7 @@ def test_a_corrupted_sync_is_caught_at_that_step(tmp_path, monkeypatch):
             weights = {**weights, name: changed}
         return honest(weights, like, folder, dtype)
 
-    monkeypatch.setattr("rl.loop.write_model", corrupt)
+    monkeypatch.setattr("rl.sampler.write_model", corrupt)
     with pytest.raises(SyncError, match="differs in the folder already"):
         run(tmp_path / "run", tmp_path / "home", steps=4)
     assert [row["step"] for row in metrics(tmp_path / "run")] == [1]
