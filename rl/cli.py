@@ -158,6 +158,7 @@ def doctor_train(
     is kept. Exit codes: 0 all green, 1 something is red, 2 usage.
     """
     from agent.cli import show_checks
+    from agent.doctor import summary
     from rl.doctor import examine
     from rl.ranks import is_main
     from rl.train_recipe import load_train
@@ -166,7 +167,7 @@ def doctor_train(
     if policy is not None:
         made = made.model_copy(update={"base": policy})
     found = examine(made, settings_of(), stderr)
-    raise typer.Exit(show_checks(found, json_) if is_main() else 0)
+    raise typer.Exit(show_checks(found, json_) if is_main() else summary(found))
 
 
 @trace.command(

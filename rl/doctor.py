@@ -79,18 +79,20 @@ def examine(recipe: TrainRecipe, settings: Settings, notify: Notify) -> list[Che
         notify: gets one line a stage.
 
     Raises:
-        UsageError: the policy is a server's, whose weights are not ours.
+        UsageError: there is no such policy, or it is a server's, whose weights are not ours.
+        PolicyUnavailableError: the policy cannot be had.
     """
     if "://" in recipe.base:
         raise UsageError(
             "a server's weights cannot be trained", "--policy NAME, or the folder of a model"
         )
     ranks.join() if ranks.launched() else None
+    base = ranks.main_first(lambda: resolve(recipe.base, settings.models_dir, notify))
     torch.manual_seed(recipe.seed)
     found: list[Check] = []
     with tempfile.TemporaryDirectory() as folder:
         try:
-            asyncio.run(_examined(recipe, settings, Path(folder), notify, found))
+            asyncio.run(_examined(recipe, base, settings, Path(folder), notify, found))
         except Exception as error:
             found.append(_broken(error))
     return ranks.shared(found)
@@ -104,9 +106,13 @@ def _broken(error: Exception) -> Check:
 
 
 async def _examined(
-    recipe: TrainRecipe, settings: Settings, folder: Path, notify: Notify, found: list[Check]
+    recipe: TrainRecipe,
+    base: Path,
+    settings: Settings,
+    folder: Path,
+    notify: Notify,
+    found: list[Check],
 ) -> None:
-    base = resolve(recipe.base, settings.models_dir, notify)
     notify(f"starting {recipe.rollouts.engine} and the learner")
     learner = learner_of(recipe, base)
     policy = open_sampler(recipe.rollouts, recipe.base, base) if ranks.is_main() else None
