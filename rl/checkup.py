@@ -29,8 +29,11 @@ from tools.base import Observation
 
 Floats = npt.NDArray[np.float64]
 
-#: Standard errors that a mean may lie away from what it must be.
+#: Standard errors that a number may lie away from what it must be.
 SIGMAS = 4.0
+#: Shares of probability outside of which unlikely tokens are counted.
+NUCLEI = (0.8, 0.9, 0.95, 0.99)
+_ROUNDING = 1e-5
 _THOUGHT = "<think>\nFirst I look it up.\n</think>\n\n"
 
 
@@ -40,15 +43,15 @@ class Measured:
 
     Attributes:
         engine, learner: float64[k], log-probabilities in nats.
-        mean, variance: float64[k], of the log-probability of a token drawn from the learner's own
-            distribution there: the mean is minus the entropy.
+        tails: float64[nuclei, k], probability of all tokens outside each nucleus, by the learner.
+        floors: float64[nuclei, k], log-probability of the least likely token inside.
         trajectory: int64[k], number of the trajectory.
     """
 
     engine: Floats
     learner: Floats
-    mean: Floats
-    variance: Floats
+    tails: Floats
+    floors: Floats
     trajectory: npt.NDArray[np.int64]
 
     def __len__(self) -> int:
@@ -166,11 +169,11 @@ def stop_check(
                     "report this with the recipe: the runtime's mask is wrong",
                 )
             ended += 1
-    if not ended:
+    if ended <= cut:
         return Check(
             "stop token",
             "fail",
-            f"none of {cut} replies ended by itself: no stop was sampled, so none can be trained",
+            f"{cut} of {ended + cut} replies were cut off: where no stop is sampled, none is trained",
             "raise rollouts.agent.sampling.max_tokens, or cold-start the policy: agent sft",
         )
     detail = f"{ended} of {ended + cut} replies ended by a sampled stop, and each carries loss"
@@ -242,9 +245,9 @@ def sampling_check(
 ) -> Check:
     """Whether the draw is the policy's own distribution: as recorded, and as the tokens show.
 
-    Under an untruncated draw at temperature 1 a token's log-probability is minus the entropy on average,
-    and the importance ratio exp(learner - engine) is 1 on average. Truncation leaves out unlikely
-    tokens, which moves the first; log-probabilities renormalised over what is left move the second.
+    Of a draw from the whole distribution, as many tokens lie outside a nucleus as their probabilities
+    say, and the importance ratio exp(learner - engine) is 1 on average. Truncation and temperatures
+    below 1 leave unlikely tokens out; log-probabilities renormalised over what is left move the ratio.
 
     Args:
         asked: what the recipe's settings of the agent say.
@@ -261,17 +264,19 @@ def sampling_check(
                 f"{detail}: importance ratios of a truncated draw are biased",
                 "remove rollouts.agent.sampling.top_p and top_k from the recipe",
             )
-    surprise = float((measured.learner - measured.mean).mean())
-    error = math.sqrt(float(measured.variance.sum())) / len(measured)
     ratio = np.exp(measured.learner - measured.engine)
     spread = float(ratio.std()) / math.sqrt(len(ratio))
+    outside = (measured.learner < measured.floors - _ROUNDING).sum(axis=1)
+    expected = measured.tails.sum(axis=1)
+    error = np.sqrt((measured.tails * (1 - measured.tails)).sum(axis=1) + 1)
+    worst = int(np.abs((outside - expected) / error).argmax())
     shown = (
         f"temperature 1, no truncation; over {len(measured)} tokens the mean importance ratio is "
-        f"{ratio.mean():.4f} ± {spread:.4f} (1 is right), and log-probabilities lie "
-        f"{surprise:+.4f} ± {error:.4f} nats from minus the entropy (0 is right)"
+        f"{ratio.mean():.4f} ± {spread:.4f} (1 is right), and {outside[worst]} tokens lie outside the "
+        f"likeliest {100 * NUCLEI[worst]:g} % ({expected[worst]:.1f} ± {error[worst]:.1f} expected)"
     )
-    biased = abs(float(ratio.mean()) - 1) > SIGMAS * spread + 1e-3
-    if biased or abs(surprise) > SIGMAS * error + 1e-4:
+    good = abs(float(ratio.mean()) - 1) <= SIGMAS * spread + 1e-3
+    if not good or abs(outside[worst] - expected[worst]) > SIGMAS * error[worst]:
         hint = "let the engine draw from the whole vocabulary and tell raw log-probabilities"
         return Check("sampling", "fail", f"the tokens say otherwise: {shown}", hint)
     return Check("sampling", "ok", shown)
@@ -350,12 +355,12 @@ class HeadWatch:
     """What goes through the learner's vocabulary projection while it is watched.
 
     Attributes:
-        moments: per projection that no gradient is wanted of, float64[2, its rows]: mean and variance
-            of the log-probability of a token drawn there.
+        nuclei: per projection that no gradient is wanted of, float64[2, nuclei, its rows]: tails and
+            floors, as `Measured` has them.
         pushed: token ids that a gradient is for or against.
     """
 
-    moments: list[Floats] = field(default_factory=list)
+    nuclei: list[Floats] = field(default_factory=list)
     pushed: Counter[int] = field(default_factory=Counter)
 
     @contextmanager
@@ -376,11 +381,15 @@ class HeadWatch:
     def _computed(self, module: torch.nn.Module, inputs: Any, logits: torch.Tensor) -> None:
         if logits.requires_grad:
             return
-        logprobs = logits.double().log_softmax(-1)
-        chances = logprobs.exp()
-        mean = (chances * logprobs).sum(-1)
-        variance = (chances * (logprobs - mean[:, None]).square()).sum(-1)
-        self.moments.append(torch.stack([mean, variance]).cpu().numpy())
+        ordered = logits.double().log_softmax(-1).sort(dim=-1, descending=True).values
+        chances = ordered.exp()
+        above = chances.cumsum(-1) - chances
+        parts = []
+        for share in NUCLEI:
+            floor = ordered.gather(-1, (above < share).sum(-1, keepdim=True) - 1)
+            tail = (chances * (ordered < floor - _ROUNDING)).sum(-1)
+            parts.append(torch.stack([tail, floor[:, 0]]))
+        self.nuclei.append(torch.stack(parts, dim=1).cpu().numpy())
 
     def _returned(self, module: torch.nn.Module, inputs: Any, outputs: Any) -> None:
         """A gradient of c (p - onehot) has one entry of another sign than the rest: its token's.
@@ -398,15 +407,15 @@ class HeadWatch:
 
 def measure(learner: Learner, trees: Sequence[TreeBatch]) -> Measured:
     """The log-probabilities of all loss tokens on both sides; every process must call it."""
-    columns: list[list[Floats]] = [[], [], [], []]
+    found: list[Floats] = []
+    nuclei: list[Floats] = []
     for item in trees:
         watch = HeadWatch()
         with watch.on(learner):
-            [found] = learner.scored([item])
-        moments = np.concatenate(watch.moments, axis=1)[:, item.place]
-        parts = (item.behaviour, found, *moments)
-        for column, part in zip(columns, parts, strict=True):
-            column.append(np.asarray(part, dtype=np.float64))
-    engine, scored, mean, variance = (np.concatenate(column) for column in columns)
+            [scored] = learner.scored([item])
+        found.append(np.stack([item.behaviour, scored]).astype(np.float64))
+        nuclei.append(np.concatenate(watch.nuclei, axis=-1)[:, :, item.place])
+    engine, ours = np.concatenate(found, axis=-1)
+    tails, floors = np.concatenate(nuclei, axis=-1)
     number = np.concatenate([item.sequence for item in trees])
-    return Measured(engine, scored, mean, variance, number)
+    return Measured(engine, ours, tails, floors, number)

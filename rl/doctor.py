@@ -171,16 +171,16 @@ async def play(recipe: TrainRecipe, opened: QuestionSet, policy: Policy) -> list
 
 
 def laid_out(groups: Sequence[Sequence[Trajectory]], most: int) -> tuple[TreeBatch, ...]:
-    """The run's own trees, with an advantage of 1 or -1 on every token of a trajectory."""
+    """The run's own trees, with an advantage of 1 on every token of a trajectory, sampled or not.
+
+    All the same, for opposite ones of rollouts that begin alike would cancel.
+    """
     answer = Assessment(
         rewards={"answer": Part(reward="f1")}, credit=CreditChoice(estimator="grpo")
     )
     found = assess([group for group in groups if group], answer)
-    signs = tuple(
-        np.full(len(t.token_ids), 1.0 if number % 2 else -1.0)
-        for number, t in enumerate(found.trajectories)
-    )
-    return lay_out(replace(found, credit=replace(found.credit, advantages=signs)), most)
+    ones = tuple(np.ones(len(t.token_ids)) for t in found.trajectories)
+    return lay_out(replace(found, credit=replace(found.credit, advantages=ones)), most)
 
 
 async def of_rollouts(patient: Patient) -> list[Check]:
