@@ -29,10 +29,12 @@ from tools.base import Observation
 
 Floats = npt.NDArray[np.float64]
 
-#: Standard errors that a number may lie away from what it must be.
+#: Standard errors that a mean may lie away from what it must be.
 SIGMAS = 4.0
 #: Shares of probability outside of which unlikely tokens are counted.
 NUCLEI = (0.8, 0.9, 0.95, 0.99)
+#: Of a chance below exp(-8), 0.03 %, is said that it is none.
+_ODDS = 8.0
 _ROUNDING = 1e-5
 _THOUGHT = "<think>\nFirst I look it up.\n</think>\n\n"
 
@@ -267,16 +269,18 @@ def sampling_check(
     ratio = np.exp(measured.learner - measured.engine)
     spread = float(ratio.std()) / math.sqrt(len(ratio))
     outside = (measured.learner < measured.floors - _ROUNDING).sum(axis=1)
-    expected = measured.tails.sum(axis=1)
-    error = np.sqrt((measured.tails * (1 - measured.tails)).sum(axis=1) + 1)
-    worst = int(np.abs((outside - expected) / error).argmax())
+    expected = np.maximum(measured.tails.sum(axis=1), 1e-3)
+    # Chernoff: a count this far from its expectation, either way, has a chance below exp(-odds)
+    odds = expected - outside + outside * np.log(np.maximum(outside, 1) / expected)
+    worst = int(odds.argmax())
+    mean = float(expected[worst])
     shown = (
         f"temperature 1, no truncation; over {len(measured)} tokens the mean importance ratio is "
         f"{ratio.mean():.4f} ± {spread:.4f} (1 is right), and {outside[worst]} tokens lie outside the "
-        f"likeliest {100 * NUCLEI[worst]:g} % ({expected[worst]:.1f} ± {error[worst]:.1f} expected)"
+        f"likeliest {100 * NUCLEI[worst]:g} % ({mean:.1f} ± {math.sqrt(mean):.1f} expected)"
     )
     good = abs(float(ratio.mean()) - 1) <= SIGMAS * spread + 1e-3
-    if not good or abs(outside[worst] - expected[worst]) > SIGMAS * error[worst]:
+    if not good or odds[worst] > _ODDS:
         hint = "let the engine draw from the whole vocabulary and tell raw log-probabilities"
         return Check("sampling", "fail", f"the tokens say otherwise: {shown}", hint)
     return Check("sampling", "ok", shown)

@@ -41,7 +41,7 @@ from rl.train_recipe import Assessment, CreditChoice, Tasks, TrainRecipe
 
 _WORLD = Worlds(count=1, first_seed=910001, entities=60, questions=60)
 _KINDS = ("1hop", "2hop")
-_TASKS, _SIZE = 4, 4
+_TASKS, _SIZE = 4, 8
 
 
 @dataclass
