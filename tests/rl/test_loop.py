@@ -50,7 +50,10 @@ def tokens(out):
 
 
 def test_a_killed_run_ends_with_the_numbers_of_one_that_was_not(tmp_path):
-    """To the last bit: rewards, losses, log-probability gaps, what was sampled."""
+    """To the last bit: rewards, losses, log-probability gaps, what was sampled.
+
+    open-instruct#1627: on resume the engine sampled with the initial weights.
+    """
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     steps = int(os.environ.get("TURNWISE_STEPS", "6"))
     assert started(whole, f"steps={steps}").wait(timeout=900) == 0
