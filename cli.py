@@ -37,6 +37,8 @@ trace = group("Look at past episodes; only fork needs a model.", kind=_RemoveLas
 for package in (agent_cli, rl_cli, eval_cli):
     app.add_typer(package.commands)
     trace.add_typer(package.trace)
+agent_cli.doctor.add_typer(rl_cli.doctor)
+app.add_typer(agent_cli.doctor, name="doctor")
 app.add_typer(agent_cli.config, name="config")
 app.add_typer(eval_cli.evaluation, name="eval")
 app.add_typer(eval_cli.world, name="world")

@@ -1,6 +1,6 @@
-"""The commands of the runtime: ask, doctor, and the groups config, models and trace.
+"""The commands of the runtime: ask, doctor, and the groups doctor, config, models and trace.
 
-`commands` and `trace` hold what `cli.py` joins with the commands of other packages.
+`commands`, `doctor` and `trace` hold what `cli.py` joins with the commands of other packages.
 """
 
 from __future__ import annotations
@@ -30,11 +30,17 @@ from kg.errors import TurnwiseError
 
 if TYPE_CHECKING:
     from agent.console.printer import Printer
+    from agent.doctor import Check
     from agent.store import Summary
 
 commands = typer.Typer()
 config = group("Look at the settings.")
 models = group("List and fetch models.")
+doctor = typer.Typer(
+    invoke_without_command=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
 trace = typer.Typer()
 
 Question = Annotated[
@@ -133,24 +139,36 @@ def _told(work: Callable[[], int], printer: Printer) -> int:
         return error.exit_code
 
 
-@commands.command(
-    epilog="Examples: agent doctor · agent doctor --json · agent doctor --policy vllm:default"
+@doctor.callback(
+    epilog="Examples: agent doctor · agent doctor --json · agent doctor --policy vllm:default · "
+    "agent doctor train"
 )
-def doctor(policy: PolicyName = None, corpus: Corpus = None, json_: AsJson = False) -> None:
+def _doctor(
+    context: typer.Context,
+    policy: PolicyName = None,
+    corpus: Corpus = None,
+    json_: AsJson = False,
+) -> None:
     """Check versions, engines, model, index, store, disk and TLS, and name the next command."""
-    from agent.doctor import check, summary
+    if context.invoked_subcommand is not None:
+        return
+    from agent.doctor import check
 
-    checks = check(settings_of(policy=policy, corpus=corpus))
-    if json_:
+    raise typer.Exit(show_checks(check(settings_of(policy=policy, corpus=corpus)), json_))
+
+
+def show_checks(checks: Sequence[Check], as_json: bool) -> int:
+    """Print what a doctor found; gives the exit code."""
+    from agent.doctor import summary
+
+    if as_json:
         typer.echo(json.dumps([asdict(c) for c in checks]))
-    else:
-        colours = {"ok": typer.colors.GREEN, "warn": typer.colors.YELLOW, "fail": typer.colors.RED}
-        for c in checks:
-            mark = typer.style(f"{c.status:<4}", fg=colours[c.status])
-            typer.echo(
-                f"{mark} {c.name:<14} {c.detail}" + (f"\n     try: {c.hint}" if c.hint else "")
-            )
-    raise typer.Exit(summary(checks))
+        return summary(checks)
+    colours = {"ok": typer.colors.GREEN, "warn": typer.colors.YELLOW, "fail": typer.colors.RED}
+    for c in checks:
+        mark = typer.style(f"{c.status:<4}", fg=colours[c.status])
+        typer.echo(f"{mark} {c.name:<14} {c.detail}" + (f"\n     try: {c.hint}" if c.hint else ""))
+    return summary(checks)
 
 
 @config.command("show", epilog="Examples: agent config show · agent config show --json")

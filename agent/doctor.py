@@ -7,7 +7,7 @@ import platform
 import shutil
 import ssl
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -48,7 +48,7 @@ def check(settings: Settings) -> list[Check]:
     return found
 
 
-def summary(checks: list[Check]) -> int:
+def summary(checks: Sequence[Check]) -> int:
     """Exit code: 1 when anything failed."""
     return int(any(c.status == "fail" for c in checks))
 

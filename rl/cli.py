@@ -1,4 +1,4 @@
-"""The commands of the learning side: sft, pretrain, collect, probe, and a part of trace."""
+"""The commands of the learning side: sft, pretrain, collect, probe, and parts of doctor and trace."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from agent.console.options import (
 from kg.console import AsJson, stderr
 
 commands = typer.Typer()
+doctor = typer.Typer()
 trace = typer.Typer()
 
 RecipeName = Annotated[str, typer.Argument(help="A recipe that ships, or a YAML file.")]
@@ -202,6 +203,37 @@ def _trained(report: dict[str, Any]) -> None:
     if report["interrupted"]:
         stderr("interrupted: the same command goes on from here")
         raise typer.Exit(130)
+
+
+@doctor.command(
+    "train",
+    epilog="Examples: agent doctor train · agent doctor train igpo --json · "
+    "agent doctor train my.yaml --policy models/mine --set rollouts.engine=transformers",
+)
+def doctor_train(
+    recipe: RecipeName = "grpo",
+    policy: Annotated[
+        str | None, typer.Option("--policy", "-p", help="Model or folder, not the recipe's base.")
+    ] = None,
+    set_: Changes = None,
+    json_: AsJson = False,
+) -> None:
+    """Check the stack of a training run before it is started: template, masks, sampling, sync.
+
+    The recipe's policy, engine and learner play a few episodes, make one step and deliver it; nothing
+    is kept. Exit codes: 0 all green, 1 something is red, 2 usage.
+    """
+    from agent.cli import show_checks
+    from agent.doctor import summary
+    from rl.doctor import examine
+    from rl.ranks import is_main
+    from rl.train_recipe import load_train
+
+    made = load_train(recipe, set_ or [])
+    if policy is not None:
+        made = made.model_copy(update={"base": policy})
+    found = examine(made, settings_of(), stderr)
+    raise typer.Exit(show_checks(found, json_) if is_main() else summary(found))
 
 
 @trace.command(

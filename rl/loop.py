@@ -32,17 +32,16 @@ from rl.batches import lay_out, minibatches
 from rl.boundary import balanced, known_tasks, tasks_of, told_labels
 from rl.checkpoint import Checkpoint, CheckpointError
 from rl.curriculum import Drawn, Shuffle
-from rl.engine import whole
 from rl.fit import TrainingError
 from rl.interrupt import graceful
 from rl.learner import Learner, LearnerScorer, UpdateStats
 from rl.leash import turn_kl
-from rl.model_files import write_model
 from rl.question_sets import QuestionSet, load_sets, open_sets
 from rl.reward_models import functions
 from rl.rewards import RewardContext, require
 from rl.rollouts import Stage, greedy, groups_of
 from rl.run_report import write_report
+from rl.sampler import hand_over, open_sampler
 from rl.step_metrics import (
     Metrics,
     Validated,
@@ -52,7 +51,7 @@ from rl.step_metrics import (
     of_updates,
     validated,
 )
-from rl.sync import Canary, deliver, learner_logprobs, weights_of
+from rl.sync import Canary
 from rl.train_recipe import TrainRecipe
 from rl.tripwires import require_known
 
@@ -167,7 +166,9 @@ class _Run:
     async def carry_out(self) -> TrainReport:
         """All steps that are left."""
         began = time.monotonic()
-        policy = self._open_policy() if ranks.is_main() else None
+        recipe, policy = self.recipe, None
+        if ranks.is_main():
+            policy = open_sampler(recipe.rollouts, recipe.base, self.base)
         try:
             known = await self._open(policy) if policy is not None else None
             self.context = replace(self.context, known=ranks.shared(known))
@@ -176,7 +177,7 @@ class _Run:
             self.scores = [tuple(score) for score in state.get("scores", [])]
             self.bad = int(state.get("bad", 0))
             self._forget_after(start)
-            await self._sync(policy, start)
+            await self._sync(policy)
             if start == 0:
                 await self._validate(policy, 0)
             done, interrupted = await self._steps(policy, start, began)
@@ -185,23 +186,6 @@ class _Run:
             if policy is not None:
                 await policy.aclose()
             self._write_page()
-
-    def _open_policy(self) -> Policy:
-        """The engine that samples, with the weights to start from."""
-        rollouts = self.recipe.rollouts
-        if rollouts.engine == "vllm":
-            from agent.policies.vllm import VllmPolicy
-
-            return VllmPolicy(
-                self.base,
-                name=self.recipe.base,
-                dtype=rollouts.dtype,
-                max_num_seqs=rollouts.concurrency,
-                isolated=ranks.launched(),
-            )
-        from agent.policies.transformers import TransformersPolicy
-
-        return TransformersPolicy(self.base, name=self.recipe.base, dtype=rollouts.dtype)
 
     def _load(self) -> None:
         """Question sets, in the main process, and whether they have what the rewards need."""
@@ -260,7 +244,7 @@ class _Run:
                 if ahead is not None:
                     await asyncio.wait([ahead])  # no episode straddles a sync
                 with clock("sync"):
-                    await self._sync(policy, step)
+                    await self._sync(policy)
                 last = step == recipe.steps
                 late = 0 < recipe.max_seconds <= time.monotonic() - began
                 stopped = ranks.anybody(self.interrupted(), device)
@@ -350,23 +334,13 @@ class _Run:
                 "lower update.optimizer.lr; the batches are in the run's folder, under broken/",
             )
 
-    async def _sync(self, policy: Policy | None, step: int) -> None:
+    async def _sync(self, policy: Policy | None) -> None:
         """Hand the learner's weights to the engine."""
-        engine = self.learner.engine
-        proof = learner_logprobs(engine, self.canary)
-        with whole(engine):
-            if policy is None:
-                return
-            weights, folder = weights_of(engine), self.run / "policy"
-            dtype = torch.bfloat16 if self._engine_dtype() == "bfloat16" else torch.float32
-            write_model(weights, self.base, folder, dtype)
-            self.delivery = await deliver(policy, folder, weights, self.canary, proof)
-
-    def _engine_dtype(self) -> str:
-        chosen = self.recipe.rollouts.dtype
-        if chosen != "auto":
-            return chosen
-        return "bfloat16" if torch.cuda.is_available() else "float32"
+        engine, rollouts = self.learner.engine, self.recipe.rollouts
+        folder = self.run / "policy"
+        found = await hand_over(engine, policy, self.base, folder, rollouts, self.canary)
+        if found is not None:
+            self.delivery = found
 
     async def _validate(self, policy: Policy | None, step: int) -> None:
         """Measure the policy on the held-out tasks; keep it if it is the best so far."""

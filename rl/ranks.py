@@ -125,3 +125,12 @@ def shared(value: T | None) -> T:
     box = [value]
     torch.distributed.broadcast_object_list(box, src=0)
     return box[0]  # type: ignore[return-value]
+
+
+def gathered(value: T) -> list[T]:
+    """Every process's object, in order of rank, in every process."""
+    if not launched():
+        return [value]
+    found: list[T] = [value] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(found, value)
+    return found

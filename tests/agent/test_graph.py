@@ -186,6 +186,7 @@ async def test_a_policy_that_never_returns_ends_the_episode(template):
 
 
 async def test_a_tool_that_hangs_is_cut_off_and_told(template):
+    """verl#340: a tool was waited for until the whole run timed out."""
     tool = FactTool(action=lambda: asyncio.sleep(60))
     _, setup = make(["<search>a</search>", *HAPPY[2:]], template, tool, tool_seconds=0.05)
     done = await asyncio.wait_for(play(setup), 5)
@@ -322,6 +323,7 @@ async def test_events_tell_the_whole_story(template):
 
 
 async def test_many_episodes_run_at_once_and_one_slow_tool_holds_nobody(template):
+    """trl#5444: one slow tool froze all rollouts."""
     slow = asyncio.Event()
 
     class Sometimes(FactTool):

@@ -263,6 +263,7 @@ def test_a_wrong_record_is_named(change, message):
 
 
 def test_a_span_outside_the_tokens_is_refused():
+    """trl#5144: a mask longer than the ids."""
     turn = Turn((Span(0, 9),), Span(0, 0), Span(0, 0), "", Action(ActionKind.ANSWER))
     with pytest.raises(TrajectoryError, match="outside"):
         Trajectory.from_dict(_spanning(turn))

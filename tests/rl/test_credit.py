@@ -170,6 +170,7 @@ def test_a_receipt_names_the_turn_and_refuses_a_missing_one():
 
 
 def test_igpo_credits_search_turns_where_grpo_has_nothing_to_say():
+    """SkyRL#201: rewards of turns were accepted and ignored."""
     gains = [[0.5, 0.1, None], [-0.3, 0.2, None], [0.0, None]]
     outcome = [[None, None, 1.0], [None, None, 1.0], [None, 1.0]]
     batch = Batch.ragged([0, 0, 0], {"information_gain": gains, "outcome": outcome})
@@ -340,6 +341,7 @@ def test_a_scripted_turns_reward_falls_on_the_token_before_it():
 
 
 def test_reinforce_pp_discounts_over_sampled_tokens_only():
+    """verl#6376: a tool result was taken for the end of the episode; earlier turns lost their return."""
     batch = Batch.ragged(
         [0, 1],
         {"r": [[0.0, 1.0], [0.0]]},
@@ -536,6 +538,7 @@ def test_nothing_leaks_from_one_group_to_another(name, raw, change):
 @settings(max_examples=50, deadline=None)
 @given(raw=ragged())
 def test_advantages_of_a_group_sum_to_zero_over_trajectories(name, raw):
+    """agent-lightning#445: with a row a turn, long trajectories weighed more in the group's mean."""
     batch = build(raw)
     first = estimate(name, batch).ledger.advantage[:, 0]
     for rows in batch.groups:

@@ -285,7 +285,10 @@ def test_batch_statistics_bias(name):
 
 @pytest.mark.parametrize("size", [2, 3])
 def test_same_turn_baselines_shrink_late_turns_when_the_policy_chooses_to_stop(size):
-    """Each turn's share of the gradient is multiplied by E[1 - 1/n_t | this one reaches t]."""
+    """Each turn's share of the gradient is multiplied by E[1 - 1/n_t | this one reaches t].
+
+    verl#7244: MT-GRPO normalises by turn index and pays a hidden fee for every further turn.
+    """
     reach = [sum(e.probability for e in EPISODES if len(e.rewards) > k) for k in range(3)]
     factors = [1 - (1 - (1 - p) ** size) / (size * p) for p in reach]
     assert factors[0] > factors[1] > factors[2]
@@ -313,6 +316,7 @@ def test_rewards_centred_before_summing_pay_for_length():
 
 @pytest.mark.parametrize("name", ["rloo", "stopping"])
 def test_a_length_divisor_biases_an_unbiased_advantage(name):
+    """cua-lite#13: a divisor per trajectory taught shorter turns and more of them."""
     got = expected(name, 2, per_length=True)
     assert cosine(got, true_gradient()) < 0.9995
     if name == "rloo":

@@ -34,6 +34,7 @@ def test_every_zero_stage_learns_alike(tiny, expected, zero):
 
 
 def test_two_processes_learn_as_one_does(tiny, expected, tmp_path):
+    """trl#2840, trl#3858: ZeRO 3 stood still; three trees on two processes need a pass more."""
     for zero in (0, 3):
         found = in_processes(2, tiny, tmp_path / f"zero{zero}.json", f"zero={zero}")
         assert found == pytest.approx(expected, abs=2e-4)
@@ -199,7 +200,10 @@ def test_a_batch_without_an_advantage_is_skipped_and_counted(tiny):
 
 
 def test_tokens_that_were_not_sampled_have_no_gradient(tiny):
-    """An advantage on a prompt or an observation reaches nothing: no such token is a loss token."""
+    """An advantage on a prompt or an observation reaches nothing: no such token is a loss token.
+
+    unsloth#5673: the mask of tool text was not applied, and the reward collapsed.
+    """
     for tree in trees_of(5):
         at = 0
         for _, reply in tree.where:

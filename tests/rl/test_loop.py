@@ -50,7 +50,10 @@ def tokens(out):
 
 
 def test_a_killed_run_ends_with_the_numbers_of_one_that_was_not(tmp_path):
-    """To the last bit: rewards, losses, log-probability gaps, what was sampled."""
+    """To the last bit: rewards, losses, log-probability gaps, what was sampled.
+
+    open-instruct#1627: on resume the engine sampled with the initial weights.
+    """
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     steps = int(os.environ.get("TURNWISE_STEPS", "6"))
     assert started(whole, f"steps={steps}").wait(timeout=900) == 0
@@ -115,7 +118,7 @@ def test_a_corrupted_sync_is_caught_at_that_step(tmp_path, monkeypatch):
             weights = {**weights, name: changed}
         return honest(weights, like, folder, dtype)
 
-    monkeypatch.setattr("rl.loop.write_model", corrupt)
+    monkeypatch.setattr("rl.sampler.write_model", corrupt)
     with pytest.raises(SyncError, match="differs in the folder already"):
         run(tmp_path / "run", tmp_path / "home", steps=4)
     assert [row["step"] for row in metrics(tmp_path / "run")] == [1]

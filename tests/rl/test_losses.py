@@ -202,6 +202,7 @@ def test_on_policy_it_is_reinforce():
 
 @pytest.mark.parametrize("function", [ppo_clip, gspo])
 def test_numbers_outside_the_mask_are_never_used(function):
+    """Flash-RL#19: log-probabilities stored for masked tokens entered the ratios."""
     mask = [True, False, True, False]
     clean = tokens([-1.0, -9, -0.7, -9], [-1.2, -9, -0.6, -9], [1, 0, -1, 0], mask, [0, 0, 1, 1])
     dirty = tokens([-1.0, NAN, -0.7, 5], [-1.2, NAN, -0.6, NAN], [1, NAN, -1, 7], mask,

@@ -65,6 +65,7 @@ def live_model(policy):
 async def test_delivered_weights_are_attested_tensor_by_tensor(
     policy, micro, learner, canary, tmp_path
 ):
+    """OpenRLHF#660: nothing told users whether the sync works."""
     mine = weights_of(learner)
     folder = written(micro, tmp_path / "new", mine)
     asked = Request((), canary.token_ids[:20], Sampling(max_tokens=8))
@@ -143,6 +144,7 @@ async def test_a_matrix_that_the_kernels_keep_is_read_as_they_use_it(
 async def test_an_engine_that_did_not_load_is_caught(
     policy, micro, learner, canary, tmp_path, monkeypatch
 ):
+    """trl#5312: after sleep mode the engine sampled with stale weights."""
     await policy.load(micro)
     mine = weights_of(learner)
     folder = written(micro, tmp_path / "new", mine)
@@ -176,6 +178,7 @@ async def test_the_canary_alone_catches_a_change_that_matters(
 async def test_merged_adapters_are_attested_and_equal_the_project_s_merge(
     policy, micro, canary, tmp_path
 ):
+    """verl#7495: the adapter never reached the engine, unnoticed for two months."""
     from agent.policies.merge import merge_adapter
 
     model = updated(micro, scale=0.02, lora=Lora(rank=4))

@@ -50,6 +50,7 @@ def test_a_run_that_learns_trips_nothing():
 
 
 def test_reward_up_while_validation_falls():
+    """rllm#143: the training return rose while the evaluation fell."""
     [trip] = check(Tripwires(), history(validations=FALLING, **RISING))
     assert (trip.wire, trip.before, trip.after) == ("validation", 10, 20)
     assert "63.0 % right at step 10 to 40.0 % at step 20" in trip.said
@@ -106,6 +107,7 @@ def test_without_questions_whole_intervals_must_part():
     ],
 )
 def test_a_wire_that_is_tripped_says_its_numbers(wire, courses, said):
+    """Search-R1#12, agent-lightning#490: runs that collapse after hundreds of steps, unwatched."""
     seen = history(**courses)
     [trip] = check(Tripwires(), seen)
     assert trip.wire == wire

@@ -22,6 +22,7 @@ def spoken(template, replies, observations):
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.tuples(words.filter(bool), words), min_size=1, max_size=3))
 def test_turn_by_turn_equals_the_whole_template(template, pairs):
+    """verl#3720: the newline behind an end of turn was dropped before every tool result."""
     replies, observations = zip(*pairs, strict=True)
     messages, ids = spoken(template, replies, observations)
     whole = template.tokenizer.apply_chat_template(

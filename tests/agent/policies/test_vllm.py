@@ -43,7 +43,10 @@ async def test_greedy_tokens_and_logprobs_equal_those_of_transformers(policy, ba
 
 
 async def test_sampled_logprobs_are_those_of_the_untruncated_model(policy, base_model):
-    """Whatever temperature draws, the log-probability is the model's own."""
+    """Whatever temperature draws, the log-probability is the model's own.
+
+    trl#6789, vllm#42259: engines renormalise over what top-p leaves.
+    """
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -59,6 +62,7 @@ async def test_sampled_logprobs_are_those_of_the_untruncated_model(policy, base_
 
 
 async def test_each_request_stops_at_its_own_string_and_streams_its_text(policy):
+    """agent-lightning#326: while streaming, other ids came back than were sampled."""
     pieces = []
     one = request(policy, QUESTIONS[0], stop=("France",))
     two = request(policy, QUESTIONS[0], stop=("Paris",))
