@@ -1,4 +1,8 @@
-"""The micro policy: a model of a few million parameters that ships with the package, weights and all."""
+"""The micro policy: a model of a few million parameters that ships with the package, weights and all.
+
+It is there twice: `micro` after its whole cold start, `micro-early` after the first of three passes, which
+leaves training more to improve. The second is weights alone; all other files are the first one's.
+"""
 
 import shutil
 from pathlib import Path
@@ -17,12 +21,15 @@ from agent.policies.plain_model import WEIGHTS
 MICRO = "micro"
 MICRO_FOLDER = Path(__file__).parent / "micro"
 MICRO_PARAMETERS = 5_771_264
+#: Names of the policies in the package to the folder of their weights.
+BUNDLED = {MICRO: MICRO_FOLDER, "micro-early": Path(__file__).parent / "micro_early"}
 
 
-def micro_folder(cache: Path, progress: Progress, *, force: bool = False) -> Path:
-    """The micro policy, copied into the cache: a package's own folder may be read-only.
+def bundled_folder(name: str, cache: Path, progress: Progress, *, force: bool = False) -> Path:
+    """A policy of `BUNDLED`, copied into the cache: a package's own folder may be read-only.
 
     Args:
+        name: which.
         cache: the folder of models; made when absent.
         progress: told when another process is at it.
         force: copy it anew even if it is there.
@@ -31,18 +38,20 @@ def micro_folder(cache: Path, progress: Progress, *, force: bool = False) -> Pat
         CorruptModelError: the copy that is there is damaged and `force` is off.
         PolicyUnavailableError: the disk is full.
     """
-    target = cache / f"{MICRO}-{sha256_of(MICRO_FOLDER / WEIGHTS)[:12]}"
+    weights = BUNDLED[name] / WEIGHTS
+    target = cache / f"{name}-{sha256_of(weights)[:12]}"
 
     def fill(out: Path, scratch: Path) -> None:
         for file in MICRO_FOLDER.iterdir():
             if file.suffix != ".md":
                 shutil.copyfile(file, out / file.name)
+        shutil.copyfile(weights, out / WEIGHTS)
 
     try:
-        with locked(cache / MICRO, progress):
+        with locked(cache / name, progress):
             if force or not target.exists():
-                build(target, Manifest(name=MICRO, source="this package"), fill)
+                build(target, Manifest(name=name, source="this package"), fill)
     except OSError as error:
         raise write_failure(target, error) from error
-    verify(target, f"agent models pull {MICRO} --force", deep=True)
+    verify(target, f"agent models pull {name} --force", deep=True)
     return target

@@ -16,7 +16,7 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict
 
 from agent.policies import fetch
-from agent.policies.bundled import MICRO, MICRO_FOLDER, MICRO_PARAMETERS, micro_folder
+from agent.policies.bundled import BUNDLED, MICRO_PARAMETERS, bundled_folder
 from agent.policies.merge import ADAPTER_CONFIG, adapter_base, merge_adapter, merged_folder
 from agent.policies.model_folder import (
     CorruptModelError,
@@ -141,8 +141,8 @@ def resolve(name: str, cache: Path, progress: Progress | None = None) -> Path:
         return _resolve_adapter(folder, cache, report)
     if name == DEFAULT:
         return _resolve_default(cache, report)
-    if name == MICRO:
-        return micro_folder(cache, report)
+    if name in BUNDLED:
+        return bundled_folder(name, cache, report)
     if name in CATALOG:
         return _resolve_catalog(CATALOG[name], cache, report)
     if _HUB_NAME.fullmatch(name) and not folder.exists():
@@ -173,8 +173,8 @@ def pull(name: str, cache: Path, progress: Progress | None = None, *, force: boo
         folder = _resolve_default(cache, report, force=force)
         verify(folder, _mend(DEFAULT), deep=True)
         return folder
-    if name == MICRO:
-        return micro_folder(cache, report, force=force)
+    if name in BUNDLED:
+        return bundled_folder(name, cache, report, force=force)
     if name not in CATALOG:
         return resolve(name, cache, progress)
     spec, target = CATALOG[name], cache / name
@@ -191,7 +191,7 @@ def pull(name: str, cache: Path, progress: Progress | None = None, *, force: boo
 def list_models(cache: Path) -> list[ModelEntry]:
     """The models that have a name here, the default first; reads no weights and no network."""
     rows = [_entry(spec, cache / spec.name, spec.name) for spec in CATALOG.values()]
-    rows.append(_micro_entry())
+    rows += map(_bundled_entry, BUNDLED)
     base = CATALOG[DEFAULT_BASE]
     if not (ADAPTER / ADAPTER_CONFIG).is_file():
         return [_entry(base, cache / base.name, DEFAULT), *rows]
@@ -213,15 +213,15 @@ def _entry(spec: ModelSpec, path: Path, name: str) -> ModelEntry:
     )
 
 
-def _micro_entry() -> ModelEntry:
+def _bundled_entry(name: str) -> ModelEntry:
     return ModelEntry(
-        name=MICRO,
+        name=name,
         licence="Apache-2.0",
         parameters=MICRO_PARAMETERS,
-        size_bytes=sum(file.stat().st_size for file in MICRO_FOLDER.iterdir()),
+        size_bytes=sum(file.stat().st_size for file in BUNDLED[name].iterdir()),
         source="this package",
         cached=True,
-        path=MICRO_FOLDER,
+        path=BUNDLED[name],
     )
 
 
@@ -235,7 +235,7 @@ def _unknown(name: str, folder: Path) -> UsageError:
             f"the folder {name} holds no model: config.json or *.safetensors is missing",
             "give a folder that transformers' save_pretrained wrote",
         )
-    known = [DEFAULT, MICRO, *CATALOG]
+    known = [DEFAULT, *BUNDLED, *CATALOG]
     near = difflib.get_close_matches(name.lower(), known, n=1)
     hint = f"did you mean {near[0]!r}? " if near else ""
     return UsageError(

@@ -1,7 +1,9 @@
 """The micro policy that ships: it loads, it searches and answers on a world that it has not read."""
 
+import pytest
+
 from agent.policies import catalog
-from agent.policies.bundled import MICRO_FOLDER, MICRO_PARAMETERS
+from agent.policies.bundled import BUNDLED, MICRO_PARAMETERS
 from agent.policies.transformers import TransformersPolicy
 from agent.settings import load_settings
 from eval.fictional.make import make_world
@@ -9,13 +11,14 @@ from eval.run import EvalRequest, run
 from eval.score import score_run
 
 
-def test_it_is_small_and_copied_whole_into_the_cache(tmp_path):
-    assert all(file.stat().st_size < 20e6 for file in MICRO_FOLDER.iterdir())
-    folder = catalog.resolve("micro", tmp_path)
+@pytest.mark.parametrize("name", BUNDLED)
+def test_it_is_small_and_copied_whole_into_the_cache(name, tmp_path):
+    assert all(file.stat().st_size < 20e6 for file in BUNDLED[name].iterdir())
+    folder = catalog.resolve(name, tmp_path)
     assert folder.parent == tmp_path
-    assert catalog.resolve("micro", tmp_path) == folder
+    assert catalog.resolve(name, tmp_path) == folder
     (folder / "config.json").unlink()
-    assert catalog.pull("micro", tmp_path, force=True) == folder
+    assert catalog.pull(name, tmp_path, force=True) == folder
     policy = TransformersPolicy(folder)
     assert sum(p.numel() for p in policy.model.parameters()) == MICRO_PARAMETERS
     policy._worker.shutdown()
