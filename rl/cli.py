@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import sys
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -232,7 +234,8 @@ def doctor_train(
     made = load_train(recipe, set_ or [])
     if policy is not None:
         made = made.model_copy(update={"base": policy})
-    found = examine(made, settings_of(), stderr)
+    with redirect_stdout(sys.stderr):  # DeepSpeed logs to stdout, which is the result's alone
+        found = examine(made, settings_of(), stderr)
     raise typer.Exit(show_checks(found, json_) if is_main() else summary(found))
 
 
