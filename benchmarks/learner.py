@@ -107,7 +107,9 @@ def prompts_only(case: Case, vocabulary: int) -> Case:
             [one, *chance.choices(range(vocabulary), k=len(sample.completion) - 1)]
             for one, sample in zip(first, group, strict=True)
         ]
-        out.append([s._replace(prompt=prompt, completion=c) for s, c in zip(group, ids, strict=True)])
+        out.append(
+            [s._replace(prompt=prompt, completion=c) for s, c in zip(group, ids, strict=True)]
+        )
     return out
 
 
@@ -234,11 +236,15 @@ def facts_of(case: Case) -> dict[str, Any]:
 def report(name: str, row: dict[str, Any]) -> None:
     facts = ", ".join(f"{key} {value}" for key, value in row["case"].items())
     print(f"\n{name}: {facts}")
-    print("  equality: " + ", ".join(f"{key} {value:.1e}" for key, value in row["equality"].items()))
+    print(
+        "  equality: " + ", ".join(f"{key} {value:.1e}" for key, value in row["equality"].items())
+    )
     if not row["sides"]:
         return
     phases = ("step", "prepare", "forward", "backward", "optimizer")
-    print("  " + " ".join(f"{w:>16}" for w in ("side", *phases, "iqr", "peak MiB", "grown", "vs TRL")))
+    print(
+        "  " + " ".join(f"{w:>16}" for w in ("side", *phases, "iqr", "peak MiB", "grown", "vs TRL"))
+    )
     theirs = row["sides"].get("trl", {}).get("step")
     for side, one in row["sides"].items():
         times = [f"{one[phase]:.3f}" for phase in (*phases, "step_iqr")]
@@ -259,7 +265,12 @@ def measure(name: str, args: argparse.Namespace, vocabulary: int) -> dict[str, A
     for out in checks:
         out.with_suffix(".pt").unlink()
     sides = {} if args.steps == 0 else timed(path, args, options)
-    row = {"case": facts_of(case), "equality": equality, "missed": failures(equality), "sides": sides}
+    row = {
+        "case": facts_of(case),
+        "equality": equality,
+        "missed": failures(equality),
+        "sides": sides,
+    }
     if "trl" in sides:
         for side, one in sides.items():
             one["speedup"] = sides["trl"]["step"] / one["step"]
@@ -300,7 +311,9 @@ def main() -> None:
     vocabulary = int(AutoConfig.from_pretrained(args.model).vocab_size)
     rows = {name: measure(name, args, vocabulary) for name in args.cases}
     out = args.out or args.work.parent / f"learner-{args.policy.replace('/', '_')}.json"
-    out.write_text(json.dumps({"policy": args.policy, "threads": args.threads, "cases": rows}, indent=1))
+    out.write_text(
+        json.dumps({"policy": args.policy, "threads": args.threads, "cases": rows}, indent=1)
+    )
     missed = {name: row["missed"] for name, row in rows.items() if row["missed"]}
     if missed:
         raise SystemExit(f"not equal within {AIMS}: {missed}")

@@ -173,7 +173,9 @@ def as_trajectory(sample: Sample, id: str) -> Any:
     from agent.task import Task
     from agent.trajectory import Action, ActionKind, Span, Status, StopReason, Trajectory, Turn
 
-    mask = np.concatenate([np.zeros(len(sample.prompt), bool), np.array(sample.mask, bool), [False]])
+    mask = np.concatenate(
+        [np.zeros(len(sample.prompt), bool), np.array(sample.mask, bool), [False]]
+    )
     edges = np.flatnonzero(np.diff(mask.astype(np.int8))) + 1
     runs = [Span(int(a), int(b)) for a, b in edges.reshape(-1, 2)]
     ends = [run.start for run in runs[1:]] + [len(sample.ids)]
@@ -244,7 +246,9 @@ def trl(case: Case, args: argparse.Namespace, clock: Clock, found: Found | None)
     from trl import GRPOTrainer
 
     flat = [sample for group in case for sample in group]
-    numbers = {tuple(sample.ids): n for n, sample in enumerate(flat)}
+    numbers: dict[tuple[int, ...], list[int]] = {}
+    for n, sample in enumerate(flat):  # rollouts may be the same to the last token
+        numbers.setdefault(tuple(sample.ids), []).append(n)
     passes = len(flat) // args.rows
     timed = SimpleNamespace(step=0.0, prepare=0.0, ended=0.0, first=0.0)
 
@@ -279,9 +283,9 @@ def trl(case: Case, args: argparse.Namespace, clock: Clock, found: Found | None)
 
         def _note(self, ids: Any, seen: Any, logprobs: Any) -> None:
             for row, mask, values in zip(ids, seen.bool(), logprobs, strict=True):
-                number = numbers[tuple(row[mask].tolist())]
-                wanted = torch.tensor(flat[number].mask, dtype=torch.bool)
-                found.logprobs[number] = values.detach()[: len(wanted)][wanted].tolist()
+                for number in numbers[tuple(row[mask].tolist())]:
+                    wanted = torch.tensor(flat[number].mask, dtype=torch.bool)
+                    found.logprobs[number] = values.detach()[: len(wanted)][wanted].tolist()
 
     class Watch(TrainerCallback):  # type: ignore[misc]
         def on_step_end(self, arguments: Any, state: Any, control: Any, **_: Any) -> None:
