@@ -1,16 +1,18 @@
-"""An update step of our learner against TRL's `GRPOTrainer` on the same rollouts: equal numbers, then time.
+"""An update step of our learner against TRL's `GRPOTrainer` on the same rollouts: equal numbers, then
+time.
 
-Three cases. `grouped`: rollouts that the policy plays on a fictional world with real search, 3 to 5 turns,
-in groups. `prompts`: rollouts of the same shapes in which a group shares its prompt and nothing else (every
-later token is random): what is left of the gain where a policy never says the same twice. `equal`: random
-tokens of one length, a prompt of its own for each, nothing to share.
+Three cases. `grouped`: rollouts that the policy plays on a fictional world with real search, 3 to 5
+turns, in groups. `prompts`: rollouts of the same shapes in which a group shares its prompt and
+nothing else (every later token is random): what is left of the gain where a policy never says the
+same twice. `equal`: random tokens of one length, a prompt of its own for each, nothing to share.
 
-Both sides: float32, AdamW with the same settings, clip 0.2, mean over all loss tokens, no KL, one update a
-batch, no activation checkpointing, the same number of threads; sequences through `rollout_func` with
-`env_mask` for observations. Fixed rewards, different in each group, so that no group is silent. Ours runs
-under DeepSpeed (ZeRO 0); TRL plain, and with the same DeepSpeed configuration as `trl-deepspeed`. TRL always
-computes the entropy of each prediction: `ours` does too, `ours-no-entropy` does not. See
-`learner_sides.py` for what counts as a step. Each side runs in processes of its own, in the order A B B A.
+Both sides: float32, AdamW with the same settings, clip 0.2, mean over all loss tokens, no KL, one
+update a batch, no activation checkpointing, the same number of threads; sequences through
+`rollout_func` with `env_mask` for observations. Fixed rewards, different in each group, so that no
+group is silent. Ours runs under DeepSpeed (ZeRO 0); TRL plain, and with the same DeepSpeed
+configuration as `trl-deepspeed`. TRL always computes the entropy of each prediction: `ours` does
+too, `ours-no-entropy` does not. See `learner_sides.py` for what counts as a step. Each side runs in
+processes of its own, in the order A B B A.
 
     python benchmarks/learner.py [--policy micro] [--groups 4] [--steps 20] [--cases grouped prompts equal]
 """
@@ -272,7 +274,7 @@ def measure(name: str, args: argparse.Namespace, vocabulary: int) -> dict[str, A
         "sides": sides,
     }
     if "trl" in sides:
-        for side, one in sides.items():
+        for one in sides.values():
             one["speedup"] = sides["trl"]["step"] / one["step"]
             one["trained_per_s"] = row["case"]["trained"] / one["step"]
             one["processed_per_s"] = row["case"]["tokens"] / one["step"]

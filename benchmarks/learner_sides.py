@@ -1,9 +1,10 @@
-"""One side of `learner.py`, in a process of its own: the same batch again and again through our learner or
-through TRL's `GRPOTrainer`, timed, or a few steps with what they computed written down.
+"""One side of `learner.py`, in a process of its own: the same batch again and again through our
+learner or through TRL's `GRPOTrainer`, timed, or a few steps with what they computed written down.
 
-A step is what happens between a batch of rewarded rollouts and changed weights. Ours also lays out the
-token trees within the time that counts. TRL gets the recorded rollouts through `rollout_func`; that call,
-rewards, advantages and padding (`_prepare_inputs`) are timed apart and do not count as its step.
+A step is what happens between a batch of rewarded rollouts and changed weights. Ours also lays out
+the token trees within the time that counts. TRL gets the recorded rollouts through `rollout_func`;
+that call, rewards, advantages and padding (`_prepare_inputs`) are timed apart and do not count as
+its step.
 
     python benchmarks/learner_sides.py SIDE CASE.json OUT --model FOLDER [--check]
 """
@@ -156,7 +157,8 @@ def as_assessed(case: Case) -> Any:
         for g, group in enumerate(case)
     )
     flat = [t for group in groups for t in group]
-    rewards = [[None] * (len(t.turns) - 1) + [s.reward] for t, s in zip(flat, sum(case, []))]
+    given = [sample.reward for group in case for sample in group]
+    rewards = [[None] * (len(t.turns) - 1) + [r] for t, r in zip(flat, given, strict=True)]
     batch = Batch.ragged(
         [g for g, group in enumerate(case) for _ in group],
         {"reward": rewards},

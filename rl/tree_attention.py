@@ -1,10 +1,11 @@
 """Attention over a token tree: a token attends to its ancestors and itself.
 
 Registered with transformers under the name `tree`; the tree that is being computed is set with
-`on_tree`. Three ways, equal in result. `dense` hands PyTorch's attention the mask of the whole tree: the
-quickest for trees of few tokens or very many branches. `segments` computes each segment against the keys
-of its path, and never builds that mask. `flex` hands it to FlexAttention as blocks, for GPUs. `auto` takes
-`dense` or `segments`, whichever computes less: always the latter above 2,048 tokens.
+`on_tree`. Three ways, equal in result. `dense` hands PyTorch's attention the mask of the whole
+tree: the quickest for trees of few tokens or very many branches. `segments` computes each segment
+against the keys of its path, and never builds that mask. `flex` hands it to FlexAttention as
+blocks, for GPUs. `auto` takes `dense` or `segments`, whichever computes less: always the latter
+above 2,048 tokens.
 """
 
 from __future__ import annotations
@@ -111,9 +112,10 @@ def tree_attention(
             query, key, value, plan.mask, dropout_p=dropout, scale=scaling, enable_gqa=True
         )
         return out.transpose(1, 2).contiguous(), None
-    # Split once and joined anew for each path: the gradient then flows through runs of rows, where picking
-    # rows one by one would cost a tensor as large as the tree for every segment.
-    queries, keys, values = (torch.split(x, plan.lengths, 2) for x in (query, key, value))
+    # Split once and joined anew for each path: the gradient then flows through runs of rows, where
+    # picking rows one by one would cost a tensor as large as the tree for every segment.
+    lengths = list(plan.lengths)
+    queries, keys, values = (torch.split(x, lengths, 2) for x in (query, key, value))
     parts = [
         _attend(
             segment,
