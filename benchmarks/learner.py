@@ -14,7 +14,7 @@ configuration as `trl-deepspeed`. TRL always computes the entropy of each predic
 too, `ours-no-entropy` does not. See `learner_sides.py` for what counts as a step. Each side runs in
 processes of its own, in the order A B B A.
 
-    python benchmarks/learner.py [--policy micro] [--groups 4] [--steps 20] [--cases grouped prompts equal]
+    python benchmarks/learner.py [--policy micro] [--groups 4] [--steps 20] [--cases grouped equal]
 """
 
 from __future__ import annotations
