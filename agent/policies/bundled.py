@@ -1,7 +1,7 @@
 """The micro policy: a model of a few million parameters that ships with the package, weights and all.
 
-It is there twice: `micro` after its whole cold start, `micro-early` after the first of three passes, which
-leaves training more to improve. The second is weights alone; all other files are the first one's.
+It is there twice: `micro` after its whole cold start, `micro-early` after the first of three passes,
+which leaves training more to improve. The second is weights alone; all other files are the first one's.
 """
 
 import shutil
