@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 Q ?= Which element is named after the creator of the periodic table?
 
-.PHONY: ask test lint install install-test adapter micro clean
+.PHONY: ask test lint install install-test adapter micro train-demo clean
 
 ask: $(VENV)/.installed
 	@$(BIN)/agent ask --trace $(if $(CORPUS),--corpus "$(CORPUS)") -- "$$Q"
@@ -56,6 +56,10 @@ micro: $(VENV)/.installed-test
 	$(BIN)/agent sft micro_cold_start --out runs/micro_early --set base=runs/micro/model --set epochs=1
 	cp runs/micro_early/model/model.safetensors agent/policies/micro_early/
 	rm -f agent/policies/micro/turnwise.json
+
+# reinforcement learning from start to end on two CPU cores, in under 15 minutes
+train-demo: $(VENV)/.installed-test
+	$(BIN)/agent train train_demo --out runs/train_demo
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info
