@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+# processes of the test suite, each with one thread; a file's tests stay in one of them
+WORKERS ?= 2
 Q ?= Which element is named after the creator of the periodic table?
 
 .PHONY: ask test lint install install-test adapter micro train-demo clean
@@ -11,7 +13,7 @@ ask: $(VENV)/.installed
 	@$(BIN)/agent ask --trace $(if $(CORPUS),--corpus "$(CORPUS)") -- "$$Q"
 
 test: $(VENV)/.installed-test lint
-	$(BIN)/python -m pytest -p no:cacheprovider
+	$(BIN)/python -m pytest -p no:cacheprovider -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 lint: $(VENV)/.installed-test
 	$(BIN)/ruff check .

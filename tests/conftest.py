@@ -1,10 +1,17 @@
 import os
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("DS_ACCELERATOR", "cpu")
+if "PYTEST_XDIST_WORKER" in os.environ:  # before torch is imported: two processes share the cores
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# the time that an example takes says nothing while other tests run beside it
+hypothesis.settings.register_profile("beside others", deadline=None)
+hypothesis.settings.load_profile("beside others")
 
 ROOT = Path(__file__).resolve().parent.parent
 

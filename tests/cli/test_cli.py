@@ -2,10 +2,10 @@
 
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -44,12 +44,18 @@ def text(done):
     return done.stderr.decode() + done.stdout.decode()
 
 
+def spent():
+    """Seconds of processor time of all children that have ended."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
 def test_help_is_quick(agent):
     seconds = []
-    for _ in range(4):  # the quickest counts: others use the machine too
-        began = time.monotonic()
+    for _ in range(4):  # of the processor, and the quickest counts: others use the machine too
+        began = spent()
         done = agent("--help")
-        seconds.append(time.monotonic() - began)
+        seconds.append(spent() - began)
     assert min(seconds) < 0.5
     assert done.returncode == 0
     assert b"agent ask" in done.stdout

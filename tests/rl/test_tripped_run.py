@@ -18,6 +18,7 @@ RECIPE = {
         "tasks": 8,
         "size": 4,
         "concurrency": 32,
+        "engine": "transformers",
         "agent": {"search": {"mode": "lexical"}},
     },
     "rewards": {"searches": {"reward": "tool_cost", "options": {"price": 0.2, "most": 1.0}}},
