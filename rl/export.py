@@ -263,7 +263,7 @@ def model_card(run: Path, recipe: Mapping[str, Any], kind: str, step: int | None
         f"Recipe digest `{_digest(run)}`; the whole recipe is in `recipe.json` and below.\n",
         _use(kind),
         "## Data\n\n" + _data(run, recipe),
-        "## Scores\n\n" + _scores(run),
+        "## Scores\n\n" + _scores(run, recipe),
         "## Licence\n\n" + _licence(base, licence),
         f"## Recipe\n\n```yaml\n{whole}```\n",
     ]
@@ -305,7 +305,7 @@ def _data(run: Path, recipe: Mapping[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _scores(run: Path) -> str:
+def _scores(run: Path, recipe: Mapping[str, Any]) -> str:
     """A table of the run's validations: share of held-out questions answered rightly."""
     found = validations(run)
     if not found:
@@ -316,7 +316,9 @@ def _scores(run: Path) -> str:
     for one in found:
         cells = [_interval(one["right"]), *(_interval(one["kinds"].get(kind)) for kind in kinds)]
         rows.append(f"| {one['step']} | {' | '.join(cells)} | {one['searches']:.2f} |")
-    told = "Per cent of held-out questions, answered greedily; 95 % intervals over questions."
+    heat = recipe.get("validation", {}).get("temperature", 0)
+    drawn = f"at temperature {heat:g}" if heat else "greedily"
+    told = f"Per cent of held-out questions, answered {drawn}; 95 % intervals over questions."
     return f"{told}\n\n" + "\n".join(rows) + "\n"
 
 

@@ -39,7 +39,7 @@ from rl.leash import turn_kl
 from rl.question_sets import QuestionSet, load_sets, open_sets
 from rl.reward_models import functions
 from rl.rewards import RewardContext, require
-from rl.rollouts import Stage, greedy, groups_of
+from rl.rollouts import Stage, groups_of, measured
 from rl.run_report import write_report
 from rl.sampler import hand_over, open_sampler
 from rl.step_metrics import (
@@ -349,7 +349,8 @@ class _Run:
         found = None
         if policy is not None:
             drawn = [Drawn(one, task) for one in self.held for task in one.tasks]
-            plays = greedy(drawn, self.recipe.seed, f"validation-{step:05d}")
+            label, heat = f"validation-{step:05d}", self.recipe.validation.temperature
+            plays = measured(drawn, self.recipe.seed, label, heat)
             done = await self.stage.play(plays, lambda d, n: self.observer.stage("validate", d, n))
             await asyncio.to_thread(self.store.add_many, done)
             samples = [

@@ -129,12 +129,12 @@ def group_name(step: int, source: str, task: str) -> str:
     return f"step-{step:05d}/{source}/{task}"
 
 
-def greedy(drawn: Sequence[Drawn], seed: int, label: str) -> list[Play]:
-    """One greedy episode of each task, for validation."""
+def measured(drawn: Sequence[Drawn], seed: int, label: str, temperature: float = 0.0) -> list[Play]:
+    """One episode of each task, for validation; the same seeds each time."""
     return [
         Play(
-            replace(source.setup, sampling=replace(source.setup.sampling, temperature=0.0)),
-            Episode(task, seed=seed, group=f"{label}/{source.name}/{task.id}"),
+            replace(source.setup, sampling=replace(source.setup.sampling, temperature=temperature)),
+            Episode(task, seed=seed + number, group=f"{label}/{source.name}/{task.id}"),
         )
-        for source, task in drawn
+        for number, (source, task) in enumerate(drawn)
     ]

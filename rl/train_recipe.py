@@ -220,15 +220,17 @@ class Update(Strict):
 
 
 class Validation(Strict):
-    """What the policy is measured on, greedily, and never trained on.
+    """What the policy is measured on and never trained on.
 
     Attributes:
         every: steps; 0 for never. The first and the last step are measured whenever it is not 0.
         tasks: as for training; worlds must have seeds of their own.
+        temperature: 0 measures the greedy answers, 1 the policy as it samples.
     """
 
     every: int = Field(0, ge=0)
     tasks: Tasks | None = None
+    temperature: float = Field(0.0, ge=0, le=1)
 
     @model_validator(mode="after")
     def _given(self) -> Self:
