@@ -54,9 +54,15 @@ class Checkpoint:
                 exclude_frozen_parameters=True,
                 save_latest=False,
             )
-            run_folder.write(self.folder / _POINTER, {"tag": tag, "step": step})
-        except (OSError, RuntimeError, UsageError) as error:
+        except (OSError, RuntimeError) as error:
             problem = (str(error).splitlines() or [type(error).__name__])[0]
+            if ranks.launched():  # the others wait inside DeepSpeed: the launcher has to end them
+                raise CheckpointError(
+                    f"step {step} could not be saved: {problem}",
+                    "free some space; the same command goes on from the last checkpoint",
+                ) from error
+        if not problem:
+            problem = self._point_at(tag, step)
         if not ranks.anybody(bool(problem), engine.device):
             self._failures = 0
             self._tidy(tag)
@@ -71,6 +77,14 @@ class Checkpoint:
             )
         log.warning("%s; going on, %s stays", message, self._current() or "nothing")
         return False
+
+    def _point_at(self, tag: str, step: int) -> str:
+        """Make a complete checkpoint the current one; what went wrong, "" for nothing."""
+        try:
+            run_folder.write(self.folder / _POINTER, {"tag": tag, "step": step})
+        except UsageError as error:
+            return error.message
+        return ""
 
     def load(self, engine: Any) -> dict[str, Any]:
         """Restore the newest complete checkpoint; gives its state, empty when there is none.

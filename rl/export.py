@@ -80,6 +80,8 @@ def export(
     try:
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
+        if adapter:
+            _require_saved(run, step)
         kind = _write_weights(source, run, partial, recipe, settings, adapter, notify)
         _write_papers(partial, run, recipe, kind, step)
         if out.is_dir():
@@ -105,6 +107,21 @@ def _source(run: Path, which: Which) -> tuple[Path, int | None]:
         if is_model_folder(run / name) or (run / name / ADAPTER_CONFIG).is_file():
             return run / name, _steps(run)
     raise UsageError(f"{run} holds no weights yet", "agent train writes them after the first step")
+
+
+def _require_saved(run: Path, step: int | None) -> None:
+    """An adapter is whole in the last checkpoint alone.
+
+    Raises:
+        UsageError: the weights that are asked for are of another step.
+    """
+    pointer = run / "checkpoint" / "current.json"
+    saved = _json(pointer, "cannot be read").get("step") if pointer.is_file() else None
+    if saved is not None and step is not None and saved != step:
+        raise UsageError(
+            f"the weights asked for are of step {step}; an adapter is kept of step {saved} alone",
+            "export them merged, or add --last after a run that has ended",
+        )
 
 
 def validations(run: Path) -> list[dict[str, Any]]:

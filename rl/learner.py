@@ -137,11 +137,13 @@ class Learner:
         rate = float(self.engine.get_lr()[0])
         norm = _plain_norm(self.engine) if live else 0.0
         broken = broken or ranks.anybody(not math.isfinite(norm or 0.0), device)
+        before = self.engine.skipped_steps
         if live:
             with _muted(self.engine, broken):
                 self.engine.step()
-        if norm is None:
+        if norm is None:  # ZeRO drops a gradient that is no number by itself
             norm = float(self.engine.get_global_grad_norm() or 0.0)
+            broken = broken or self.engine.skipped_steps > before or not math.isfinite(norm)
         computed = sum(len(tree.tree) for tree in live)
         figures |= {
             "grad_norm": math.nan if broken else norm,
@@ -357,6 +359,7 @@ def _repeatable(device: torch.device) -> Iterator[None]:
         yield
         return
     before = torch.are_deterministic_algorithms_enabled()
+    warned = torch.is_deterministic_algorithms_warn_only_enabled()
     memory: Any = torch.utils.deterministic
     fill = memory.fill_uninitialized_memory
     torch.use_deterministic_algorithms(True, warn_only=True)
@@ -364,7 +367,7 @@ def _repeatable(device: torch.device) -> Iterator[None]:
     try:
         yield
     finally:
-        torch.use_deterministic_algorithms(before)
+        torch.use_deterministic_algorithms(before, warn_only=warned)
         memory.fill_uninitialized_memory = fill
 
 

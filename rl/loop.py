@@ -36,7 +36,7 @@ from rl.fit import TrainingError
 from rl.interrupt import graceful
 from rl.learner import Learner, LearnerScorer, UpdateStats
 from rl.leash import turn_kl
-from rl.question_sets import QuestionSet, load_sets, open_sets
+from rl.question_sets import QuestionSet, load_sets, open_sets, require_apart
 from rl.reward_models import functions
 from rl.rewards import RewardContext, require
 from rl.rollouts import Stage, groups_of, measured
@@ -195,6 +195,7 @@ class _Run:
             load_sets(tasks, self.settings, self.data, run / "worlds", notify) if tasks else ()
             for tasks in parts
         ]
+        require_apart(*self.loaded)
         tasks = [task for one in self.loaded[0] for task in one.tasks]
         context = RewardContext(known=told_labels(tasks), promised=recipe.provides)
         require(recipe.reward.rewards.values(), context, tasks)
@@ -257,12 +258,12 @@ class _Run:
                 file.add(metrics)
                 if ranks.is_main():
                     self.observer.step(metrics)
+                ruined = self._count_broken(updates, step)
                 tripped = None if last else self._tripped(step)
-                if ends or tripped or step % recipe.checkpoints.every == 0:
+                if ends or tripped or ruined or step % recipe.checkpoints.every == 0:
                     self._save(step)
-                self._require_numbers(updates, step)
-                if tripped is not None:
-                    raise tripped
+                if (wrong := ruined or tripped) is not None:
+                    raise wrong
                 if ends:
                     if ahead is not None:
                         ahead.cancel()
@@ -313,26 +314,23 @@ class _Run:
                 out.append(self.learner.step(batch, old))
         return out
 
-    def _require_numbers(self, updates: Sequence[UpdateStats], step: int) -> None:
-        """Keep what broke for inspection; stop after too many in a row.
-
-        Raises:
-            TrainingError: the limit is reached.
-        """
+    def _count_broken(self, updates: Sequence[UpdateStats], step: int) -> TrainingError | None:
+        """Keep what broke for inspection; what ends the run after too many in a row."""
         broken = [tree for one in updates for tree in one.broken]
         self.bad = self.bad + 1 if any(math.isnan(one.loss) for one in updates) else 0
         if broken:
-            path = self.run / "broken" / f"step-{step:05d}.pt"
+            path = self.run / "broken" / f"step-{step:05d}-{torch.distributed.get_rank()}.pt"
             path.parent.mkdir(exist_ok=True)
             torch.save([asdict(tree) for tree in broken], path)
             said = f"the loss is no number; nothing changed; see {path.relative_to(self.run)}"
             run_folder.note(self.run, step, "skipped", said)
             self.observer.notify(f"step {step}: {said}")
-        if self.bad >= self.recipe.update.bad_steps:
-            raise TrainingError(
-                f"the loss was no number in {self.bad} steps in a row, the last one {step}",
-                "lower update.optimizer.lr; the batches are in the run's folder, under broken/",
-            )
+        if self.bad < self.recipe.update.bad_steps:
+            return None
+        return TrainingError(
+            f"the loss was no number in {self.bad} steps in a row, the last one {step}",
+            "lower update.optimizer.lr; the batches are in the run's folder, under broken/",
+        )
 
     async def _sync(self, policy: Policy | None) -> None:
         """Hand the learner's weights to the engine."""

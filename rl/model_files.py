@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kg.errors import UsageError
+from rl import run_folder
 from rl.sft import copy_tokenizer
 
 if TYPE_CHECKING:
@@ -20,7 +21,7 @@ _WEIGHTS = "model.safetensors"
 def write_model(
     weights: Mapping[str, torch.Tensor], like: Path, folder: Path, dtype: torch.dtype
 ) -> Path:
-    """Write a model folder in one step: a kill leaves the old one or the new one.
+    """Write a model folder whole: a kill leaves the old one, the new one, or neither under its name.
 
     Args:
         weights: tensors by name, as `rl.learner.Learner.weights` gives them.
@@ -45,8 +46,7 @@ def write_model(
         if (like / "generation_config.json").is_file():
             shutil.copyfile(like / "generation_config.json", partial / "generation_config.json")
         copy_tokenizer(like, partial)
-        shutil.rmtree(folder, ignore_errors=True)
-        partial.rename(folder)
+        run_folder.put(partial, folder)
     except OSError as error:
         shutil.rmtree(partial, ignore_errors=True)
         raise UsageError(f"cannot write {folder}: {error.strerror or error}") from error

@@ -95,3 +95,33 @@ def _narrowed(found: Benchmark, tasks: Tasks) -> Benchmark:
         kinds = ", ".join(sorted({task.kind for task in found.tasks if task.kind})) or "none"
         raise UsageError(f"'{found.name}' holds no task of these kinds", f"it has: {kinds}")
     return replace(found, tasks=spread(kept, tasks.limit))
+
+
+def require_apart(asked: Sequence[Benchmark], held: Sequence[Benchmark]) -> None:
+    """Refuse sets that share a name, and questions that are both trained on and measured on.
+
+    Raises:
+        UsageError: names the set or the question.
+    """
+    for sets in (asked, held):
+        names = [one.name for one in sets]
+        if twice := next((name for name in names if names.count(name) > 1), ""):
+            raise UsageError(f"two sets are named '{twice}'", "rename one of the files")
+    known = {_question(task) for one in asked for task in one.tasks}
+    for one in held:
+        shared = [task for task in one.tasks if _question(task) in known]
+        if shared and not _worlds_apart(one, asked):
+            raise UsageError(
+                f"{len(shared)} questions of '{one.name}' are trained on and validated on, the first is "
+                f"'{shared[0].id}'",
+                "give validation.tasks other sets, or split: test",
+            )
+
+
+def _question(task: Task) -> str:
+    return " ".join(task.question.lower().split())
+
+
+def _worlds_apart(held: Benchmark, asked: Sequence[Benchmark]) -> bool:
+    """Whether a set is a world that no training set is: names recur between worlds, facts do not."""
+    return held.name.startswith("world-") and held.name not in {one.name for one in asked}

@@ -16,6 +16,7 @@ from agent.trajectory import StopReason, Trajectory
 from kg.errors import PolicyUnavailableError
 from rl.curriculum import Drawn
 from rl.train_recipe import Rollouts
+from tools.base import Toolbox
 
 Told = Callable[[int, int], None]
 
@@ -38,7 +39,7 @@ class Stage:
 
     def __init__(self, policy: Policy, rollouts: Rollouts) -> None:
         self._policy, self._rollouts = policy, rollouts
-        self._graphs: dict[int, Graph] = {}
+        self._graphs: dict[int, tuple[Toolbox, Graph]] = {}
 
     async def play(
         self, plays: Sequence[Play], told: Told = lambda done, total: None
@@ -48,6 +49,8 @@ class Stage:
         Raises:
             PolicyUnavailableError: the policy failed in every episode.
         """
+        if self._rollouts.deterministic:  # a prompt that is read again differs in the last bits
+            await self._policy.forget_prefixes()
         out: list[Trajectory | None] = [None] * len(plays)
         waiting = iter(range(len(plays)))
         seats = min(self._rollouts.concurrency, len(plays))
@@ -77,9 +80,9 @@ class Stage:
 
     def _graph(self, setup: Setup) -> Graph:
         key = id(setup.tools)
-        if key not in self._graphs:
-            self._graphs[key] = build_graph(setup.tools)
-        return self._graphs[key]
+        if key not in self._graphs:  # with its toolbox, so that the key stays its own
+            self._graphs[key] = (setup.tools, build_graph(setup.tools))
+        return self._graphs[key][1]
 
 
 class _Busy:

@@ -91,6 +91,20 @@ def write(path: Path, value: Any) -> None:
         raise UsageError(f"cannot write {path}: {error.strerror}") from error
 
 
+def put(partial: Path, target: Path) -> None:
+    """Give a folder its place; what was there goes once the new one is there.
+
+    Raises:
+        OSError: it cannot be moved.
+    """
+    old = target.with_name(f".{target.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    if target.exists():
+        target.rename(old)
+    partial.rename(target)
+    shutil.rmtree(old, ignore_errors=True)
+
+
 def copy(source: Path, target: Path) -> None:
     """Copy a folder of the run in one step; in the main process alone.
 
@@ -103,8 +117,7 @@ def copy(source: Path, target: Path) -> None:
     try:
         shutil.rmtree(partial, ignore_errors=True)
         shutil.copytree(source, partial)
-        shutil.rmtree(target, ignore_errors=True)
-        partial.rename(target)
+        put(partial, target)
     except OSError as error:
         shutil.rmtree(partial, ignore_errors=True)
         raise UsageError(f"cannot write {target}: {error.strerror or error}") from error

@@ -69,7 +69,8 @@ class LossChoice(Strict):
         kind: a ratio a token (`ppo_clip`) or a sequence (`gspo`).
         aggregation: `token-mean`, `sequence-mean`, `sequence-sum` or `constant`.
         constant: tokens per sequence that `constant` divides by.
-        low, high, dual: clip bounds.
+        low, high, dual: clip bounds. Of `gspo` they default to 3e-4 and 4e-4, its aggregation to
+            `sequence-mean`, and it has no dual clip.
         correction: for the engine's log-probabilities; null trusts them to be the trainer's.
         anchor: null for none.
         entropy: coefficient of the entropy bonus.
@@ -84,6 +85,15 @@ class LossChoice(Strict):
     correction: Correction | None = Correction()
     anchor: Anchor | None = None
     entropy: float = Field(0.0, ge=0, allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_gspo(cls, given: Any) -> Any:
+        if not isinstance(given, dict) or given.get("kind") != "gspo":
+            return given
+        if given.get("dual") is not None:
+            raise ValueError("gspo has no dual clip")
+        return {"low": 3e-4, "high": 4e-4, "aggregation": "sequence-mean", **given}
 
 
 class Assessment(Strict):
@@ -191,6 +201,13 @@ class Rollouts(Strict):
     ahead: bool = False
     agent: dict[str, Any] = Field(default_factory=dict)
 
+    @model_validator(mode="after")
+    def _shapes_episodes(self) -> Self:
+        odd = self.agent.keys() & {"api_key", "home", "model", "policy", "store"}
+        if odd:
+            raise ValueError(f"'{min(odd)}' is no setting of a recipe: it is this machine's")
+        return self
+
 
 class Update(Strict):
     """How a step's batch changes the weights.
@@ -218,18 +235,30 @@ class Update(Strict):
     zero: Literal[0, 1, 2, 3] = 0
     bad_steps: int = Field(3, ge=1)
 
+    @model_validator(mode="after")
+    def _repeatable(self) -> Self:
+        if self.lora is not None and self.lora.dropout:
+            raise ValueError("lora.dropout: ratios need the same probabilities twice; use 0")
+        return self
+
+
+class HeldOut(Tasks):
+    """The same for tasks that are measured on."""
+
+    split: Split = "test"
+
 
 class Validation(Strict):
     """What the policy is measured on and never trained on.
 
     Attributes:
         every: steps; 0 for never. The first and the last step are measured whenever it is not 0.
-        tasks: as for training; worlds must have seeds of their own.
+        tasks: as for training, from the test part; none may be asked in training.
         temperature: 0 measures the greedy answers, 1 the policy as it samples.
     """
 
     every: int = Field(0, ge=0)
-    tasks: Tasks | None = None
+    tasks: HeldOut | None = None
     temperature: float = Field(0.0, ge=0, le=1)
 
     @model_validator(mode="after")
@@ -302,6 +331,12 @@ class TrainRecipe(Assessment):
     validation: Validation = Validation()
     checkpoints: Checkpoints = Checkpoints()
     tripwires: Tripwires = Tripwires()
+
+    @model_validator(mode="after")
+    def _corrected(self) -> Self:
+        if self.rollouts.ahead and self.loss.correction is None:
+            raise ValueError("rollouts.ahead trains on stale episodes: loss.correction must be set")
+        return self
 
     @property
     def provides(self) -> frozenset[Need]:

@@ -148,6 +148,10 @@ class Policy(ABC):
         """
         return None
 
+    async def forget_prefixes(self) -> None:
+        """Compute every prompt anew from now on, as an engine does that has just been started."""
+        return None
+
     async def fingerprints(self) -> dict[str, Fingerprint]:
         """Of every tensor that the engine computes with, read back from its memory.
 

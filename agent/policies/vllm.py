@@ -130,7 +130,13 @@ class VllmPolicy(Policy):
             PolicyUnavailableError: the folder cannot be read or does not fit.
         """
         done: Future[None] = Future()
-        self._submit(lambda: self._reload(weights, done))
+        self._submit(lambda: self._drained(lambda: self._replace(weights), done))
+        await asyncio.wrap_future(done)
+
+    async def forget_prefixes(self) -> None:
+        """See `Policy.forget_prefixes`; once what runs now has ended."""
+        done: Future[None] = Future()
+        self._submit(lambda: self._drained(self._engine.forget_prefixes, done))
         await asyncio.wrap_future(done)
 
     def expect(self, callers: int) -> None:
@@ -220,20 +226,23 @@ class VllmPolicy(Policy):
         except Exception:  # the callers that wait hear of it from the next step
             log.exception("vLLM did not abort %d requests", len(keys))
 
-    def _reload(self, weights: Path, done: Future[None]) -> None:
-        """Let what runs end under the weights it began with, then replace them."""
+    def _drained(self, work: Callable[[], None], done: Future[None]) -> None:
+        """Let what runs end, then do `work` between two steps."""
         if not done.set_running_or_notify_cancel():
             return
         try:
             self._admit()
             while self._running:
                 self._step()
-            self._engine.reload(weights)
-            self.version = weights_version(weights)
+            work()
         except Exception as error:
             done.set_exception(error)
         else:
             done.set_result(None)
+
+    def _replace(self, weights: Path) -> None:
+        self._engine.reload(weights)
+        self.version = weights_version(weights)
 
     def _tell_fingerprints(self, told: Future[dict[str, Fingerprint]]) -> None:
         if not told.set_running_or_notify_cancel():

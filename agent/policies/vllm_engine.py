@@ -153,8 +153,16 @@ class Engine:
             raise PolicyUnavailableError(
                 f"the weights in {weights} do not load: {error}", "load a complete folder again"
             ) from error
+        self.forget_prefixes()
+
+    def forget_prefixes(self) -> None:
+        """Forget cached prefixes; no request may be in the engine.
+
+        Raises:
+            PolicyUnavailableError: vLLM did not.
+        """
         if not self._engine.reset_prefix_cache():
-            raise PolicyUnavailableError("vLLM did not forget the prefixes of the old weights")
+            raise PolicyUnavailableError("vLLM did not forget its cached prefixes")
 
     def fingerprints(self) -> dict[str, Fingerprint]:
         """Of every live tensor, under the names of a model folder; see `Policy.fingerprints`."""

@@ -6,6 +6,7 @@ python -m tests.rl.learning FOLDER OUT STEPS KEY=VALUE…
 import json
 import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -19,6 +20,8 @@ from rl.recipe import Lora, Optimizer
 from rl.sync import weights_of
 from rl.train_recipe import LossChoice, Update
 from tests.rl.groups import random_group
+
+UNIFORM = -float(np.log(4096))
 
 
 def tiny_model(folder: Path) -> Path:
@@ -37,10 +40,15 @@ def tiny_model(folder: Path) -> Path:
     return folder
 
 
+def _uniform(trajectory):
+    """As if a model that knows nothing had sampled it: importance weights are about 1."""
+    return replace(trajectory, logprobs=np.where(trajectory.sampled, UNIFORM, np.nan).astype("f4"))
+
+
 def assessed(step, groups=3, scale=1.0, **shape):
     """Groups of random tokens with a random advantage on each sampled token."""
     chance = np.random.default_rng(step)
-    made = [tuple(random_group(100 * step + n, **shape)) for n in range(groups)]
+    made = [tuple(map(_uniform, random_group(100 * step + n, **shape))) for n in range(groups)]
     advantages = [scale * chance.normal(size=len(t.token_ids)) * t.sampled for g in made for t in g]
     return SimpleNamespace(groups=tuple(made), credit=SimpleNamespace(advantages=advantages))
 
@@ -63,8 +71,12 @@ def learner(folder, zero=0, lora=False, dtype="float32", loss=None, lr=1e-2, **u
 
 
 def curve(made, steps, most=10_000):
-    """Losses of some steps."""
-    return [made.step(update_batch(trees_of(step, most))).loss for step in range(steps)]
+    """Loss and gradient norm of some steps, end to end: AdamW alone would not see a gradient's scale."""
+    found = []
+    for step in range(steps):
+        stats = made.step(update_batch(trees_of(step, most)))
+        found += [stats.loss, stats.figures["grad_norm"]]
+    return found
 
 
 def digest(made):
@@ -76,6 +88,6 @@ if __name__ == "__main__":
     folder, out, steps, *options = sys.argv[1:]
     torch.set_num_threads(1)
     found = learner(Path(folder), **{k: json.loads(v) for k, v in (o.split("=") for o in options)})
-    losses = curve(found, int(steps))
+    told = curve(found, int(steps))
     if torch.distributed.get_rank() == 0:
-        Path(out).write_text(json.dumps(losses))
+        Path(out).write_text(json.dumps(told))

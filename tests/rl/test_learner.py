@@ -30,14 +30,14 @@ def expected(tiny):
 
 @pytest.mark.parametrize("zero", [1, 2, 3])
 def test_every_zero_stage_learns_alike(tiny, expected, zero):
-    assert curve(learner(tiny, zero=zero), STEPS) == pytest.approx(expected, abs=2e-4)
+    assert curve(learner(tiny, zero=zero), STEPS) == pytest.approx(expected, rel=1e-3, abs=1e-5)
 
 
 def test_two_processes_learn_as_one_does(tiny, expected, tmp_path):
     """trl#2840, trl#3858: ZeRO 3 stood still; three trees on two processes need a pass more."""
     for zero in (0, 3):
         found = in_processes(2, tiny, tmp_path / f"zero{zero}.json", f"zero={zero}")
-        assert found == pytest.approx(expected, abs=2e-4)
+        assert found == pytest.approx(expected, rel=1e-3, abs=1e-5)
 
 
 def in_processes(world, folder, out, *options):
@@ -64,7 +64,7 @@ def test_packed_equals_unpacked(tiny, expected):
     made = learner(tiny)
     alone = trees_of(0, most=1)
     assert len(alone) > 8 > len(trees_of(0))
-    assert curve(made, STEPS, most=1) == pytest.approx(expected, abs=1e-4)
+    assert curve(made, STEPS, most=1) == pytest.approx(expected, rel=1e-3, abs=1e-5)
 
 
 @pytest.mark.parametrize("how", ["token-mean", "sequence-mean", "sequence-sum", "constant"])
@@ -119,8 +119,9 @@ def test_the_whole_step_at_once_equals_eight_parts(tiny, expected):
     assert len(batch.trees) == 1
     assert len(parts.trees) == 8
     one, many = learner(tiny), learner(tiny)
-    losses = one.step(batch).loss, many.step(parts).loss
-    assert losses[0] == pytest.approx(losses[1], abs=1e-6)
+    whole, dealt = one.step(batch), many.step(parts)
+    assert whole.loss == pytest.approx(dealt.loss, abs=1e-6)
+    assert whole.figures["grad_norm"] == pytest.approx(dealt.figures["grad_norm"], rel=1e-4)
     for (name, a), b in zip(digest(one).items(), digest(many).values(), strict=True):
         assert a == pytest.approx(b, rel=1e-4), name
 
@@ -152,7 +153,9 @@ def test_full_weights_keep_an_anchor_of_their_own(tiny):
 
 
 def test_recomputed_activations_change_nothing(tiny, expected):
-    assert curve(learner(tiny, checkpointing=True), 5) == pytest.approx(expected[:5], abs=1e-5)
+    assert curve(learner(tiny, checkpointing=True), 5) == pytest.approx(
+        expected[:10], rel=1e-3, abs=1e-5
+    )
 
 
 def test_a_projection_in_chunks_has_the_same_gradient(tiny):
