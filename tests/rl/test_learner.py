@@ -30,14 +30,14 @@ def expected(tiny):
 
 @pytest.mark.parametrize("zero", [1, 2, 3])
 def test_every_zero_stage_learns_alike(tiny, expected, zero):
-    assert curve(learner(tiny, zero=zero), STEPS) == pytest.approx(expected, rel=1e-3, abs=1e-5)
+    assert curve(learner(tiny, zero=zero), STEPS) == pytest.approx(expected, rel=2e-3, abs=2e-4)
 
 
 def test_two_processes_learn_as_one_does(tiny, expected, tmp_path):
     """trl#2840, trl#3858: ZeRO 3 stood still; three trees on two processes need a pass more."""
     for zero in (0, 3):
         found = in_processes(2, tiny, tmp_path / f"zero{zero}.json", f"zero={zero}")
-        assert found == pytest.approx(expected, rel=1e-3, abs=1e-5)
+        assert found == pytest.approx(expected, rel=2e-3, abs=2e-4)
 
 
 def in_processes(world, folder, out, *options):
@@ -64,7 +64,7 @@ def test_packed_equals_unpacked(tiny, expected):
     made = learner(tiny)
     alone = trees_of(0, most=1)
     assert len(alone) > 8 > len(trees_of(0))
-    assert curve(made, STEPS, most=1) == pytest.approx(expected, rel=1e-3, abs=1e-5)
+    assert curve(made, STEPS, most=1) == pytest.approx(expected, rel=2e-3, abs=2e-4)
 
 
 @pytest.mark.parametrize("how", ["token-mean", "sequence-mean", "sequence-sum", "constant"])
