@@ -58,6 +58,12 @@ def in_processes(world, folder, out, *stages):
     return json.loads(out.read_text())
 
 
+def test_a_learner_leaves_no_meeting_point_to_the_processes_that_are_started_later(tiny):
+    """A training run in a child would listen where this process does."""
+    learner(tiny)
+    assert os.environ.keys().isdisjoint({"RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"})
+
+
 def test_packed_equals_unpacked(tiny, expected):
     """A tree a trajectory (eight passes and more a step) learns as a tree a group does."""
     made = learner(tiny)

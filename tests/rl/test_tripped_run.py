@@ -11,15 +11,19 @@ from rl.train_recipe import TrainRecipe
 # nothing is rewarded but not to search: the policy stops searching, and its answers become guesses
 WORLD = {"count": 1, "entities": 60}
 RECIPE = {
-    "steps": 6,
+    "steps": 5,
     "seed": 3,
     "tasks": {"worlds": {**WORLD, "first_seed": 700001, "questions": 100}},
     "rollouts": {
-        "tasks": 6,
+        "tasks": 4,
         "size": 4,
         "concurrency": 32,
         "engine": "transformers",
-        "agent": {"search": {"mode": "lexical"}},
+        "agent": {
+            "search": {"mode": "lexical"},
+            "budgets": {"turns": 4},
+            "sampling": {"max_tokens": 96},
+        },
     },
     "rewards": {"searches": {"reward": "tool_cost", "options": {"price": 0.2, "most": 1.0}}},
     "credit": {"estimator": "grpo"},
@@ -29,7 +33,7 @@ RECIPE = {
         "tasks": {
             "worlds": {**WORLD, "first_seed": 800001, "questions": 200},
             "split": "test",
-            "limit": 24,
+            "limit": 20,
         },
     },
     "checkpoints": {"every": 100},
