@@ -11,19 +11,15 @@ from rl.train_recipe import TrainRecipe
 # nothing is rewarded but not to search: the policy stops searching, and its answers become guesses
 WORLD = {"count": 1, "entities": 60}
 RECIPE = {
-    "steps": 5,
+    "steps": 6,
     "seed": 3,
     "tasks": {"worlds": {**WORLD, "first_seed": 700001, "questions": 100}},
     "rollouts": {
-        "tasks": 4,
+        "tasks": 6,
         "size": 4,
         "concurrency": 32,
         "engine": "transformers",
-        "agent": {
-            "search": {"mode": "lexical"},
-            "budgets": {"turns": 4},
-            "sampling": {"max_tokens": 96},
-        },
+        "agent": {"search": {"mode": "lexical"}},
     },
     "rewards": {"searches": {"reward": "tool_cost", "options": {"price": 0.2, "most": 1.0}}},
     "credit": {"estimator": "grpo"},
@@ -33,7 +29,7 @@ RECIPE = {
         "tasks": {
             "worlds": {**WORLD, "first_seed": 800001, "questions": 200},
             "split": "test",
-            "limit": 20,
+            "limit": 24,
         },
     },
     "checkpoints": {"every": 100},
