@@ -23,7 +23,7 @@ from tests.rl.training_run import recipe, run
 
 KILLS = int(os.environ.get("TURNWISE_KILLS", "1"))
 EMBEDDED = {"rollouts": {"engine": "transformers"}}
-STEP = 17  # lines that a step prints: one an episode, one at its end
+EPISODES = 8  # of a step of the runs that are interrupted
 VALIDATION = {
     "every": 2,
     "tasks": {
@@ -36,7 +36,14 @@ VALIDATION = {
 
 def started(out, *options):
     return subprocess.Popen(
-        [sys.executable, "-m", "tests.rl.training_run", str(out), *options],
+        [
+            sys.executable,
+            "-m",
+            "tests.rl.training_run",
+            str(out),
+            'rollouts={"tasks": 2}',
+            *options,
+        ],
         stdout=subprocess.PIPE,
         text=True,
     )
@@ -65,10 +72,10 @@ def test_a_killed_run_ends_with_the_numbers_of_one_that_was_not(tmp_path):
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     steps = int(os.environ.get("TURNWISE_STEPS", "3"))
     assert started(whole, f"steps={steps}").wait(timeout=900) == 0
-    chance = random.Random(7)
+    chance, lines = random.Random(7), EPISODES + 1  # of a step
     for kill in range(KILLS):
         process = started(cut, f"steps={steps}")
-        at, seen = chance.randrange(1 if kill else 2 * STEP + 1, 3 * STEP), 0
+        at, seen = chance.randrange(1 if kill else 2 * lines + 1, 3 * lines), 0
         for line in process.stdout:
             seen += line.startswith(("stage", "step"))
             if seen == at:
@@ -82,7 +89,7 @@ def test_a_killed_run_ends_with_the_numbers_of_one_that_was_not(tmp_path):
     assert metrics(cut) == metrics(whole)
     assert len(metrics(cut)) == steps
     assert tokens(cut) == tokens(whole)
-    assert len(tokens(whole)) == steps * 16
+    assert len(tokens(whole)) == steps * EPISODES
 
 
 def test_ctrl_c_finishes_the_step_and_the_same_command_goes_on(tmp_path):
