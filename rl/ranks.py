@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import TypeVar
 
@@ -45,11 +46,11 @@ def join() -> None:
     # On CPUs DeepSpeed would compile a shared-memory all-reduce here, under a lock that a killed process
     # leaves behind and every later one waits for. gloo does the same without a compiler.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    _rendezvous()
     gpu = torch.cuda.is_available()
     if gpu:
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
-    deepspeed.init_distributed("nccl" if gpu else "gloo", verbose=False, timeout=_PATIENCE)
+    with _rendezvous():
+        deepspeed.init_distributed("nccl" if gpu else "gloo", verbose=False, timeout=_PATIENCE)
     _world = torch.distributed.group.WORLD
 
 
@@ -106,16 +107,26 @@ def _reduced(
     return float(tensor)
 
 
-def _rendezvous() -> None:
-    """What torch.distributed wants to know, for a run that no launcher started."""
+@contextmanager
+def _rendezvous() -> Iterator[None]:
+    """What torch.distributed wants to know, for a run that no launcher started.
+
+    It is taken back afterwards: a training run that this process starts would meet here, at a port that
+    is taken. LOCAL_RANK stays, which DeepSpeed reads later.
+    """
     if "RANK" in os.environ:
+        yield
         return
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    defaults = {"RANK": 0, "WORLD_SIZE": 1, "LOCAL_RANK": 0, "MASTER_PORT": port}
-    os.environ.update({key: str(value) for key, value in defaults.items()})
-    os.environ["MASTER_ADDR"] = "127.0.0.1"
+    meeting = {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    os.environ.update({**meeting, "LOCAL_RANK": "0"})
+    try:
+        yield
+    finally:
+        for key in meeting:
+            os.environ.pop(key, None)
 
 
 def shared(value: T | None) -> T:

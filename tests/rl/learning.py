@@ -1,6 +1,6 @@
-"""A small learner and made-up batches; as a script, the losses of some steps as JSON.
+"""A small learner and made-up batches; as a script, the losses of some steps as JSON, a list a stage.
 
-python -m tests.rl.learning FOLDER OUT STEPS KEY=VALUE…
+python -m tests.rl.learning FOLDER OUT STEPS STAGE…
 """
 
 import json
@@ -85,9 +85,8 @@ def digest(made):
 
 
 if __name__ == "__main__":
-    folder, out, steps, *options = sys.argv[1:]
+    folder, out, steps, *stages = sys.argv[1:]
     torch.set_num_threads(1)
-    found = learner(Path(folder), **{k: json.loads(v) for k, v in (o.split("=") for o in options)})
-    told = curve(found, int(steps))
+    told = [curve(learner(Path(folder), zero=int(zero)), int(steps)) for zero in stages]
     if torch.distributed.get_rank() == 0:
         Path(out).write_text(json.dumps(told))

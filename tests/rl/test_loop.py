@@ -23,7 +23,7 @@ from tests.rl.training_run import recipe, run
 
 KILLS = int(os.environ.get("TURNWISE_KILLS", "1"))
 EMBEDDED = {"rollouts": {"engine": "transformers"}}
-STEP = 17  # lines that a step prints: one an episode, one at its end
+EPISODES = 8  # of a step of the runs that are interrupted
 VALIDATION = {
     "every": 2,
     "tasks": {
@@ -36,7 +36,14 @@ VALIDATION = {
 
 def started(out, *options):
     return subprocess.Popen(
-        [sys.executable, "-m", "tests.rl.training_run", str(out), *options],
+        [
+            sys.executable,
+            "-m",
+            "tests.rl.training_run",
+            str(out),
+            'rollouts={"tasks": 2}',
+            *options,
+        ],
         stdout=subprocess.PIPE,
         text=True,
     )
@@ -66,10 +73,10 @@ def test_a_killed_run_ends_with_the_numbers_of_one_that_was_not(tmp_path):
     steps = int(os.environ.get("TURNWISE_STEPS", "3"))
     options = (f"steps={steps}", f"validation={json.dumps(VALIDATION)}")
     assert started(whole, *options).wait(timeout=900) == 0
-    chance = random.Random(7)
+    chance, lines = random.Random(7), EPISODES + 1  # of a step
     for kill in range(KILLS):
         process = started(cut, *options)
-        at, seen = chance.randrange(1 if kill else 2 * STEP + 1, 3 * STEP), 0
+        at, seen = chance.randrange(1 if kill else 2 * lines + 1, 3 * lines), 0
         for line in process.stdout:
             seen += line.startswith(("stage collect", "step"))
             if seen == at:
@@ -83,7 +90,7 @@ def test_a_killed_run_ends_with_the_numbers_of_one_that_was_not(tmp_path):
     assert metrics(cut) == metrics(whole)
     assert len(metrics(cut)) == steps
     assert tokens(cut) == tokens(whole)
-    assert len(tokens(whole)) == steps * 16
+    assert len(tokens(whole)) == steps * EPISODES
 
 
 def test_ctrl_c_finishes_the_step_and_the_same_command_goes_on(tmp_path):
@@ -196,10 +203,20 @@ def test_a_full_disk_leaves_the_previous_checkpoint(tmp_path):
 
 def test_tasks_without_what_a_reward_needs_are_refused_before_any_model(tmp_path):
     questions = tmp_path / "mine.jsonl"
-    rows = [json.dumps({"id": f"q{n}", "question": f"Who is {n}?"}) for n in range(20)]
-    questions.write_text("\n".join(rows))
-    with pytest.raises(UsageError, match="gold answers"):
-        run(tmp_path / "run", tmp_path / "home", tasks={"worlds": None, "sets": (str(questions),)})
+    rows = [{"id": f"q{n}", "question": f"Who is {n}?", "answer": "Ada"} for n in range(20)]
+    questions.write_text("\n".join(map(json.dumps, rows)))
+    mine = {"worlds": None, "sets": (str(questions),)}
+    rewards = {"evidence": {"reward": "evidence_recall"}}
+    with pytest.raises(UsageError, match="gold evidence"):
+        run(tmp_path / "run", tmp_path / "home", tasks=mine, rewards=rewards)
+
+
+def test_questions_that_are_trained_on_measure_nothing(tmp_path):
+    questions = tmp_path / "mine.jsonl"
+    questions.write_text('{"id": "a", "question": "Who is Ada?", "answer": "Ada"}\n')
+    mine = {"worlds": None, "sets": (str(questions),)}
+    with pytest.raises(UsageError, match="trained on and validated on"):
+        run(tmp_path / "run", tmp_path / "home", tasks=mine, validation={"every": 1, "tasks": mine})
 
 
 @pytest.mark.parametrize(

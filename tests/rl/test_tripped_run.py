@@ -15,7 +15,7 @@ RECIPE = {
     "seed": 3,
     "tasks": {"worlds": {**WORLD, "first_seed": 700001, "questions": 100}},
     "rollouts": {
-        "tasks": 8,
+        "tasks": 6,
         "size": 4,
         "concurrency": 32,
         "engine": "transformers",
@@ -29,7 +29,7 @@ RECIPE = {
         "tasks": {
             "worlds": {**WORLD, "first_seed": 800001, "questions": 200},
             "split": "test",
-            "limit": 40,
+            "limit": 24,
         },
     },
     "checkpoints": {"every": 100},
