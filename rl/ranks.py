@@ -11,11 +11,12 @@ import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import TypeVar
-
-import torch
+from typing import TYPE_CHECKING, TypeVar
 
 from kg.errors import MissingExtraError
+
+if TYPE_CHECKING:
+    import torch
 
 T = TypeVar("T")
 # others wait this long while the main process makes tokenizers or plays demonstrations
@@ -30,6 +31,8 @@ def join() -> None:
         MissingExtraError: DeepSpeed is not installed.
     """
     global _world
+    import torch
+
     here = torch.distributed.group.WORLD if torch.distributed.is_initialized() else None
     if here is not None and _world in (None, here):
         _world = here
@@ -83,27 +86,29 @@ def main_first(work: Callable[[], T]) -> T:
         return work()
     join()
     made = [work()] if is_main() else []
+    import torch
+
     torch.distributed.barrier()
     return made[0] if made else work()
 
 
 def total(value: float, device: torch.device) -> float:
     """The sum over all processes, in double precision."""
-    return _reduced(value, device, torch.distributed.ReduceOp.SUM)
+    return _reduced(value, device, "SUM")
 
 
 def anybody(flag: bool, device: torch.device) -> bool:
     """Whether any process says so; all get the same answer."""
-    return _reduced(float(flag), device, torch.distributed.ReduceOp.MAX) > 0
+    return _reduced(float(flag), device, "MAX") > 0
 
 
-def _reduced(
-    value: float, device: torch.device, how: torch.distributed.ReduceOp.RedOpType
-) -> float:
+def _reduced(value: float, device: torch.device, how: str) -> float:
+    import torch
+
     if torch.distributed.get_world_size() == 1:
         return value
     tensor = torch.tensor(value, dtype=torch.float64, device=device)
-    torch.distributed.all_reduce(tensor, op=how)
+    torch.distributed.all_reduce(tensor, op=getattr(torch.distributed.ReduceOp, how))
     return float(tensor)
 
 
@@ -133,6 +138,8 @@ def shared(value: T | None) -> T:
     """The main process's object, in every process."""
     if not launched():
         return value  # type: ignore[return-value]
+    import torch
+
     box = [value]
     torch.distributed.broadcast_object_list(box, src=0)
     return box[0]  # type: ignore[return-value]
@@ -142,6 +149,8 @@ def gathered(value: T) -> list[T]:
     """Every process's object, in order of rank, in every process."""
     if not launched():
         return [value]
+    import torch
+
     found: list[T] = [value] * torch.distributed.get_world_size()
     torch.distributed.all_gather_object(found, value)
     return found

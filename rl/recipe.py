@@ -255,7 +255,11 @@ def _first(error: ValidationError, kind: type[BaseModel]) -> str:
     where = ".".join(str(part) for part in problem["loc"])
     if problem["type"] != "extra_forbidden":
         return f"{where}: {problem['msg']}"
-    near = difflib.get_close_matches(str(problem["loc"][-1]), _keys(kind), 1)
+    key, *above = (str(part) for part in reversed(problem["loc"]))
+    beside = [] if above else list(kind.model_fields)
+    near = difflib.get_close_matches(key, beside, 1) or difflib.get_close_matches(
+        key, _keys(kind), 1
+    )
     return f"unknown key '{where}'" + (f"; did you mean '{near[0]}'?" if near else "")
 
 

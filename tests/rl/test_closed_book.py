@@ -69,7 +69,7 @@ def test_bad_rows_and_damaged_samples_are_counted_and_the_rest_is_labelled(
     cut = json.dumps({"question": "Who is cut?", "answers": ["x"], "id": "cut"})[:-9]
     (tmp_path / "set.jsonl").write_text("\n".join([*lines, cut]))
     policy = Knowing(template, {"Who is 0?": "name 0"})
-    monkeypatch.setattr("rl.collect.open_policy", lambda *_, **__: policy)
+    monkeypatch.setattr("rl.collect.policy_of", lambda *_, **__: policy)
     settings = load_settings(home=tmp_path / "home", sampling={"temperature": 1.0})
     request = CollectRequest(tasks=(str(tmp_path / "set.jsonl"),), group=2)
     out = tmp_path / "known.jsonl"

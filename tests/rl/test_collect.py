@@ -176,7 +176,7 @@ def test_a_damaged_file_of_unfinished_episodes_is_set_aside_and_told(
 ):
     out = tmp_path / "store.sqlite"
     policy = Stubborn(template, after=9)
-    monkeypatch.setattr("rl.collect.open_policy", lambda *_, **__: policy)
+    monkeypatch.setattr("rl.collect.policy_of", lambda *_, **__: policy)
     with pytest.raises(PolicyUnavailableError):
         collect(request_of(world, concurrency=1), settings_of(home), str(out))
     finished = {id for id, t in contents(out).items() if t.status is not Status.FAILED}
