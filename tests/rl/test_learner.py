@@ -13,7 +13,7 @@ import torch
 from rl.batches import minibatches, update_batch
 from rl.learner import tree_loss
 from rl.train_recipe import Anchor, Correction, LossChoice
-from tests.rl.learning import curve, digest, learner, tiny_model, trees_of
+from tests.rl.learning import CALM, curve, digest, learner, tiny_model, trees_of
 
 STEPS = 20
 
@@ -25,12 +25,14 @@ def tiny(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def expected(tiny):
-    return curve(learner(tiny), STEPS)
+    return curve(learner(tiny, lr=CALM), STEPS)
 
 
 @pytest.mark.parametrize("zero", [1, 2, 3])
 def test_every_zero_stage_learns_alike(tiny, expected, zero):
-    assert curve(learner(tiny, zero=zero), STEPS) == pytest.approx(expected, rel=2e-3, abs=2e-4)
+    assert curve(learner(tiny, zero=zero, lr=CALM), STEPS) == pytest.approx(
+        expected, rel=2e-3, abs=2e-4
+    )
 
 
 def test_two_processes_learn_as_one_does(tiny, expected, tmp_path):
@@ -66,7 +68,7 @@ def test_a_learner_leaves_no_meeting_point_to_the_processes_that_are_started_lat
 
 def test_packed_equals_unpacked(tiny, expected):
     """A tree a trajectory (eight passes and more a step) learns as a tree a group does."""
-    made = learner(tiny)
+    made = learner(tiny, lr=CALM)
     alone = trees_of(0, most=1)
     assert len(alone) > 8 > len(trees_of(0))
     assert curve(made, STEPS, most=1) == pytest.approx(expected, rel=2e-3, abs=2e-4)
@@ -158,7 +160,7 @@ def test_full_weights_keep_an_anchor_of_their_own(tiny):
 
 
 def test_recomputed_activations_change_nothing(tiny, expected):
-    assert curve(learner(tiny, checkpointing=True), 5) == pytest.approx(
+    assert curve(learner(tiny, lr=CALM, checkpointing=True), 5) == pytest.approx(
         expected[:10], rel=1e-3, abs=1e-5
     )
 
