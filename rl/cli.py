@@ -158,13 +158,19 @@ def train(
     from rl.train_command import retrained, trained
 
     settings = settings_of()
+    aside = redirect_stdout(sys.stderr)  # DeepSpeed logs to stdout, which is the result's alone
     if from_store:
         wanted = {"reward": reward, "threshold": threshold}
-        typer.echo(
-            retrained(recipe, set_ or [], out, from_store, way, wanted, settings, json_, stderr)
-        )
+        with aside:
+            text = retrained(
+                recipe, set_ or [], out, from_store, way, wanted, settings, json_, stderr
+            )
+        typer.echo(text)
         return
-    text, interrupted = trained(recipe, set_ or [], out, data or "", ignore or [], settings, json_)
+    with aside:
+        text, interrupted = trained(
+            recipe, set_ or [], out, data or "", ignore or [], settings, json_
+        )
     if text:
         typer.echo(text)
     if interrupted:
