@@ -188,11 +188,7 @@ class Learner:
     def _share(self, trees: Sequence[TreeBatch]) -> list[tuple[TreeBatch, bool]]:
         """This process's trees, and passes that count for nothing up to the other processes' number."""
         rank, world = torch.distributed.get_rank(), torch.distributed.get_world_size()
-        counts = [(len(trees), sum(map(len, trees)))]
-        if world > 1:
-            gathered: list[Any] = [None] * world
-            torch.distributed.all_gather_object(gathered, counts[0])
-            counts = gathered
+        counts = ranks.gathered((len(trees), sum(map(len, trees))))
         if len(set(counts)) > 1:
             raise UnequalPassesError(f"the processes hold different batches: {counts}")
         mine = [(tree, True) for tree in trees[rank::world]]
@@ -334,10 +330,7 @@ class _Tally:
     def figures(self, device: torch.device) -> dict[str, float]:
         """Of all processes."""
         mine = (self._tokens, self._sums, self._tops)
-        every: list[Any] = [mine]
-        if torch.distributed.get_world_size() > 1:
-            every = [None] * torch.distributed.get_world_size()
-            torch.distributed.all_gather_object(every, mine)
+        every = ranks.gathered(mine)
         tokens = max(1, sum(count for count, _, _ in every))
         out: dict[str, float] = {}
         for name in sorted({name for _, sums, _ in every for name in sums}):
