@@ -2,7 +2,7 @@
 
 A run lives in one folder and goes on from its last checkpoint when the same command is given again.
 With a deterministic engine on a CPU the resumed run's numbers are those of an uninterrupted one. The
-main process samples, judges nothing twice and writes; the others of a multi-process run only learn.
+main process samples and writes; all processes of a run assess the same batch and learn.
 """
 
 from __future__ import annotations
@@ -271,7 +271,7 @@ class _Run:
         return start, False
 
     async def _collect(self, step: int) -> list[list[Trajectory]] | None:
-        """A step's groups; failed episodes are left out. None in the other processes."""
+        """A step's groups, failed episodes among them. None in the other processes."""
         if not ranks.is_main():
             return None
         recipe = self.recipe
