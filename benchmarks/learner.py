@@ -34,6 +34,7 @@ HERE = Path(__file__).resolve()
 sys.path[0] = str(HERE.parents[1])
 
 from agent.policies.catalog import resolve  # noqa: E402
+from agent.policies.vllm_engine import unranked  # noqa: E402
 from agent.settings import load_settings  # noqa: E402
 from benchmarks.learner_sides import SIDES, Case, Sample  # noqa: E402
 
@@ -148,7 +149,7 @@ def run_side(side: str, case: Path, out: Path, model: Path, *options: object) ->
     quiet = {"TRANSFORMERS_VERBOSITY": "error", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
     done = subprocess.run(
         [*command, "--model", str(model), *map(str, options)],
-        env={**os.environ, **quiet},
+        env={**unranked(os.environ), **quiet},
         capture_output=True,
         text=True,
     )

@@ -11,7 +11,7 @@ import math
 import os
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -291,11 +291,17 @@ def _of_prompt(output: Any) -> tuple[float, ...]:
 @contextmanager
 def _unranked() -> Iterator[None]:
     """Within, the environment that a child inherits says nothing of a launcher's world of processes."""
-    hidden = {key: os.environ.pop(key) for key in list(os.environ) if _RANKS.fullmatch(key)}
+    hidden = {key: os.environ.pop(key) for key in os.environ.keys() - unranked(os.environ).keys()}
     try:
         yield
     finally:
         os.environ.update(hidden)
+
+
+def unranked(environment: Mapping[str, str]) -> dict[str, str]:
+    """The variables that say nothing of a launcher's world of processes: what a child may inherit
+    that is to be a world of its own."""
+    return {key: value for key, value in environment.items() if not _RANKS.fullmatch(key)}
 
 
 def _shape(shape: tuple[int, ...] | None) -> str:
