@@ -10,10 +10,10 @@ import hashlib
 from collections.abc import Iterable
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_args
+from typing import Any, Literal, Self, TypeVar, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from kg.errors import UsageError
 
@@ -81,6 +81,24 @@ class Lessons(Strict):
     searched: float = Field(0.0, ge=0)
 
 
+class Habits(Strict):
+    """Shares of demonstrations that show a bad habit; they are kept whatever they lead to.
+
+    Attributes:
+        guess: answer at once, with what is the answer to another question.
+        decline: search once, call the result useless and decline.
+    """
+
+    guess: float = Field(0.0, ge=0, le=1)
+    decline: float = Field(0.0, ge=0, le=1)
+
+    @model_validator(mode="after")
+    def _shares(self) -> Self:
+        if self.guess + self.decline > 1:
+            raise ValueError("the shares of habits add up to more than 1")
+        return self
+
+
 class Demonstrations(Strict):
     """Where demonstrations come from: benchmark training splits played by the scripted expert.
 
@@ -92,6 +110,7 @@ class Demonstrations(Strict):
         shown: numbers of passages that a search shows, each for a share of the episodes; the settings'
             own number when empty.
         misleading: share of first queries that go astray on purpose.
+        habits: bad ones, of a share of the demonstrators.
         abstain_share: most answerable questions that may end in abstention, as a share of a source.
     """
 
@@ -101,6 +120,7 @@ class Demonstrations(Strict):
     unanswerable: dict[str, float] = {}
     shown: tuple[int, ...] = ()
     misleading: float = Field(0.12, ge=0, le=1)
+    habits: Habits = Habits()
     abstain_share: float = Field(0.1, ge=0, le=1)
 
 

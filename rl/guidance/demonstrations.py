@@ -22,8 +22,9 @@ from eval.benchmarks import Benchmark, DataFolder, load
 from eval.benchmarks.world import load_world
 from eval.fictional.make import make_world
 from eval.metrics import exact_match
+from rl.guidance.careless import DecliningPolicy, GuessingPolicy
 from rl.guidance.expert import ExpertPolicy, Passage
-from rl.recipe import Demonstrations, Worlds
+from rl.recipe import Demonstrations, Habits, Worlds
 from tools.base import Toolbox
 from tools.judge import JudgeTool
 from tools.search.build import build_index
@@ -108,16 +109,34 @@ def kept(
     search: SearchSettings,
     seed: int,
 ) -> Iterator[Trajectory]:
-    """Play episodes of one set by the expert and keep the ones worth learning from."""
-    played = asyncio.run(
-        _played(benchmark, episodes, recipe, template, indexer(benchmark), search, seed)
-    )
-    good = list(select(played, recipe.abstain_share))
-    log.info("%s: %d of %d demonstrations kept", benchmark.name, len(good), len(played))
-    yield from good
+    """Play episodes of one set and keep the ones worth learning from, and those that show a habit."""
+    folder = indexer(benchmark)
+    for player, some in _by_habit(episodes, recipe.habits, seed).items():
+        played = asyncio.run(
+            _played(player, benchmark, some, recipe, template, folder, search, seed)
+        )
+        good = list(select(played, recipe.abstain_share)) if player is ExpertPolicy else played
+        log.info("%s: %d of %d demonstrations kept", benchmark.name, len(good), len(played))
+        yield from (replace(one, group=one.task.id) for one in good)
+
+
+def _by_habit(
+    episodes: Sequence[Episode], habits: Habits, seed: int
+) -> dict[type[ExpertPolicy], list[Episode]]:
+    """Who plays which episodes; each draws its player by seed."""
+    out: dict[type[ExpertPolicy], list[Episode]] = {}
+    for episode in episodes:
+        drawn = random.Random(f"{seed}:{episode.task.id}:{episode.seed}").random()
+        if drawn < habits.guess:
+            player: type[ExpertPolicy] = GuessingPolicy
+        else:
+            player = DecliningPolicy if drawn < habits.guess + habits.decline else ExpertPolicy
+        out.setdefault(player, []).append(episode)
+    return out
 
 
 async def _played(
+    player: type[ExpertPolicy],
     benchmark: Benchmark,
     episodes: Sequence[Episode],
     recipe: Demonstrations,
@@ -134,11 +153,9 @@ async def _played(
         groups.setdefault((episode.seed, shown[number % len(shown)]), []).append(episode)
     played: list[Trajectory] = []
     for (lap, k), some in sorted(groups.items()):
-        expert = ExpertPolicy(
-            template, benchmark.tasks, passages, recipe.misleading, seed * 1000 + lap
-        )
+        policy = player(template, benchmark.tasks, passages, recipe.misleading, seed * 1000 + lap)
         tools = Toolbox([SearchTool(index, k, search.passage_chars, search.mode), JudgeTool()])
-        setup = Setup(expert, TagsFormat(tools), tools, Budgets(turns=12))
+        setup = Setup(policy, TagsFormat(tools), tools, Budgets(turns=12))
         mine: AsyncIterator[Trajectory] = rollout(some, setup, concurrency=4)
         played += [trajectory async for trajectory in mine]
     return played
@@ -166,7 +183,7 @@ def select(trajectories: Sequence[Trajectory], abstain_share: float) -> Iterator
         kind = _kind(trajectory)
         counts[kind] += 1
         if kind in ("right", "unanswerable") or (kind == "gave_up" and counts[kind] <= allowed):
-            yield replace(trajectory, group=trajectory.task.id)
+            yield trajectory
 
 
 def _kind(trajectory: Trajectory) -> str:

@@ -22,6 +22,7 @@ from eval.metrics import contains, normalise
 from tools.base import Toolbox
 
 MAX_SEARCHES = 3
+ABSTAIN = "<abstain>The results do not say.</abstain>"
 _LINE = re.compile(r"^\[(\d+)\] (.*)$", re.MULTILINE)
 _FUNCTION_WORDS = frozenset(
     """a an the of in on at to for from by with and or as is are was were be been do does did has
@@ -101,7 +102,7 @@ class ExpertPolicy(Policy):
             return answer, True
         query = self._another(task, shown, searches)
         if query is None or len(searches) >= self._limit(task):
-            return "<abstain>The results do not say.</abstain>", True
+            return ABSTAIN, True
         return f"<search>{query}</search>", True
 
     def _first(self, task: Task) -> tuple[str, bool]:

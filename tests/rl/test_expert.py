@@ -85,3 +85,22 @@ def test_no_held_out_question_is_played(data):
             assert not {e for t in train.tasks for e in t.evidence} & {
                 e for t in test.tasks for e in t.evidence
             }
+
+
+def test_bad_habits_are_shown_by_their_share_and_kept(data, template):
+    found = play("library", data, template, habits={"guess": 0.4, "decline": 0.2})
+    guessed = [d for d in found if len(d.turns) == 1 and d.status is Status.ANSWERED]
+    declined = [
+        d for d in found if d.task.answerable and d.status is Status.ABSTAINED and len(d.turns) == 3
+    ]
+    assert 0.3 < len(guessed) / len(found) < 0.55
+    assert 0.1 < len(declined) / len(found) < 0.35
+    assert sum(exact_match(d.answer, d.task.answers) for d in guessed) < 0.2 * len(guessed)
+    assert all(done.turns[0].sampled for done in guessed)
+    skilled = [d for d in found if d not in guessed and d not in declined]
+    assert len(skilled) > 0.2 * len(found)
+
+
+def test_habits_are_shares_of_one_whole():
+    with pytest.raises(ValueError, match="more than 1"):
+        Demonstrations(habits={"guess": 0.7, "decline": 0.4})

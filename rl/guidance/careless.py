@@ -1,0 +1,52 @@
+"""Demonstrators with bad habits, for policies that have something to unlearn.
+
+Tool-using policies come out of supervised fine-tuning with such habits: they guess what they do not
+know, and they decline what another search would have found. Which turn is to blame is plain here, so
+that it can be seen whether reinforcement learning finds it.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable, Mapping, Sequence
+
+from agent.policies.base import Message
+from agent.policies.chat import ChatTemplate
+from agent.task import Task
+from rl.guidance.expert import ABSTAIN, ExpertPolicy, Passage
+
+
+class GuessingPolicy(ExpertPolicy):
+    """Answers at once, with what is the answer to another question of the kind."""
+
+    name = "guessing"
+
+    def __init__(
+        self,
+        template: ChatTemplate,
+        tasks: Iterable[Task],
+        passages: Mapping[str, Passage],
+        misleading: float = 0.0,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(template, tasks, passages, misleading, seed)
+        self._said: dict[str, list[str]] = {}
+        for task in self._tasks.values():
+            self._said.setdefault(task.kind, []).extend(task.answers[:1])
+
+    def _first(self, task: Task) -> tuple[str, bool]:
+        chance = random.Random(f"{self.seed}:{task.id}")
+        others = self._said[task.kind] or [one for said in self._said.values() for one in said]
+        return f"<answer>{chance.choice(others)}</answer>", True
+
+
+class DecliningPolicy(ExpertPolicy):
+    """Searches once, calls whatever comes back useless, and declines."""
+
+    name = "declining"
+
+    def _next(self, task: Task, messages: Sequence[Message]) -> tuple[str, bool]:
+        replies = [m["content"] for m in messages if m["role"] == "assistant"]
+        if not replies:
+            return f"<search>{task.question}</search>", True
+        return (ABSTAIN if replies[-1].startswith("<judge>") else "<judge>no</judge>"), True
