@@ -17,6 +17,7 @@ from eval.sample import Sample, score_one
 from eval.stats import Interval, bootstrap
 from rl.assess import Assessed
 from rl.learner import UpdateStats
+from rl.recovery import Recovery, facts_of_recovery
 
 Metrics = dict[str, float]
 
@@ -33,6 +34,7 @@ class Validated:
         wrong, declined: shares of answerable questions answered wrongly and not at all.
         hallucinated: share of unanswerable questions that got an answer; NaN without any.
         samples: one a question.
+        misled: the same tasks when the first search goes wrong, where that is measured.
     """
 
     step: int
@@ -44,6 +46,7 @@ class Validated:
     declined: float
     hallucinated: float
     samples: tuple[Sample, ...]
+    misled: Recovery | None = None
 
 
 def validated(step: int, samples: Sequence[Sample]) -> Validated:
@@ -72,19 +75,25 @@ def facts_of(found: Validated) -> dict[str, Any]:
         {"set": s.benchmark, "task": s.task, "kind": s.kind, "right": s.right, "episode": s.id}
         for s in found.samples
     ]
-    facts = asdict(replace(found, samples=()))
-    del facts["samples"]
+    facts = asdict(replace(found, samples=(), misled=None))
+    del facts["samples"], facts["misled"]
+    if found.misled is not None:
+        facts["misled"] = facts_of_recovery(found.misled)
     return {**facts, "questions": questions}
 
 
 def of_rollouts(
-    groups: Sequence[Sequence[Trajectory]], scorer_of: Callable[[Trajectory], tuple[str, str]]
+    groups: Sequence[Sequence[Trajectory]],
+    scorer_of: Callable[[Trajectory], tuple[str, str]],
+    misled: bool = False,
 ) -> Metrics:
     """Behaviour of a step's rollouts.
 
     Args:
         groups: of one task each.
         scorer_of: a trajectory to the names of its set and of the set's scorer.
+        misled: tell what share of them was `misled`, and what share of those `recovered`: was right all
+            the same, of the answerable tasks; NaN where there are none.
     """
 
     def mean(read: Callable[[Trajectory], float]) -> float:
@@ -95,7 +104,11 @@ def of_rollouts(
 
     calls = [t.action.name for group in groups for one in group for t in one.turns if t.action.name]
     rights = [_mean([right(t) for t in group]) for group in groups if group]
+    astray = [[t for t in g if t.misled and t.task.answerable is not False] for g in groups]
+    recovered = _mean([_mean([right(t) for t in group]) for group in astray if group])
+    more = {"misled": mean(lambda t: float(t.misled)), "recovered": recovered} if misled else {}
     return {
+        **more,
         "right": _mean(rights),
         "solved_all": _mean([float(r == 1) for r in rights]),
         "solved_none": _mean([float(r == 0) for r in rights]),
