@@ -22,7 +22,7 @@ from rl.rollouts import Stage, Told, measured
 
 
 @dataclass(frozen=True)
-class Recovery:
+class WhenMisled:
     """What the policy is worth on the tasks with gold evidence when the first search goes wrong.
 
     Attributes:
@@ -47,7 +47,7 @@ class Recovery:
 
 def recovery(
     clean: Sequence[Sample], samples: Sequence[Sample], episodes: Sequence[Trajectory]
-) -> Recovery:
+) -> WhenMisled:
     """Figures of the episodes that were to be misled.
 
     Args:
@@ -57,7 +57,7 @@ def recovery(
     shown = tuple(one.misled for one in episodes)
     right = [sample.right for sample in samples]
     again = [s.right for s, was in zip(samples, shown, strict=True) if was and s.answerable]
-    return Recovery(
+    return WhenMisled(
         right=bootstrap(right),
         lost=paired(right, [sample.right for sample in clean]),
         misled=sum(shown) / len(shown),
@@ -76,7 +76,7 @@ async def ask_misled(
     seed: int,
     temperature: float,
     told: Told,
-) -> tuple[Recovery, list[Trajectory]]:
+) -> tuple[WhenMisled, list[Trajectory]]:
     """Ask the tasks of a validation that have gold evidence again, misled.
 
     Args:
@@ -100,7 +100,7 @@ async def ask_misled(
     return recovery([clean[n] for n in places], samples, done), done
 
 
-def facts_of_recovery(found: Recovery) -> dict[str, Any]:
+def facts_of_recovery(found: WhenMisled) -> dict[str, Any]:
     """As JSON values; of each question only what pairs it with other validations."""
     questions = [
         {"set": s.benchmark, "task": s.task, "right": s.right, "episode": s.id, "misled": was}

@@ -17,7 +17,7 @@ from eval.sample import Sample, score_one
 from eval.stats import Interval, bootstrap
 from rl.assess import Assessed
 from rl.learner import UpdateStats
-from rl.recovery import Recovery, facts_of_recovery
+from rl.recovery import WhenMisled, facts_of_recovery
 
 Metrics = dict[str, float]
 
@@ -46,7 +46,7 @@ class Validated:
     declined: float
     hallucinated: float
     samples: tuple[Sample, ...]
-    misled: Recovery | None = None
+    misled: WhenMisled | None = None
 
 
 def validated(step: int, samples: Sequence[Sample]) -> Validated:

@@ -1,4 +1,7 @@
-"""Episodes misled at their first search: drawn by seed, measured, trained on; micro policy, real search."""
+"""Episodes misled at their first search: drawn by seed, measured, trained on.
+
+The micro policy and real search.
+"""
 
 import asyncio
 import json
@@ -27,6 +30,7 @@ from tests.rl.conftest import WORLD
 from tests.rl.training_run import recipe, run
 
 SHARE = 0.5
+KINDS = ("1hop", "false_premise", "unanswerable")  # the last has no gold evidence
 
 
 @pytest.fixture(scope="module")
@@ -39,11 +43,12 @@ def stage(micro, tmp_path_factory):
     async def play():
         policy = TransformersPolicy(micro, name="micro", dtype="float32")
         settings = isolated_settings(home=folder, **agent)
-        tasks = Tasks(worlds=WORLD, kinds=("1hop", "unanswerable"), limit=4)
+        tasks = Tasks(worlds={**WORLD, "questions": 150})
         sets = open_sets(
             load_sets(tasks, settings, "", folder / "worlds"), settings, policy, lambda line: None
         )
-        drawn = [Drawn(one, task) for one in sets for task in one.tasks]
+        kinds = [[t for t in sets[0].tasks if t.kind == kind] for kind in KINDS]
+        drawn = [Drawn(sets[0], task) for found in kinds for task in found[:2]]
         plays, stage = groups_of(1, drawn, rollouts, 7), Stage(policy, rollouts)
         found, again = await stage.play(plays), await stage.play(plays)
         done = await stage.play(measured(drawn, 3, "validation-00000"))
@@ -66,6 +71,10 @@ def groups(found):
 
 def scorer_of(trajectory):
     return "world", "squad2"
+
+
+def right(trajectory):
+    return score_one("world", "squad2", trajectory.task, trajectory).right
 
 
 def test_who_is_misled_follows_from_the_seed_and_the_task_alone(stage):
@@ -124,7 +133,7 @@ def test_metrics_tell_of_it_where_it_was_asked_for(stage):
     assert found["misled"] == pytest.approx(sum(shares) / len(shares))
     rights = []
     for group in groups(stage.found):
-        hit = [score_one("world", "squad2", t.task, t).right for t in group if t.misled]
+        hit = [right(t) for t in group if t.misled and t.task.answerable]
         rights += [sum(hit) / len(hit)] if hit else []
     assert found["recovered"] == pytest.approx(sum(rights) / len(rights))
     none = of_rollouts([[t] for t in stage.found if not t.misled], scorer_of, misled=True)
@@ -143,9 +152,11 @@ def test_a_validation_measures_the_same_tasks_misled(stage):
     assert again.right.mean == pytest.approx(sum(rights) / len(rights))
     clean = [stage.clean[n].right for n in gold]
     assert again.lost.mean == pytest.approx(again.right.mean - sum(clean) / len(clean))
-    hit = [s.right for s, was in zip(again.samples, again.shown, strict=True) if was]
+    hit = [s for s, was in zip(again.samples, again.shown, strict=True) if was]
     assert again.misled == len(hit) / len(rights)
-    assert again.recovered.mean == pytest.approx(sum(hit) / len(hit))
+    able = [s.right for s in hit if s.answerable]
+    assert 0 < len(able) < len(hit)
+    assert again.recovered.mean == pytest.approx(sum(able) / len(able))
 
 
 def test_recovery_counts_answerable_episodes_that_were_misled(stage):
