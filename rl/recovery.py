@@ -7,8 +7,7 @@ again instead of answering from it. Which episodes go wrong is drawn before they
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
-from typing import Any
+from dataclasses import dataclass
 
 from agent.misleading import TOOL, can_mislead
 from agent.settings import Settings
@@ -98,17 +97,6 @@ async def ask_misled(
         source, task = drawn[place]
         samples.append(score_one(source.name, source.scorer, task, episode))
     return recovery([clean[n] for n in places], samples, done), done
-
-
-def facts_of_recovery(found: WhenMisled) -> dict[str, Any]:
-    """As JSON values; of each question only what pairs it with other validations."""
-    questions = [
-        {"set": s.benchmark, "task": s.task, "right": s.right, "episode": s.id, "misled": was}
-        for s, was in zip(found.samples, found.shown, strict=True)
-    ]
-    facts = asdict(replace(found, samples=(), shown=()))
-    del facts["samples"], facts["shown"]
-    return {**facts, "questions": questions}
 
 
 def require_gold(key: str, sets: Sequence[Benchmark], settings: Settings) -> None:

@@ -17,7 +17,7 @@ from eval.sample import Sample, score_one
 from eval.stats import Interval, bootstrap
 from rl.assess import Assessed
 from rl.learner import UpdateStats
-from rl.recovery import WhenMisled, facts_of_recovery
+from rl.recovery import WhenMisled
 
 Metrics = dict[str, float]
 
@@ -71,15 +71,32 @@ def validated(step: int, samples: Sequence[Sample]) -> Validated:
 
 def facts_of(found: Validated) -> dict[str, Any]:
     """A validation as JSON values; of each question only what pairs it with other validations."""
-    questions = [
-        {"set": s.benchmark, "task": s.task, "kind": s.kind, "right": s.right, "episode": s.id}
-        for s in found.samples
-    ]
     facts = asdict(replace(found, samples=(), misled=None))
     del facts["samples"], facts["misled"]
     if found.misled is not None:
-        facts["misled"] = facts_of_recovery(found.misled)
-    return {**facts, "questions": questions}
+        facts["misled"] = _facts_of_misled(found.misled)
+    return {**facts, "questions": [_question(sample) for sample in found.samples]}
+
+
+def _facts_of_misled(found: WhenMisled) -> dict[str, Any]:
+    """The same of misled episodes; each question tells whether its search did go wrong."""
+    facts = asdict(replace(found, samples=(), shown=()))
+    del facts["samples"], facts["shown"]
+    pairs = zip(found.samples, found.shown, strict=True)
+    return {**facts, "questions": [{**_question(one), "misled": was} for one, was in pairs]}
+
+
+def _question(sample: Sample) -> dict[str, Any]:
+    return {
+        "set": sample.benchmark,
+        "task": sample.task,
+        "kind": sample.kind,
+        "answerable": sample.answerable,
+        "right": sample.right,
+        "declined": sample.status == Status.ABSTAINED,
+        "searches": sample.usage.searches,
+        "episode": sample.id,
+    }
 
 
 def of_rollouts(

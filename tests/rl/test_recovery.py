@@ -173,6 +173,7 @@ def test_the_file_of_a_validation_holds_it_and_readers_find_it(stage, tmp_path):
     assert "misled" not in facts_of(plain)
     facts = json.loads(json.dumps(facts_of(replace(plain, misled=again))))
     assert [q["misled"] for q in facts["misled"]["questions"]] == list(again.shown)
+    assert [q["episode"] for q in facts["misled"]["questions"]] == [s.id for s in again.samples]
     assert facts["right"] == facts_of(plain)["right"]
     path = tmp_path / "validation" / "step-00000.json"
     path.parent.mkdir()
