@@ -9,12 +9,12 @@ from agent.settings import Settings
 from agent.toolbox import open_tools
 from agent.trajectory import Trajectory
 from kg.errors import TurnwiseError
-from tools.base import Tool, Toolbox
+from tools.base import MISLED, Tool, Toolbox
 from tools.cassette import AbsentTool, CassetteTool, Take
 from tools.judge import JudgeTool
 
 Notify = Callable[[str], None]
-_NO_TOOLS = ("format", "rule")  # what else `Trajectory.versions` holds
+_NO_TOOLS = ("format", "rule", MISLED)  # what else `Trajectory.versions` holds
 
 
 def open_cassette(

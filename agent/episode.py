@@ -63,6 +63,7 @@ class Episode:
         turns: finished turns.
         pending: the turn whose action is being carried out.
         sources: all sources shown so far; a source's number is its index plus one.
+        misled: whether its first search is made to go wrong; see `agent.misleading`.
         judged: span and message index of the last tool result, what a verdict is about.
         rejected: whether the last verdict was no and no tool has run since.
         opening: text that the runtime wrote to open a forced answer, else "".
@@ -74,6 +75,7 @@ class Episode:
     seed: int = 0
     group: str = ""
     history: tuple[tuple[str, str], ...] = ()
+    misled: bool = False
     token_ids: tuple[int, ...] = ()
     logprobs: tuple[float, ...] = ()
     context: tuple[Span, ...] = ()

@@ -34,6 +34,7 @@ from agent.formats import (
     reply_message,
     system_prompt,
 )
+from agent.misleading import withheld_now
 from agent.policies.base import Completion, FinishReason, Policy, Request, Sampling
 from agent.trajectory import Action, ActionKind, Span, Status, StopReason, Turn, join
 from kg.errors import PolicyUnavailableError, ToolUnavailableError
@@ -289,7 +290,8 @@ async def tool_node(state: State, runtime: Runtime[Setup]) -> State:
         return _answered(episode, setup, runtime, Observation("", SPENT), began)
     try:
         left = max(setup.budgets.seconds - episode.elapsed, 0.001)
-        context = ToolContext(episode.task.question, len(episode.turns))
+        turn = len(episode.turns)
+        context = ToolContext(episode.task.question, turn, withheld_now(episode))
         seen = await _call(setup, action, context, min(setup.tool_seconds, left))
     except ToolUnavailableError as error:
         ended = episode.end(

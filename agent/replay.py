@@ -22,7 +22,7 @@ from agent.graph import CONTEXT_FULL, OMITTED, SPENT, Setup, begin, close_turn
 from agent.policies.base import Completion, FinishReason
 from agent.trajectory import Action, ActionKind, Span, StopReason, Trajectory, Turn, join
 from kg.errors import UsageError
-from tools.base import Observation
+from tools.base import MISLED, Observation
 from tools.cassette import Take
 
 Change: TypeAlias = Callable[[Observation], Observation]
@@ -119,7 +119,10 @@ def takes(done: Trajectory) -> tuple[Take, ...]:
 
 def _opened(done: Trajectory, setup: Setup, exact: bool) -> Episode:
     """The episode before its first turn."""
-    fresh = Episode(done.task, seed=done.seed, group=done.group, history=done.history)
+    misled = MISLED in done.versions
+    fresh = Episode(
+        done.task, seed=done.seed, group=done.group, history=done.history, misled=misled
+    )
     opened = begin(fresh, setup)
     if not exact:
         return opened

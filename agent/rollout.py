@@ -14,7 +14,9 @@ from langgraph.types import Durability
 
 from agent.episode import Episode
 from agent.graph import Graph, Setup, State, build_graph
+from agent.misleading import TOOL
 from agent.trajectory import Status, StopReason, Trajectory
+from tools.base import MISLED
 
 log = logging.getLogger(__name__)
 _RECURSION = 10_000  # LangGraph's own step limit; ours are the budgets
@@ -53,6 +55,8 @@ async def run_episode(episode: Episode, setup: Setup, graph: Graph) -> Trajector
 def record(episode: Episode, setup: Setup, created: str) -> Trajectory:
     """The trajectory of a finished episode."""
     versions = {"format": setup.format.name, "rule": setup.rule.value, **setup.tools.versions}
+    if episode.misled:
+        versions[MISLED] = TOOL
     sampling = replace(setup.sampling, seed=episode.seed)
     return episode.to_trajectory(setup.policy_id, sampling, versions, created)
 

@@ -160,7 +160,8 @@ class Trajectory:
     Attributes:
         id: unique; the store refuses nothing and keeps the first of two equal ids.
         task, seed, sampling, policy, versions: enough to replay it. `policy` is `name@version`;
-            `versions` holds the tools' data versions and the format's.
+            `versions` holds the tools' data versions, the format and the context rule, and under
+            `misled` the tool whose first call was to go wrong, if that was so.
         token_ids: int32[n].
         logprobs: float32[n], nats; NaN where the token was not sampled or is not known.
         turns: in order.
@@ -227,6 +228,11 @@ class Trajectory:
     def has_tokens(self) -> bool:
         """Whether the policy gave token ids (a hosted API may not)."""
         return len(self.token_ids) > 0
+
+    @property
+    def misled(self) -> bool:
+        """Whether a tool was made to withhold what it found, and the policy saw the result."""
+        return any(turn.observation is not None and turn.observation.misled for turn in self.turns)
 
     @property
     def confidence(self) -> float | None:

@@ -56,6 +56,8 @@ def _turn_text(number: int, turn: Turn, width: int) -> str:
             lines.append(
                 textwrap.indent(textwrap.shorten(line, width - 6, placeholder=" …"), "      ")
             )
+        if seen.misled:
+            lines.append("      (made to go wrong: gold passages were withheld)")
         text = f"error: {seen.error}" if seen.error else ("" if seen.sources else seen.text)
         if text:
             lines.append(f"      {text}")

@@ -61,7 +61,7 @@ class Question(NamedTuple):
     Attributes:
         key: of the question, the same in all runs.
         known: whether the policy was taught every fact that it needs.
-        misled: whether its first search was.
+        misled: whether its first search was to be; the same question was asked without that too.
     """
 
     key: str
@@ -176,7 +176,9 @@ def read_run(folder: Path) -> Finished:
     rows = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
     curve = tuple(float(row["right"]) for row in rows)
     facts = json.loads((folder / "validation" / f"step-{STEPS:05d}.json").read_text())
-    return Finished(arm, int(seed), curve, tuple(map(_question, facts["questions"])))
+    # all that were to be misled, so that runs pair: whoever never searched was not
+    misled = [{**row, "misled": True} for row in facts["misled"]["questions"]]
+    return Finished(arm, int(seed), curve, tuple(map(_question, [*facts["questions"], *misled])))
 
 
 def _question(row: Mapping[str, Any]) -> Question:
@@ -185,7 +187,7 @@ def _question(row: Mapping[str, Any]) -> Question:
         kind=row["kind"],
         answerable=row["answerable"],
         known=row["known"],
-        misled=row["misled"],
+        misled=row.get("misled", False),
         right=row["right"],
         searches=row["searches"],
         declined=row["declined"],
@@ -201,8 +203,8 @@ def right(question: Question) -> float | None:
 
 
 def recovered(question: Question) -> float | None:
-    """Right after a misled first search."""
-    return question.right if question.misled else None
+    """Right after a misled first search, of questions that have an answer."""
+    return question.right if question.answerable and question.misled else None
 
 
 def invented(question: Question) -> float | None:
@@ -232,8 +234,8 @@ def table(runs: Sequence[Finished], measure: Measure) -> tuple[np.ndarray, list[
     """float[seeds, questions] of one arm, with the seeds in order."""
     rows = []
     for run in sorted(runs, key=lambda run: run.seed):
-        values = {q.key: measure(q) for q in sorted(run.questions)}
-        found = {key: value for key, value in values.items() if value is not None}
+        pairs = [(q.key, measure(q)) for q in run.questions]  # a question was asked twice
+        found = {key: value for key, value in pairs if value is not None}
         rows.append([found[key] for key in sorted(found)])
     return np.array(rows), sorted(run.seed for run in runs)
 

@@ -59,7 +59,7 @@ async def known_tasks(
         return {str(id): bool(known) for id, known in json.loads(path.read_text("utf-8")).items()}
     drawn = [Drawn(one, task) for one in closed for task in one.tasks if task.answers]
     size = recipe.tasks.probe
-    rollouts = recipe.rollouts.model_copy(update={"size": size})
+    rollouts = recipe.rollouts.model_copy(update={"size": size, "misled": 0.0})
     played = await stage.play(groups_of(0, drawn, rollouts, recipe.seed), told)
     known = dict.fromkeys((task.id for task in tasks_of(closed)), False)
     for number, (source, task) in enumerate(drawn):

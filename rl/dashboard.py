@@ -45,6 +45,8 @@ class Dashboard:
         self._seen: History = read_history(run)
         self._steps: list[Metrics] = list(self._seen.steps)
         self._validations = [(one.step, one.right) for one in self._seen.validations]
+        last = self._seen.validations[-1].figures if self._seen.validations else {}
+        self._misled = last.get("misled", math.nan), last.get("recovered", math.nan)
         self._stage = ("starting", 0, 0)
         self._new = 0  # steps of this process: only they tell how fast it is
         self._live: Any = None
@@ -94,6 +96,9 @@ class Dashboard:
         """See `rl.loop.Observer`."""
         earlier = [one for one in self._validations if one[0] < found.step]
         self._validations = [*earlier, (found.step, found.right)]
+        if (astray := found.misled) is not None:
+            again = math.nan if astray.recovered is None else astray.recovered.mean
+            self._misled = astray.right.mean, again
         self._events.validated(found)
         if self._live is None:
             self._print(self._validation_line())
@@ -145,8 +150,15 @@ class Dashboard:
         best_step, best = max(self._validations, key=lambda one: one[1].mean)
         return (
             f"validation at step {step}: {_interval(right)} % right over {right.n} questions; "
-            f"best {_interval(best)} at step {best_step}"
+            f"best {_interval(best)} at step {best_step}{self._misled_words()}"
         )
+
+    def _misled_words(self) -> str:
+        right, recovered = (100 * share for share in self._misled)
+        if math.isnan(right):
+            return ""
+        again = "" if math.isnan(recovered) else f", {recovered:.1f} % recovered"
+        return f"; when the first search misleads {right:.1f} % right{again}"
 
     def _print(self, text: str) -> None:
         self.console.print(text, markup=False, highlight=False, soft_wrap=True)

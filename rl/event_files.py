@@ -34,6 +34,13 @@ class EventFiles:
         values |= {f"right/{kind or '-'}": one.mean for kind, one in found.kinds.items()}
         values |= {"searches": found.searches, "turns": found.turns, "wrong": found.wrong}
         values |= {"declined": found.declined, "hallucinated": found.hallucinated}
+        if found.misled is not None:
+            again = found.misled.recovered
+            values |= {
+                "misled/right": found.misled.right.mean,
+                "misled/lost": found.misled.lost.mean,
+            }
+            values |= {"misled/recovered": math.nan if again is None else again.mean}
         self._add(found.step, {f"validation/{name}": value for name, value in values.items()})
 
     def close(self) -> None:

@@ -37,6 +37,7 @@ from rl.interrupt import graceful
 from rl.learner import Learner, LearnerScorer, UpdateStats
 from rl.leash import turn_kl
 from rl.question_sets import QuestionSet, load_sets, open_sets, require_apart
+from rl.recovery import ask_misled, require_gold
 from rl.reward_models import functions
 from rl.rewards import RewardContext, require
 from rl.rollouts import Stage, groups_of, measured
@@ -196,6 +197,10 @@ class _Run:
             for tasks in parts
         ]
         require_apart(*self.loaded)
+        if recipe.rollouts.misled:
+            require_gold("rollouts.misled", self.loaded[0], self.settings)
+        if recipe.validation.misled:
+            require_gold("validation.misled", self.loaded[1], self.settings)
         tasks = [task for one in self.loaded[0] for task in one.tasks]
         context = RewardContext(known=told_labels(tasks), promised=recipe.provides)
         require(recipe.reward.rewards.values(), context, tasks)
@@ -356,6 +361,13 @@ class _Run:
                 for (source, task), trajectory in zip(drawn, done, strict=True)
             ]
             found = validated(step, samples)
+            if self.recipe.validation.misled:
+                again, astray = await ask_misled(
+                    *(drawn, samples, self.stage, step, self.recipe.seed, heat),
+                    lambda d, n: self.observer.stage("validate", d, n),
+                )
+                await asyncio.to_thread(self.store.add_many, astray)
+                found = replace(found, misled=again)
             self.observer.validated(found)
             self._note(found)
         right = ranks.shared(found.right.mean if found else None)
@@ -413,7 +425,8 @@ class _Run:
             name = trajectory.group.split("/")[1]
             return name, scorers[name]
 
-        behaviour = of_rollouts(groups, scorer_of) if self.asked else {}
+        misled = self.recipe.rollouts.misled > 0
+        behaviour = of_rollouts(groups, scorer_of, misled) if self.asked else {}
         seconds = sum(clock.seconds.values())
         return {
             "step": step,

@@ -10,8 +10,10 @@ from dataclasses import dataclass, replace
 
 from agent.episode import Episode
 from agent.graph import Graph, Setup, build_graph
+from agent.misleading import can_mislead
 from agent.policies.base import Policy, Sampling
 from agent.rollout import run_episode
+from agent.task import Task
 from agent.trajectory import StopReason, Trajectory
 from kg.errors import PolicyUnavailableError
 from rl.curriculum import Drawn
@@ -111,7 +113,7 @@ def groups_of(step: int, drawn: Sequence[Drawn], rollouts: Rollouts, seed: int) 
     """The plays of a step, group after group.
 
     An episode's id and seed follow from the run's seed, the step and its place: a step that is played
-    again draws the same tokens.
+    again draws the same tokens. Whether its first search is made to go wrong follows from its seed.
     """
     sampling = Sampling(temperature=1.0)
     plays = []
@@ -122,9 +124,21 @@ def groups_of(step: int, drawn: Sequence[Drawn], rollouts: Rollouts, seed: int) 
         group = group_name(step, source.name, task.id)
         for number in range(rollouts.size):
             digest = hashlib.sha256(f"{seed}/{group}/{number}".encode()).hexdigest()
-            episode = Episode(task, seed=int(digest[:7], 16), group=group, meta={"id": digest[:32]})
+            drawn_seed = int(digest[:7], 16)
+            astray = goes_wrong(task, drawn_seed, rollouts.misled)
+            meta = {"id": digest[:32]}
+            episode = Episode(task, seed=drawn_seed, group=group, misled=astray, meta=meta)
             plays.append(Play(setup, episode))
     return plays
+
+
+def goes_wrong(task: Task, seed: int, share: float) -> bool:
+    """Whether the first search of an episode is made to go wrong, for a share of all seeds.
+
+    It follows from the episode's seed alone; never for a task without gold evidence.
+    """
+    digest = hashlib.sha256(f"misled/{seed}".encode()).hexdigest()
+    return can_mislead(task) and int(digest[:8], 16) < share * 2**32
 
 
 def group_name(step: int, source: str, task: str) -> str:
@@ -132,12 +146,19 @@ def group_name(step: int, source: str, task: str) -> str:
     return f"step-{step:05d}/{source}/{task}"
 
 
-def measured(drawn: Sequence[Drawn], seed: int, label: str, temperature: float = 0.0) -> list[Play]:
-    """One episode of each task, for validation; the same seeds each time."""
+def measured(
+    drawn: Sequence[Drawn], seed: int, label: str, temperature: float = 0.0, misled: bool = False
+) -> list[Play]:
+    """One episode of each task, for validation; the same seeds each time.
+
+    With `misled` the first search of each is made to go wrong.
+    """
     return [
         Play(
             replace(source.setup, sampling=replace(source.setup.sampling, temperature=temperature)),
-            Episode(task, seed=seed + number, group=f"{label}/{source.name}/{task.id}"),
+            Episode(
+                task, seed=seed + number, group=f"{label}/{source.name}/{task.id}", misled=misled
+            ),
         )
         for number, (source, task) in enumerate(drawn)
     ]

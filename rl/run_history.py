@@ -42,7 +42,9 @@ class Measured:
         step: updates done.
         right: share answered rightly.
         kinds: the same by kind of question.
-        figures: `searches`, `turns`, `wrong`, `declined`, `hallucinated`; NaN where not known.
+        figures: `searches`, `turns`, `wrong`, `declined`, `hallucinated`; NaN where not known. Where
+            it was measured, `misled`: share answered rightly when the first search goes wrong, and
+            `recovered`: that of the answerable ones whose search did.
         questions: by `SET/TASK`; empty in a folder of an older version.
     """
 
@@ -132,6 +134,9 @@ def _measured(path: Path) -> Measured | None:
         figures = {
             name: math.nan if facts.get(name) is None else float(facts[name]) for name in _FIGURES
         }
+        if astray := facts.get("misled"):
+            again = (astray["recovered"] or {}).get("mean", math.nan)
+            figures |= {"misled": astray["right"]["mean"], "recovered": again}
         return Measured(int(facts["step"]), Interval(**facts["right"]), kinds, figures, asked)
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None

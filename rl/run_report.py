@@ -7,6 +7,7 @@ wrote is text in the page and nothing else.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from html import escape
 from pathlib import Path
@@ -179,11 +180,14 @@ def _difference(one: Measured, first: Measured) -> tuple[str, str, str]:
 def _behaviour(columns: Sequence[tuple[str, Measured]]) -> str:
     rows = []
     for name in columns[0][1].figures:
-        percent = name in ("wrong", "declined", "hallucinated")
-        cells = [(100 if percent else 1) * one.figures[name] for _, one in columns]
-        words = f"{name}, %" if percent else name
+        percent = name not in ("searches", "turns")
+        cells = [(100 if percent else 1) * one.figures.get(name, math.nan) for _, one in columns]
+        words = f"{_WORDS.get(name, name)}, %" if percent else name
         rows.append((words, *("" if cell != cell else f"{cell:.1f}" for cell in cells)))
     return html_page.table(("", *(name for name, _ in columns)), rows)
+
+
+_WORDS = {"misled": "right when the first search misleads", "recovered": "right once it misled"}
 
 
 def _interval(value: Interval | None) -> str:

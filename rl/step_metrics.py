@@ -17,6 +17,7 @@ from eval.sample import Sample, score_one
 from eval.stats import Interval, bootstrap
 from rl.assess import Assessed
 from rl.learner import UpdateStats
+from rl.recovery import WhenMisled
 
 Metrics = dict[str, float]
 
@@ -33,6 +34,7 @@ class Validated:
         wrong, declined: shares of answerable questions answered wrongly and not at all.
         hallucinated: share of unanswerable questions that got an answer; NaN without any.
         samples: one a question.
+        misled: the same tasks when the first search goes wrong, where that is measured.
     """
 
     step: int
@@ -44,6 +46,7 @@ class Validated:
     declined: float
     hallucinated: float
     samples: tuple[Sample, ...]
+    misled: WhenMisled | None = None
 
 
 def validated(step: int, samples: Sequence[Sample]) -> Validated:
@@ -68,32 +71,46 @@ def validated(step: int, samples: Sequence[Sample]) -> Validated:
 
 def facts_of(found: Validated) -> dict[str, Any]:
     """A validation as JSON values; of each question only what pairs it with other validations."""
-    questions = [
-        {
-            "set": s.benchmark,
-            "task": s.task,
-            "kind": s.kind,
-            "answerable": s.answerable,
-            "right": s.right,
-            "declined": s.status == Status.ABSTAINED,
-            "searches": s.usage.searches,
-            "episode": s.id,
-        }
-        for s in found.samples
-    ]
-    facts = asdict(replace(found, samples=()))
-    del facts["samples"]
-    return {**facts, "questions": questions}
+    facts = asdict(replace(found, samples=(), misled=None))
+    del facts["samples"], facts["misled"]
+    if found.misled is not None:
+        facts["misled"] = _facts_of_misled(found.misled)
+    return {**facts, "questions": [_question(sample) for sample in found.samples]}
+
+
+def _facts_of_misled(found: WhenMisled) -> dict[str, Any]:
+    """The same of misled episodes; each question tells whether its search did go wrong."""
+    facts = asdict(replace(found, samples=(), shown=()))
+    del facts["samples"], facts["shown"]
+    pairs = zip(found.samples, found.shown, strict=True)
+    return {**facts, "questions": [{**_question(one), "misled": was} for one, was in pairs]}
+
+
+def _question(sample: Sample) -> dict[str, Any]:
+    return {
+        "set": sample.benchmark,
+        "task": sample.task,
+        "kind": sample.kind,
+        "answerable": sample.answerable,
+        "right": sample.right,
+        "declined": sample.status == Status.ABSTAINED,
+        "searches": sample.usage.searches,
+        "episode": sample.id,
+    }
 
 
 def of_rollouts(
-    groups: Sequence[Sequence[Trajectory]], scorer_of: Callable[[Trajectory], tuple[str, str]]
+    groups: Sequence[Sequence[Trajectory]],
+    scorer_of: Callable[[Trajectory], tuple[str, str]],
+    misled: bool = False,
 ) -> Metrics:
     """Behaviour of a step's rollouts.
 
     Args:
         groups: of one task each.
         scorer_of: a trajectory to the names of its set and of the set's scorer.
+        misled: tell what share of them was `misled`, and what share of those `recovered`: was right all
+            the same, of the answerable tasks; NaN where there are none.
     """
 
     def mean(read: Callable[[Trajectory], float]) -> float:
@@ -104,7 +121,11 @@ def of_rollouts(
 
     calls = [t.action.name for group in groups for one in group for t in one.turns if t.action.name]
     rights = [_mean([right(t) for t in group]) for group in groups if group]
+    astray = [[t for t in g if t.misled and t.task.answerable is not False] for g in groups]
+    recovered = _mean([_mean([right(t) for t in group]) for group in astray if group])
+    more = {"misled": mean(lambda t: float(t.misled)), "recovered": recovered} if misled else {}
     return {
+        **more,
         "right": _mean(rights),
         "solved_all": _mean([float(r == 1) for r in rights]),
         "solved_none": _mean([float(r == 0) for r in rights]),

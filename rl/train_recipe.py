@@ -189,6 +189,9 @@ class Rollouts(Strict):
         deterministic: the engine takes a step only when every running episode waits for it, so that the
             same run gives the same tokens to the last bit; costs some speed.
         ahead: play the next step's episodes while this one's update runs: they are one update stale.
+        misled: share of the episodes, drawn by their seeds, whose first search shows the best passages
+            that hold neither the task's gold evidence nor its answer. Never of a task without gold
+            evidence.
         agent: settings of the agent, as in agent.toml: tools, search, budgets.
     """
 
@@ -199,6 +202,7 @@ class Rollouts(Strict):
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     deterministic: bool = True
     ahead: bool = False
+    misled: float = Field(0.0, ge=0, le=1)
     agent: dict[str, Any] = Field(default_factory=dict)
 
     @model_validator(mode="after")
@@ -255,16 +259,22 @@ class Validation(Strict):
         every: steps; 0 for never. The first and the last step are measured whenever it is not 0.
         tasks: as for training, from the test part; none may be asked in training.
         temperature: 0 measures the greedy answers, 1 the policy as it samples.
+        misled: ask the tasks with gold evidence a second time, with a first search that goes wrong as
+            that of `rollouts.misled`, and measure how many end right all the same. What is best is
+            decided by the clean episodes alone.
     """
 
     every: int = Field(0, ge=0)
     tasks: HeldOut | None = None
     temperature: float = Field(0.0, ge=0, le=1)
+    misled: bool = False
 
     @model_validator(mode="after")
     def _given(self) -> Self:
         if self.every and self.tasks is None:
             raise ValueError("name the tasks to validate on")
+        if self.misled and not self.every:
+            raise ValueError("misled: nothing is validated while every is 0")
         return self
 
 

@@ -15,6 +15,10 @@ from typing import Any, ClassVar
 from pydantic import BaseModel, ValidationError
 
 from kg.errors import TurnwiseError, UsageError
+from tools.withheld import Withheld
+
+#: Key of `Observation.data` in a result that was tampered with; see `SearchTool.run`.
+MISLED = "misled"
 
 
 def freeze(value: object, *names: str) -> None:
@@ -83,13 +87,25 @@ class Observation:
     def __post_init__(self) -> None:
         freeze(self, "sources")
 
+    @property
+    def misled(self) -> bool:
+        """Whether the runtime had the tool withhold what it found: the result is not the tool's best."""
+        return MISLED in self.data
+
 
 @dataclass(frozen=True, slots=True)
 class ToolContext:
-    """What a tool may know of the episode that calls it."""
+    """What a tool may know of the episode that calls it.
+
+    Attributes:
+        turn: from 0.
+        withheld: passages that this call may not show, where it is made to go wrong. A tool that heeds
+            it marks its result (`Observation.misled`).
+    """
 
     question: str
     turn: int = 0
+    withheld: Withheld | None = None
 
 
 class ToolError(TurnwiseError):

@@ -44,7 +44,8 @@ class CassetteTool(Tool):
 
     A call is on the cassette when its validated arguments equal those of a take. Of several such
     takes the first one counts that was made in the caller's turn or later, else the last: a call
-    that failed once and then worked does so again.
+    that failed once and then worked does so again. What a call gave that was made to go wrong is
+    for such calls alone, and such a call gets nothing else.
 
     Args:
         tool: the tool; it is asked only for what is not recorded.
@@ -63,7 +64,7 @@ class CassetteTool(Tool):
         self.tool = tool
         self.live = live
         self.replayed = self.ran = self.missed = 0
-        self._takes: dict[str, list[Take]] = {}
+        self._takes: dict[tuple[str, bool], list[Take]] = {}
         for take in sorted(takes, key=lambda take: take.turn):
             self._keep(take)
 
@@ -73,7 +74,7 @@ class CassetteTool(Tool):
         Raises:
             NotOnCassetteError: neither is to be had.
         """
-        take = self._find(arguments, context.turn)
+        take = self._find(arguments, context)
         if take is not None:
             self.replayed += 1
             sources = tuple(replace(source, number=0) for source in take.observation.sources)
@@ -96,13 +97,15 @@ class CassetteTool(Tool):
             arguments = self.check(take.arguments)
         except ToolError:  # such a call never reaches the tool
             return
-        self._takes.setdefault(_key(arguments), []).append(take)
+        seen = take.observation
+        for misled in (True, False) if seen.error is not None else (seen.misled,):
+            self._takes.setdefault((_key(arguments), misled), []).append(take)
 
-    def _find(self, arguments: BaseModel, turn: int) -> Take | None:
-        takes = self._takes.get(_key(arguments))
+    def _find(self, arguments: BaseModel, context: ToolContext) -> Take | None:
+        takes = self._takes.get((_key(arguments), context.withheld is not None))
         if not takes:
             return None
-        return next((take for take in takes if take.turn >= turn), takes[-1])
+        return next((take for take in takes if take.turn >= context.turn), takes[-1])
 
 
 class _AnyArguments(BaseModel):

@@ -47,6 +47,7 @@ function observation(seen, omitted) {
   if (seen.verdict) box.append(el("span", { class: `badge ${seen.verdict === "yes" ? "good" : "bad"}` }, `helps: ${seen.verdict}`));
   if (seen.error) box.append(el("p", { class: "bad" }, seen.error));
   else if (!seen.sources.length && seen.text) box.append(el("pre", {}, seen.text));
+  if (seen.data && seen.data.misled) box.append(el("p", { class: "warn" }, `Made to go wrong: withheld ${[].concat(seen.data.misled.withheld || []).join(", ") || "nothing that it would have shown"}.`));
   if (seen.truncated) box.append(el("p", { class: "soft" }, "Cut to the output cap."));
   return box;
 }

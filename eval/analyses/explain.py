@@ -56,7 +56,8 @@ def _seen(turn: Turn) -> str:
     if not seen.sources:
         return " and got: " + (_one_line(seen.text) or "nothing")
     titles = ", ".join(f"[{source.number}] {source.title or source.id}" for source in seen.sources)
-    return f" and was shown {titles}"
+    astray = " (the search was made to go wrong)" if seen.misled else ""
+    return f" and was shown {titles}{astray}"
 
 
 def _certainty(done: Trajectory, turn: Turn) -> str:

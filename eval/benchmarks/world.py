@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
+from agent.misleading import RESTATED
 from agent.task import Task
 from eval.benchmarks.base import Benchmark, Split, read_tasks
 from eval.fictional.make import read_world
+from eval.fictional.passages import restated
 
 NEEDED = {"graph": "knowledge-graph", "chemistry": "chemistry"}
 
@@ -20,7 +23,7 @@ def load_world(folder: Path, split: Split) -> Benchmark:
     """
     facts = read_world(folder)
     tasks, problems = read_tasks(folder / f"tasks-{split}.jsonl", Task.from_dict)
-    kept = tuple(task for task in tasks if task.kind not in NEEDED)
+    kept = tuple(_told_twice(task) for task in tasks if task.kind not in NEEDED)
     left = Counter(task.kind for task in tasks if task.kind in NEEDED)
     notes = (
         f"{count} questions of the kind '{kind}' need a {NEEDED[kind]} tool"
@@ -28,3 +31,10 @@ def load_world(folder: Path, split: Split) -> Benchmark:
     )
     name = f"world-{facts['seed']}-{facts['entities']}"
     return Benchmark(name, kept, (folder / "corpus.jsonl",), "squad2", (*problems, *notes))
+
+
+def _told_twice(task: Task) -> Task:
+    """A task that knows which passages tell its evidence in other words."""
+    if not task.evidence:
+        return task
+    return replace(task, meta={**task.meta, RESTATED: restated(task.evidence)})

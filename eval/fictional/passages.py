@@ -8,7 +8,7 @@ and says nothing (`idle`).
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from eval.fictional.schema import Relation
@@ -72,6 +72,11 @@ def source_of(world: World, subject: Entity, of: Relation) -> str:
 def former_source_of(world: World, subject: Entity) -> str | None:
     """Id of the outdated passage about a thing; None when there is none."""
     return f"{subject.id}/old" if _has(world, subject, "old", _SHARES["old"]) else None
+
+
+def restated(ids: Iterable[str]) -> list[str]:
+    """Where the near-duplicates of passages are, as far as the world has them."""
+    return [f"{id}/again" for id in ids if id.count("/") == 1]
 
 
 def _has(world: World, subject: Entity, role: str, share: float) -> bool:

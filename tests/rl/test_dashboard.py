@@ -1,11 +1,13 @@
 import io
 import math
+from dataclasses import replace
 
 import pytest
 from rich.console import Console
 
 from eval.stats import Interval
 from rl.dashboard import Dashboard, clock, derived, line, trend
+from rl.recovery import WhenMisled
 from rl.step_metrics import Validated
 from tests.rl.histories import CALM, history, measured, write
 
@@ -140,3 +142,17 @@ def test_tensorboard_reads_what_was_written(tmp_path):
         (1, 0.3),
         (2, 0.3),
     ]
+
+
+def test_what_is_recovered_stands_behind_the_validation(tmp_path):
+    half = Interval(0.25, 0.2, 0.3, 40)
+    astray = WhenMisled(half, half, 1.0, Interval(0.125, 0.1, 0.2, 40), 2.0, (), ())
+    to = console(False)
+    with Dashboard(tmp_path, to) as observer:
+        observer.validated(validated(0, 0.3))
+        observer.validated(replace(validated(1, 0.4), misled=astray))
+        observer.validated(replace(validated(2, 0.4), misled=replace(astray, recovered=None)))
+    plain, told, none = to.file.getvalue().splitlines()[-3:]
+    assert "misleads" not in plain
+    assert told.endswith("; when the first search misleads 25.0 % right, 12.5 % recovered")
+    assert none.endswith("; when the first search misleads 25.0 % right")

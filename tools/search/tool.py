@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import BaseModel, Field
 
-from tools.base import Observation, Source, Tool, ToolContext, ToolError
+from tools.base import MISLED, Observation, Source, Tool, ToolContext, ToolError
 from tools.search.batching import Batcher
+from tools.withheld import Withheld
 
 if TYPE_CHECKING:
     from tools.search.index import Hit, Index, Mode
@@ -55,12 +57,24 @@ class SearchTool(Tool):
         return f"{self.index.digest}:{self.mode}:k{self.k}:c{self.passage_chars}"
 
     async def run(self, arguments: SearchArguments, context: ToolContext) -> Observation:
-        """The `k` best passages, best first; says so when there are none."""
+        """The `k` best passages, best first; says so when there are none.
+
+        A call that may not show some passages shows the best of the others, and tells in its data, under
+        `misled`, which of the `k` best were `withheld`. Where no other passage matches the query it is
+        the question that is searched for, which stands there as `instead`.
+        """
         query = arguments.query.strip()
         if not query:
             raise ToolError("search: the query is empty")
-        sources = await self._batcher.ask(query)
-        return Observation(self.name, "" if sources else "No passage found.", sources)
+        data: dict[str, Any] = {}
+        if context.withheld is None:
+            sources = await self._batcher.ask(query)
+        else:
+            sources, told = await asyncio.to_thread(
+                self._astray, query, context.question, context.withheld
+            )
+            data = {MISLED: told}
+        return Observation(self.name, "" if sources else "No passage found.", sources, data=data)
 
     def passages(self, query: str) -> tuple[Source, ...]:
         """What a call shows: the best passages, each cut to its best window."""
@@ -74,9 +88,35 @@ class SearchTool(Tool):
             for query, hits in zip(queries, found, strict=True)
         ]
 
+    def _astray(
+        self, query: str, question: str, withheld: Withheld
+    ) -> tuple[tuple[Source, ...], dict[str, Any]]:
+        """What a search shows that goes wrong, and what was done to it."""
+        best = self.index.search(query, self.k, self.mode)
+        told: dict[str, Any] = {"withheld": [hit.id for hit in best if _covered(hit, withheld)]}
+        left = self._without(query, withheld)
+        if not left:
+            query = told["instead"] = question
+            left = self._without(query, withheld)
+        return tuple(self._source(hit, query) for hit in left), told
+
+    def _without(self, query: str, withheld: Withheld) -> list[Hit]:
+        """The `k` best passages that are not withheld; fewer where no more match."""
+        depth = self.k
+        while True:
+            found = self.index.search(query, depth, self.mode)
+            left = [hit for hit in found if not _covered(hit, withheld)]
+            if len(left) >= self.k or len(found) < depth:
+                return left[: self.k]
+            depth *= 4
+
     def _source(self, hit: Hit, query: str) -> Source:
         text = excerpt(hit.text, query, self.passage_chars)
         return Source(hit.id, hit.title, text, hit.score, hit.source, hit.content_sha256)
+
+
+def _covered(hit: Hit, withheld: Withheld) -> bool:
+    return withheld.covers((hit.id, hit.document), f"{hit.title} {hit.text}")
 
 
 def excerpt(text: str, query: str, size: int) -> str:

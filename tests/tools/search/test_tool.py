@@ -8,6 +8,7 @@ from tools.base import ArgumentsError, ToolContext, ToolError
 from tools.search.build import build_index
 from tools.search.index import Index
 from tools.search.tool import SearchTool, excerpt
+from tools.withheld import Withheld
 
 LONG = (
     "Herrings swim in shoals. Many people eat them. The harbour of Ardal was dug in 1734 by monks. "
@@ -38,6 +39,40 @@ async def test_a_call_shows_the_best_passage_cut_to_the_part_that_matters(tool):
 async def test_an_empty_query_is_told(tool):
     with pytest.raises(ToolError, match="empty"):
         await tool.run(tool.check({"query": "   "}), ToolContext("q"))
+
+
+async def test_what_may_not_be_shown_makes_way_for_the_next_best(built):
+    tool = SearchTool(Index.open(built), k=2, mode="lexical")
+    query = tool.check({"query": "Mendeleev periodic table of elements, Curie radium, fever"})
+    best = await tool.run(query, ToolContext(query.query))
+    assert [source.id for source in best.sources] == ["mendeleev", "curie"]
+    hidden = Withheld(frozenset({"mendeleev"}), frozenset({" husband pierre "}))
+    seen = await tool.run(query, ToolContext(query.query, 0, hidden))
+    assert [source.id for source in seen.sources] == ["aspirin"]
+    assert seen.data == {"misled": {"withheld": ["mendeleev", "curie"]}}
+    assert best.data == {}
+
+
+@pytest.mark.parametrize("mode", ["lexical", "hybrid", "dense"])
+async def test_no_mode_shows_what_is_withheld(built, mode):
+    tool = SearchTool(Index.open(built), k=3, mode=mode)
+    query = tool.check({"query": "Who discovered radium in sunlight?"})
+    seen = await tool.run(query, ToolContext("q", 0, Withheld(frozenset({"curie"}))))
+    assert [source.id for source in seen.sources]
+    assert "curie" not in {source.id for source in seen.sources}
+    if mode != "lexical":  # all others match in some degree
+        assert len(seen.sources) == 3
+
+
+async def test_where_only_the_withheld_match_the_question_is_searched_for(built):
+    tool = SearchTool(Index.open(built), k=2, mode="lexical")
+    query, hidden = tool.check({"query": "polonium"}), Withheld(frozenset({"curie"}))
+    question = "Who discovered the element that keeps people awake?"
+    seen = await tool.run(query, ToolContext(question, 0, hidden))
+    assert "caffeine" in {source.id for source in seen.sources}
+    assert seen.data == {"misled": {"withheld": ["curie"], "instead": question}}
+    nothing = await tool.run(query, ToolContext("polonium?", 0, hidden))
+    assert (nothing.sources, nothing.text) == ((), "No passage found.")
 
 
 def test_wrong_arguments_are_named(tool):
