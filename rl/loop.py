@@ -11,7 +11,7 @@ import asyncio
 import logging
 import math
 import time
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -49,6 +49,7 @@ from rl.step_metrics import (
     of_credit,
     of_rollouts,
     of_updates,
+    staleness,
     validated,
 )
 from rl.sync import Canary
@@ -56,6 +57,7 @@ from rl.train_recipe import TrainRecipe
 from rl.tripwires import require_known
 
 log = logging.getLogger(__name__)
+_GLANCE = 0.2  # seconds between two looks at whether the run ends
 
 
 class Observer(Protocol):
@@ -162,6 +164,8 @@ class _Run:
         self.checkpoint = Checkpoint(run, recipe.checkpoints.keep)
         self.scores: list[tuple[int, float, str]] = []
         self.bad = 0
+        self.ahead: asyncio.Task[list[list[Trajectory]]] | None = None
+        self.versions: dict[str, int] = {}  # of weights, to the updates that made them
 
     async def carry_out(self) -> TrainReport:
         """All steps that are left."""
@@ -177,7 +181,7 @@ class _Run:
             self.scores = [tuple(score) for score in state.get("scores", [])]
             self.bad = int(state.get("bad", 0))
             self._forget_after(start)
-            await self._sync(policy)
+            await self._sync(policy, start)
             if start == 0:
                 await self._validate(policy, 0)
             done, interrupted = await self._steps(policy, start, began)
@@ -228,57 +232,83 @@ class _Run:
 
     async def _steps(self, policy: Policy | None, start: int, began: float) -> tuple[int, bool]:
         """Steps from `start` on; gives the number done, and whether Ctrl-C ended them."""
-        recipe, device = self.recipe, self.learner.engine.device
-        ahead: asyncio.Task[Any] | None = None
         with run_folder.metrics(self.run, start) as file:
-            for step in range(start + 1, recipe.steps + 1):
-                clock = _Clock()
-                with clock("collect"):
-                    groups = await (ahead or self._collect(step))
-                groups = ranks.shared(groups)
-                ahead = None
-                if recipe.rollouts.ahead and step < recipe.steps and ranks.is_main():
-                    ahead = asyncio.create_task(self._collect(step + 1))
-                    assessed, updates = await asyncio.to_thread(self._learn, groups, step, clock)
-                else:
-                    assessed, updates = self._learn(groups, step, clock)
-                if ahead is not None:
-                    await asyncio.wait([ahead])  # no episode straddles a sync
-                with clock("sync"):
-                    await self._sync(policy)
-                last = step == recipe.steps
-                late = 0 < recipe.max_seconds <= time.monotonic() - began
-                stopped = ranks.anybody(self.interrupted(), device)
-                ends = last or stopped or ranks.anybody(late, device)
-                every = recipe.validation.every
-                if every and (last or step % every == 0):
-                    with clock("validate"):
-                        await self._validate(policy, step)
-                metrics = self._metrics(step, groups, assessed, updates, clock)
-                file.add(metrics)
-                if ranks.is_main():
-                    self.observer.step(metrics)
-                ruined = self._count_broken(updates, step)
-                tripped = None if last else self._tripped(step)
-                if ends or tripped or ruined or step % recipe.checkpoints.every == 0:
-                    self._save(step)
-                if (wrong := ruined or tripped) is not None:
-                    raise wrong
-                if ends:
-                    if ahead is not None:
-                        ahead.cancel()
-                    return step, stopped and not last
+            try:
+                return await self._each(policy, start, began, file)
+            finally:
+                await self._drop_ahead()
+
+    async def _each(
+        self, policy: Policy | None, start: int, began: float, file: run_folder.Metrics
+    ) -> tuple[int, bool]:
+        recipe, device = self.recipe, self.learner.engine.device
+
+        def late() -> bool:
+            return 0 < recipe.max_seconds <= time.monotonic() - began
+
+        for step in range(start + 1, recipe.steps + 1):
+            clock, last = _Clock(), step == recipe.steps
+            with clock("collect"):
+                groups = await self._collected(step)
+            if recipe.rollouts.ahead and not last and ranks.is_main():
+                self.ahead = asyncio.create_task(self._play(step + 1))
+                assessed, updates = await asyncio.to_thread(self._learn, groups, step, clock)
+            else:
+                assessed, updates = self._learn(groups, step, clock)
+            await self._finish_ahead(lambda: self.interrupted() or late())
+            stale = staleness(groups, self.versions, step - 1)
+            with clock("sync"):
+                await self._sync(policy, step)
+            stopped = ranks.anybody(self.interrupted(), device)
+            ends = last or stopped or ranks.anybody(late(), device)
+            every = recipe.validation.every
+            if every and (last or step % every == 0):
+                with clock("validate"):
+                    await self._validate(policy, step)
+            metrics = self._metrics(step, groups, assessed, updates, clock)
+            file.add({**metrics, "staleness": stale})
+            if ranks.is_main():
+                self.observer.step(metrics)
+            ruined = self._count_broken(updates, step)
+            tripped = None if last else self._tripped(step)
+            if ends or tripped or ruined or step % recipe.checkpoints.every == 0:
+                self._save(step)
+            if (wrong := ruined or tripped) is not None:
+                raise wrong
+            if ends:
+                return step, stopped and not last
         return start, False
 
-    async def _collect(self, step: int) -> list[list[Trajectory]] | None:
-        """A step's groups, failed episodes among them. None in the other processes."""
-        if not ranks.is_main():
-            return None
+    async def _collected(self, step: int) -> list[list[Trajectory]]:
+        """A step's groups in every process, failed episodes among them; in the store from now on."""
+        groups = None
+        if ranks.is_main():
+            groups, self.ahead = await (self.ahead or self._play(step)), None
+            await asyncio.to_thread(self.store.add_many, [t for group in groups for t in group])
+        return ranks.shared(groups)
+
+    async def _finish_ahead(self, ends: Callable[[], bool]) -> None:
+        """Wait for the next step's episodes, of which none straddles a sync; once the run `ends`,
+        nobody learns from them, and they are cancelled."""
+        while self.ahead is not None and not self.ahead.done():
+            if ends():
+                await self._drop_ahead()
+            else:
+                await asyncio.wait([self.ahead], timeout=_GLANCE)
+
+    async def _drop_ahead(self) -> None:
+        """Cancel the next step's episodes; none of them is in the store yet."""
+        task, self.ahead = self.ahead, None
+        if task is not None:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+
+    async def _play(self, step: int) -> list[list[Trajectory]]:
+        """A step's groups, failed episodes among them."""
         recipe = self.recipe
         drawn = self.tasks.draw(step, recipe.rollouts.tasks)
         plays = groups_of(step, drawn, recipe.rollouts, recipe.seed)
         found = await self.stage.play(plays, lambda d, n: self.observer.stage("collect", d, n))
-        await asyncio.to_thread(self.store.add_many, found)
         size = recipe.rollouts.size
         return [found[i : i + size] for i in range(0, len(found), size)]
 
@@ -332,13 +362,14 @@ class _Run:
             "lower update.optimizer.lr; the batches are in the run's folder, under broken/",
         )
 
-    async def _sync(self, policy: Policy | None) -> None:
-        """Hand the learner's weights to the engine."""
+    async def _sync(self, policy: Policy | None, step: int) -> None:
+        """Hand the learner's weights, those after `step` updates, to the engine."""
         engine, rollouts = self.learner.engine, self.recipe.rollouts
         folder = self.run / "policy"
         found = await hand_over(engine, policy, self.base, folder, rollouts, self.canary)
         if found is not None:
             self.delivery = found
+            self.versions[found.version] = step
 
     async def _validate(self, policy: Policy | None, step: int) -> None:
         """Measure the policy on the held-out tasks; keep it if it is the best so far."""

@@ -114,6 +114,25 @@ def of_rollouts(
     }
 
 
+def staleness(
+    groups: Sequence[Sequence[Trajectory]], made: Mapping[str, int], updates: int
+) -> float:
+    """Updates between the weights that sampled a batch and those that learn from it: a mean over
+    questions, NaN where no rollout tells its weights.
+
+    Args:
+        groups: of one task each; every trajectory names the version that sampled it.
+        made: version of weights to the updates that made them.
+        updates: that made the weights which learn.
+    """
+
+    def lag(group: Sequence[Trajectory]) -> list[float]:
+        versions = (t.policy.rpartition("@")[2] for t in group)
+        return [float(updates - made[version]) for version in versions if version in made]
+
+    return _mean([_mean(lags) for lags in map(lag, groups) if lags])
+
+
 _CAPS = (StopReason.MAX_TURNS, StopReason.MAX_TOKENS, StopReason.MAX_SECONDS)
 
 
