@@ -74,15 +74,15 @@ class Dashboard:
         self._events.close()
 
     def stage(self, name: str, done: int, total: int) -> None:
-        """See `rl.loop.Observer`."""
+        """See `rl.observer.Observer`."""
         self._stage = (name, done, total)
 
     def notify(self, line: str) -> None:
-        """See `rl.loop.Observer`."""
+        """See `rl.observer.Observer`."""
         self._print(printable(line))
 
     def step(self, metrics: Metrics) -> None:
-        """See `rl.loop.Observer`."""
+        """See `rl.observer.Observer`."""
         self._steps = [one for one in self._steps if one["step"] < metrics["step"]] + [metrics]
         self._new += 1
         self._stage = ("next step", 0, 0)
@@ -91,7 +91,7 @@ class Dashboard:
             self._print(line(metrics, self.seconds_left))
 
     def validated(self, found: Validated) -> None:
-        """See `rl.loop.Observer`."""
+        """See `rl.observer.Observer`."""
         earlier = [one for one in self._validations if one[0] < found.step]
         self._validations = [*earlier, (found.step, found.right)]
         self._events.validated(found)
