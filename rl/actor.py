@@ -21,6 +21,7 @@ from rl.curriculum import Drawn, Shuffle
 from rl.observer import Observer
 from rl.question_sets import QuestionSet, load_sets, open_sets, require_apart
 from rl.rewards import RewardContext, require
+from rl.rewind import STORE
 from rl.rollouts import Stage, groups_of, measured
 from rl.step_metrics import Metrics, Validated, of_rollouts, validated
 from rl.train_recipe import Tasks, TrainRecipe
@@ -75,7 +76,7 @@ class Actor:
         asked, self._measured = self._sets(self.asked, policy), self._sets(self.held, policy)
         self._scorers = {one.name: one.scorer for one in asked}
         self._stage = Stage(policy, recipe.rollouts)
-        self._store = TrajectoryStore.open(self._run / "trajectories.sqlite")
+        self._store = TrajectoryStore.open(self._run / STORE)
         self.opened = True
         known = told_labels(tasks_of(asked))
         if recipe.tasks.probe:
@@ -149,11 +150,6 @@ class Actor:
 
         return of_rollouts(groups, scorer_of)
 
-    def forget_after(self, step: int) -> None:
-        """Remove from the store what a killed process collected after a checkpoint."""
-        late = [t.id for t in self._store.query() if _step_of(t.group) > step]
-        self._store.delete(late)
-
     async def _play(self, step: int) -> Groups:
         recipe = self._recipe
         drawn = self._shuffle.draw(step, recipe.rollouts.tasks)
@@ -177,9 +173,3 @@ class Actor:
         known = await known_tasks(closed, self._stage, self._recipe, self._run, told)
         notify(f"{sum(known.values())} of {len(known)} tasks are known closed-book")
         return known
-
-
-def _step_of(group: str) -> int:
-    """The step that a group of the run's store belongs to."""
-    label = group.partition("/")[0]
-    return int(label.rpartition("-")[2]) if label.rpartition("-")[2].isdigit() else 0

@@ -108,11 +108,28 @@ class Checkpoint:
         log.info("going on from %s", tag)
         return dict(state)
 
+    @property
+    def step(self) -> int | None:
+        """The step of the newest complete checkpoint; None when there is none.
+
+        Raises:
+            CheckpointError: what names it cannot be read.
+        """
+        found = self._pointer()
+        return None if found is None else found[1]
+
     def _current(self) -> str:
+        found = self._pointer()
+        return "" if found is None else found[0]
+
+    def _pointer(self) -> tuple[str, int] | None:
         path = self.folder / _POINTER
+        if not path.is_file():
+            return None
         try:
-            return str(json.loads(path.read_text("utf-8"))["tag"]) if path.is_file() else ""
-        except (OSError, ValueError, KeyError) as error:
+            found = json.loads(path.read_text("utf-8"))
+            return str(found["tag"]), int(found["step"])
+        except (OSError, ValueError, KeyError, TypeError) as error:
             raise CheckpointError(f"{path} cannot be read: {error}") from error
 
     def _tidy(self, newest: str) -> None:

@@ -28,13 +28,17 @@ from rl import pause, ranks, run_folder
 from rl.actor import Actor
 from rl.assess import Assessed, assess
 from rl.batches import lay_out, minibatches
+from rl.best import Best
 from rl.checkpoint import Checkpoint, CheckpointError
 from rl.fit import TrainingError
+from rl.inputs import claim_inputs
 from rl.interrupt import graceful
 from rl.learner import Learner, LearnerScorer, UpdateStats
 from rl.leash import turn_kl
 from rl.observer import Observer
 from rl.reward_models import functions
+from rl.rewards import RewardContext
+from rl.rewind import rewind
 from rl.run_report import write_report
 from rl.sampler import hand_over, open_sampler
 from rl.step_metrics import Metrics, Validated, facts_of, of_credit, of_updates, staleness
@@ -88,11 +92,11 @@ def train(
         ignore: tripwires that do not pause the run this time, by name.
 
     Raises:
-        UsageError: a folder of another run, a set that does not exist, a reward that lacks something, an
-            unknown tripwire.
+        UsageError: a folder of another run or one begun with other tasks or weights, a set that does not
+            exist, a reward that lacks something, an unknown tripwire.
         PolicyUnavailableError: the policy cannot be had or stopped answering.
         TrainingError: updates gave no number several times in a row.
-        TrippedError: a tripwire paused the run; its checkpoint is saved.
+        TrippedError: a tripwire paused the run, or still does; its checkpoint is saved.
     """
     require_known(ignore)
     ranks.join() if ranks.launched() else None
@@ -100,8 +104,37 @@ def train(
     torch.manual_seed(recipe.seed)
     with graceful() as interrupted:
         actor = Actor(recipe, settings, run, data, observer) if ranks.is_main() else None
-        work = _Run(recipe, settings, run, observer, actor, interrupted, ignore)
+        base = resolve(recipe.base, settings.models_dir, observer.notify)
+        here = _taken_up(recipe, run, observer, actor, base, ignore)
+        tripped: pause.TrippedError | None = ranks.shared(here)
+        if tripped is not None:
+            raise tripped
+        context = functions(recipe, settings.models_dir, observer.notify)
+        work = _Run(recipe, run, observer, actor, base, context, interrupted, ignore)
         return asyncio.run(work.carry_out())
+
+
+def _taken_up(
+    recipe: TrainRecipe,
+    run: Path,
+    observer: Observer,
+    actor: Actor | None,
+    base: Path,
+    ignore: Collection[str],
+) -> pause.TrippedError | None:
+    """Bring the folder back to its last checkpoint, before anything is loaded; gives what still pauses
+    the run there."""
+    if actor is None:
+        return None
+    claim_inputs(run, actor.asked, actor.held, base)
+    step = Checkpoint(run, recipe.checkpoints.keep).step
+    rewind(run, step)
+    if step is None or step >= recipe.steps:
+        return None
+    tripped = pause.looked(run, recipe.tripwires, ignore)
+    if tripped is not None:
+        _write_page(run, observer)
+    return tripped
 
 
 class _Run:
@@ -110,23 +143,24 @@ class _Run:
     def __init__(
         self,
         recipe: TrainRecipe,
-        settings: Settings,
         run: Path,
         observer: Observer,
         actor: Actor | None,
+        base: Path,
+        context: RewardContext,
         interrupted: Callable[[], bool],
         ignore: Collection[str],
     ) -> None:
         self.recipe, self.run, self.observer, self.actor = recipe, run, observer, actor
         self.interrupted, self.ignore = interrupted, ignore
-        self.context = functions(recipe, settings.models_dir, observer.notify)
-        self.base = resolve(recipe.base, settings.models_dir, observer.notify)
+        self.base, self.context = base, context
         update = recipe.update
         self.learner = Learner(
             self.base, update, recipe.loss, recipe.steps * update.epochs * update.minibatches
         )
         self.canary = Canary.of(self.learner.template)
         self.checkpoint = Checkpoint(run, recipe.checkpoints.keep)
+        self.best = Best(run)
         self.policy: Policy | None = None
         self.scores: list[tuple[int, float, str]] = []
         self.bad = 0
@@ -155,8 +189,6 @@ class _Run:
         start = int(state.get("step", 0))
         self.scores = [tuple(score) for score in state.get("scores", [])]
         self.bad = int(state.get("bad", 0))
-        if self.actor is not None:
-            self.actor.forget_after(start)
         await self._sync(start)
         if start == 0:
             await self._validate(0)
@@ -169,7 +201,8 @@ class _Run:
         if self.policy is not None:
             await self.policy.aclose()
         if self.actor is not None:
-            self._write_page(self.actor)
+            if self.actor.opened:
+                _write_page(self.run, self.observer)
             self.actor.close()
 
     async def _steps(self, start: int, began: float, file: run_folder.Metrics) -> tuple[int, bool]:
@@ -296,12 +329,14 @@ class _Run:
         path = self.run / "validation" / f"step-{found.step:05d}.json"
         run_folder.write(path, facts_of(found))
         if all(found.right.mean > right for _, right, _ in self.scores):
-            run_folder.copy(self.run / "policy", self.run / "best")
+            self.best.take(self.run / "policy", found.step)
 
     def _save(self, step: int) -> None:
         state = {"scores": self.scores, "bad": self.bad}
         try:
-            if not self.checkpoint.save(self.learner.engine, step, state):
+            if self.checkpoint.save(self.learner.engine, step, state):
+                self.best.commit()
+            else:
                 run_folder.note(self.run, step, "checkpoint", "it could not be saved; see the log")
         except CheckpointError as error:
             run_folder.note(self.run, step, "checkpoint", error.message)
@@ -313,15 +348,6 @@ class _Run:
         if ranks.is_main():
             found = pause.looked(self.run, self.recipe.tripwires, self.ignore)
         return ranks.shared(found)
-
-    def _write_page(self, actor: Actor) -> None:
-        """The run's report for people."""
-        if not actor.opened:
-            return
-        try:
-            self.observer.notify(f"report: {write_report(self.run)}")
-        except Exception as error:  # a page that fails must not hide how the run ended
-            log.warning("the report page could not be written: %s", error, exc_info=True)
 
     def _metrics(
         self,
@@ -354,6 +380,14 @@ class _Run:
         facts = {**asdict(report), "out": out.name, "recipe": self.recipe.digest}
         run_folder.write(self.run / "report.json", facts)
         return report
+
+
+def _write_page(run: Path, observer: Observer) -> None:
+    """The run's report for people."""
+    try:
+        observer.notify(f"report: {write_report(run)}")
+    except Exception as error:  # a page that fails must not hide how the run ended
+        log.warning("the report page could not be written: %s", error, exc_info=True)
 
 
 class _Clock:
