@@ -97,6 +97,8 @@ class Dashboard:
         self._events.validated(found)
         if self._live is None:
             self._print(self._validation_line())
+        if found.errors:
+            self._print(errors_line(found))
 
     @property
     def seconds_left(self) -> float:
@@ -150,6 +152,16 @@ class Dashboard:
 
     def _print(self, text: str) -> None:
         self.console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+def errors_line(found: Validated) -> str:
+    """How many episodes of a validation ended in errors, and the figure without them."""
+    whole = found.without_errors
+    told = "none is left" if whole is None else f"{_interval(whole)} % right without them"
+    return (
+        f"validation at step {found.step}: {found.errors} of {found.right.n} episodes ended in an error "
+        f"and are not right; {told}"
+    )
 
 
 def line(metrics: Metrics, seconds_left: float) -> str:

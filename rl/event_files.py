@@ -34,6 +34,9 @@ class EventFiles:
         values |= {f"right/{kind or '-'}": one.mean for kind, one in found.kinds.items()}
         values |= {"searches": found.searches, "turns": found.turns, "wrong": found.wrong}
         values |= {"declined": found.declined, "hallucinated": found.hallucinated}
+        values |= {"errors": found.errors}
+        if found.errors and found.without_errors is not None:
+            values["right_without_errors"] = found.without_errors.mean
         self._add(found.step, {f"validation/{name}": value for name, value in values.items()})
 
     def close(self) -> None:

@@ -42,8 +42,10 @@ class Measured:
         step: updates done.
         right: share answered rightly.
         kinds: the same by kind of question.
-        figures: `searches`, `turns`, `wrong`, `declined`, `hallucinated`; NaN where not known.
+        figures: `searches`, `turns`, `wrong`, `declined`, `hallucinated`, `errors` (a count); NaN where
+            not known.
         questions: by `SET/TASK`; empty in a folder of an older version.
+        without_errors: `right` over the episodes that did not end in an error; None where not known.
     """
 
     step: int
@@ -51,6 +53,7 @@ class Measured:
     kinds: dict[str, Interval]
     figures: dict[str, float]
     questions: dict[str, Asked]
+    without_errors: Interval | None = None
 
 
 @dataclass(frozen=True)
@@ -132,9 +135,12 @@ def _measured(path: Path) -> Measured | None:
         figures = {
             name: math.nan if facts.get(name) is None else float(facts[name]) for name in _FIGURES
         }
-        return Measured(int(facts["step"]), Interval(**facts["right"]), kinds, figures, asked)
+        told = facts.get("without_errors")
+        whole = Interval(**told) if told else None
+        right = Interval(**facts["right"])
+        return Measured(int(facts["step"]), right, kinds, figures, asked, whole)
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
 
 
-_FIGURES = ("searches", "turns", "wrong", "declined", "hallucinated")
+_FIGURES = ("searches", "turns", "wrong", "declined", "hallucinated", "errors")

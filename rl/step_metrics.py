@@ -20,6 +20,8 @@ from rl.learner import UpdateStats
 
 Metrics = dict[str, float]
 
+_NO_ANSWER = (Status.ABSTAINED, Status.FAILED)
+
 
 @dataclass(frozen=True)
 class Validated:
@@ -27,12 +29,15 @@ class Validated:
 
     Attributes:
         step: updates done.
-        right: share answered rightly, with its interval over questions.
+        right: share answered rightly, with its interval over questions; an episode that ended in an
+            error is not right.
         kinds: the same by kind of question.
         searches, turns: a question, on average.
-        wrong, declined: shares of answerable questions answered wrongly and not at all.
+        wrong, declined: shares of answerable questions answered wrongly and declined.
         hallucinated: share of unanswerable questions that got an answer; NaN without any.
         samples: one a question.
+        errors: episodes that ended in an error of a tool or the policy.
+        without_errors: `right` over the other episodes; None when all ended in errors.
     """
 
     step: int
@@ -44,6 +49,8 @@ class Validated:
     declined: float
     hallucinated: float
     samples: tuple[Sample, ...]
+    errors: int = 0
+    without_errors: Interval | None = None
 
 
 def validated(step: int, samples: Sequence[Sample]) -> Validated:
@@ -52,7 +59,8 @@ def validated(step: int, samples: Sequence[Sample]) -> Validated:
     asked = [sample for sample in samples if sample.answerable]
     unanswerable = [sample for sample in samples if not sample.answerable]
     declined = [float(s.status == Status.ABSTAINED) for s in asked]
-    wrong = [float(s.status != Status.ABSTAINED and not s.right) for s in asked]
+    wrong = [float(s.status not in _NO_ANSWER and not s.right) for s in asked]
+    whole = [s.right for s in samples if not s.failed]
     return Validated(
         step=step,
         right=bootstrap([s.right for s in samples]),
@@ -61,8 +69,10 @@ def validated(step: int, samples: Sequence[Sample]) -> Validated:
         turns=_mean([s.usage.turns for s in samples]),
         wrong=_mean(wrong),
         declined=_mean(declined),
-        hallucinated=_mean([1.0 - s.right for s in unanswerable]),
+        hallucinated=_mean([float(not s.failed) * (1.0 - s.right) for s in unanswerable]),
         samples=tuple(samples),
+        errors=len(samples) - len(whole),
+        without_errors=bootstrap(whole) if whole else None,
     )
 
 
