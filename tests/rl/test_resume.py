@@ -9,6 +9,7 @@ import sys
 from collections import Counter
 
 import pytest
+import torch
 
 from agent.store import TrajectoryStore
 from agent.task import Task
@@ -16,9 +17,12 @@ from eval.benchmarks import Benchmark
 from kg.errors import UsageError
 from rl import run_folder
 from rl.best import Best
+from rl.checkpoint import Checkpoint, CheckpointError
 from rl.inputs import claim_inputs
+from rl.learner import Learner
 from rl.rewind import rewind
 from rl.run_history import read_history
+from rl.train_recipe import LossChoice, Update
 from tests.rl.histories import history, measured, write
 from tests.rl.rollouts import RIGHT, play
 from tests.rl.training_run import run
@@ -190,3 +194,33 @@ def test_a_run_killed_before_its_first_checkpoint_repeats_no_episode(tmp_path):
     best = json.loads((out / "best" / "step.json").read_text())["step"]
     assert best == read_history(out).best.step
     assert not (out / ".best.saved").exists()
+
+
+class Code:
+    """What a file may hold that is no weight: unpickled, it runs a command."""
+
+    def __init__(self, place):
+        self.place = place
+
+    def __reduce__(self):
+        return os.system, (f"touch {self.place}",)
+
+
+@pytest.mark.parametrize("zero", [0, 1, 3])
+def test_a_checkpoint_is_read_back_and_runs_no_code(tmp_path, micro, zero):
+    update = Update(optimizer={"lr": 1e-4}, zero=zero)
+    learner, kept = Learner(micro, update, LossChoice(), 3), Checkpoint(tmp_path, 2)
+    state = {"scores": [(0, 0.5, "half")], "bad": 1}
+    assert kept.save(learner.engine, 1, state)
+    assert Checkpoint(tmp_path, 2).step == 1
+    found = kept.load(learner.engine)
+    assert (found["step"], found["scores"], found["bad"]) == (1, [(0, 0.5, "half")], 1)
+    assert "TORCH_FORCE_WEIGHTS_ONLY_LOAD" not in os.environ
+    [file] = (tmp_path / "checkpoint" / "step-00001").glob("*model_states.pt")
+    torch.save({"module": Code(tmp_path / "ran")}, file)
+    with pytest.raises(
+        CheckpointError,
+        match=r"it holds 'posix.system'",
+    ):
+        kept.load(learner.engine)
+    assert not (tmp_path / "ran").exists()
