@@ -148,7 +148,7 @@ def _index(settings: Settings) -> Iterator[Check]:
     from agent.toolbox import find_index
 
     try:
-        folder = find_index(settings.corpus, settings.indexes_dir)
+        folder = find_index(settings.corpus, settings.indexes_dir, settings.search.mode)
     except TurnwiseError as error:
         yield Check("index", "fail", error.message, error.hint)
         return

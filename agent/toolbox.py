@@ -6,14 +6,19 @@ import hashlib
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from agent.settings import Settings
 from kg.errors import UsageError
 from tools.base import Tool, Toolbox
 from tools.judge import JudgeTool
 
+if TYPE_CHECKING:
+    from tools.search.index import Mode
+
 Notify = Callable[[str], None]
 _PROBLEMS_SHOWN = 5
+_LEXICAL = "-lexical"  # an index without vectors
 
 
 def open_tools(settings: Settings, notify: Notify = lambda line: None) -> Toolbox:
@@ -33,8 +38,8 @@ def _search(settings: Settings, notify: Notify) -> Tool:
     from tools.search.index import Index
     from tools.search.tool import SearchTool
 
-    folder = index_of(settings.corpus, settings.indexes_dir, notify)
     search = settings.search
+    folder = index_of(settings.corpus, settings.indexes_dir, notify, search.mode)
     return SearchTool(Index.open(folder), search.k, search.passage_chars, search.mode)
 
 
@@ -44,7 +49,12 @@ _OPENERS: dict[str, Callable[[Settings, Notify], Tool]] = {
 }
 
 
-def index_of(corpus: tuple[Path, ...], indexes: Path, notify: Notify = lambda line: None) -> Path:
+def index_of(
+    corpus: tuple[Path, ...],
+    indexes: Path,
+    notify: Notify = lambda line: None,
+    mode: Mode = "hybrid",
+) -> Path:
     """The index folder of a corpus, built on first use and again when a file changed.
 
     Args:
@@ -52,27 +62,31 @@ def index_of(corpus: tuple[Path, ...], indexes: Path, notify: Notify = lambda li
             library.
         indexes: where built indexes lie.
         notify: told when an index is being built.
+        mode: of the searches; lexical ones need no vectors, which take nearly all of the time.
 
     Raises:
         UsageError: a path that does not exist or holds no readable passage.
     """
     corpus = corpus or (_library(indexes),)
-    found = find_index(corpus, indexes)
+    found = find_index(corpus, indexes, mode)
     if found is not None:
         return found
     from tools.search.build import build_index
+    from tools.search.settings import IndexSettings
 
-    folder = indexes / _fingerprint(corpus)
+    lexical = mode == "lexical"
+    folder = indexes / (_fingerprint(corpus) + (_LEXICAL if lexical else ""))
     notify(f"indexing {', '.join(path.name for path in corpus)} (once)")
-    report = build_index(corpus, folder)
+    report = build_index(corpus, folder, IndexSettings(dense="none" if lexical else "auto"))
     for problem in report.problems[:_PROBLEMS_SHOWN]:
         notify(f"skipped: {problem}")
     notify(f"{report.passages:,} passages indexed, {report.skipped} rows skipped")
     return folder
 
 
-def find_index(corpus: tuple[Path, ...], indexes: Path) -> Path | None:
-    """The index folder of a corpus if it is built and of these files; None when it is not.
+def find_index(corpus: tuple[Path, ...], indexes: Path, mode: Mode = "hybrid") -> Path | None:
+    """The index folder of a corpus if it is built, of these files and good for such searches; None
+    when it is not.
 
     Raises:
         UsageError: a path that does not exist.
@@ -85,8 +99,9 @@ def find_index(corpus: tuple[Path, ...], indexes: Path) -> Path | None:
 
     if len(corpus) == 1 and is_index(corpus[0]):
         return corpus[0]
-    folder = indexes / _fingerprint(corpus)
-    return folder if is_index(folder) else None
+    names = [_fingerprint(corpus)]
+    names += [names[0] + _LEXICAL] if mode == "lexical" else []
+    return next((indexes / name for name in names if is_index(indexes / name)), None)
 
 
 def _library(indexes: Path) -> Path:

@@ -79,6 +79,32 @@ def paired(
     return bootstrap(differences, draws, seed, clusters)
 
 
+def crossed(values: npt.ArrayLike, draws: int = 10_000, seed: int = 0) -> Interval:
+    """The mean of runs crossed with questions, with a two-way percentile-bootstrap interval: each draw
+    takes runs and questions with replacement (the pigeonhole bootstrap, Owen 2007).
+
+    How much runs differ is badly known from a few of them: from fewer than about five runs the interval
+    is a little narrow in what it says of other seeds. `n` is the number of questions.
+
+    Args:
+        values: float[runs, questions].
+        draws: bootstrap samples.
+        seed: of the draws.
+
+    Raises:
+        ValueError: no values, one that is not finite, or not one row a run.
+    """
+    data = np.asarray(values, dtype=np.float64)
+    if data.ndim != 2:
+        raise ValueError(f"values have {data.ndim} dimensions, not 2: runs, questions")
+    _finite(data.ravel())
+    random, (runs, questions) = np.random.default_rng(seed), data.shape
+    weigh = [random.multinomial(n, np.full(n, 1 / n), draws) / n for n in (runs, questions)]
+    means = np.einsum("dr,rq,dq->d", weigh[0], data, weigh[1], optimize=True)
+    low, high = np.percentile(means, [2.5, 97.5])
+    return Interval(float(data.mean()), float(low), float(high), questions)
+
+
 def permutation_p(ours: Sequence[float], theirs: Sequence[float], draws: int = 10_000) -> float:
     """Two-sided p of the mean difference when the two labels of each question may be swapped.
 
@@ -146,7 +172,7 @@ def holm(p_values: Mapping[str, float]) -> dict[str, float]:
     return {name: adjusted[name] for name in p_values}
 
 
-def _finite(values: Sequence[float]) -> npt.NDArray[np.float64]:
+def _finite(values: Sequence[float] | npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     data = np.asarray(values, dtype=np.float64)
     if data.size == 0:
         raise ValueError("there is no value")

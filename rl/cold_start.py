@@ -91,6 +91,7 @@ def _demonstrated(
         return path
     assert recipe.demonstrations is not None
     from rl.guidance.demonstrations import demonstrate, demonstrate_worlds
+    from rl.guidance.lessons import teach_worlds
 
     def indexer(benchmark: Benchmark) -> Path:
         return index_of(benchmark.corpus, settings.indexes_dir, notify)
@@ -101,6 +102,7 @@ def _demonstrated(
     found = chain(
         demonstrate(wanted, folder, template, indexer, settings.search, recipe.seed),
         demonstrate_worlds(wanted, out / "worlds", template, settings.search, recipe.seed),
+        teach_worlds(wanted, out / "worlds", template, settings.search, recipe.seed),
     )
     count = write(path, found)
     notify(f"{count} demonstrations in {path}")

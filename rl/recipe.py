@@ -56,12 +56,29 @@ class Worlds(Strict):
         count: how many, with seeds `first_seed`, `first_seed + 1`, …
         entities: things in each.
         questions: in each, at most; its training part is used.
+        taught: share of facts that are marked to be taught to a policy.
     """
 
     count: int = Field(ge=0)
     first_seed: int = Field(ge=0)
     entities: int = Field(200, ge=40)
     questions: int = Field(300, ge=0)
+    taught: float = Field(0.0, ge=0, le=1)
+
+
+class Lessons(Strict):
+    """Episodes that put the taught facts of worlds into a policy, by the number of times that each
+    wording of each fact is played (0.5: every other one).
+
+    Attributes:
+        closed: without tools, answered.
+        direct: with tools, answered without using them.
+        searched: with tools, answered after a search.
+    """
+
+    closed: float = Field(1.0, ge=0)
+    direct: float = Field(0.0, ge=0)
+    searched: float = Field(0.0, ge=0)
 
 
 class Demonstrations(Strict):
@@ -71,6 +88,7 @@ class Demonstrations(Strict):
         sources: benchmark name to the number of times its tasks are played (0.5: every other one).
         unanswerable: the same for the unanswerable tasks of a source, where it is another number.
         worlds: fictional worlds that are played besides, each once.
+        lessons: on their taught facts.
         shown: numbers of passages that a search shows, each for a share of the episodes; the settings'
             own number when empty.
         misleading: share of first queries that go astray on purpose.
@@ -79,6 +97,7 @@ class Demonstrations(Strict):
 
     sources: dict[str, float] = {}
     worlds: Worlds | None = None
+    lessons: Lessons | None = None
     unanswerable: dict[str, float] = {}
     shown: tuple[int, ...] = ()
     misleading: float = Field(0.12, ge=0, le=1)

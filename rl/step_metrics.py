@@ -79,7 +79,16 @@ def validated(step: int, samples: Sequence[Sample]) -> Validated:
 def facts_of(found: Validated) -> dict[str, Any]:
     """A validation as JSON values; of each question only what pairs it with other validations."""
     questions = [
-        {"set": s.benchmark, "task": s.task, "kind": s.kind, "right": s.right, "episode": s.id}
+        {
+            "set": s.benchmark,
+            "task": s.task,
+            "kind": s.kind,
+            "answerable": s.answerable,
+            "right": s.right,
+            "declined": s.status == Status.ABSTAINED,
+            "searches": s.usage.searches,
+            "episode": s.id,
+        }
         for s in found.samples
     ]
     facts = asdict(replace(found, samples=()))

@@ -14,7 +14,7 @@ from typing import Any
 
 from eval.fictional.graph import triples
 from eval.fictional.passages import passages, source_of
-from eval.fictional.questions import questions
+from eval.fictional.questions import questions, split_of, wordings
 from eval.fictional.schema import RELATIONS
 from eval.fictional.world import World, told
 from kg.errors import UsageError
@@ -112,6 +112,10 @@ def _taught(world: World) -> Iterator[str]:
                 "question": of.question.format(s=world.name(subject)),
                 "answers": [world.name(value)],
                 "evidence": [source_of(world, subject, of)],
+                "meta": {
+                    "split": split_of(world, subject.id),
+                    "wordings": wordings(world, subject, of),
+                },
             }
             yield json.dumps(row, ensure_ascii=False)
 

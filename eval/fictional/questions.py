@@ -120,6 +120,13 @@ def questions(world: World, count: int) -> Iterator[Question]:
                 break
 
 
+def wordings(world: World, subject: Entity, of: Relation) -> tuple[str, ...]:
+    """Other ways to ask for one fact than the questions' own (`Relation.question`)."""
+    own, noun = (text.format(s=world.name(subject)) for text in (of.question, of.noun))
+    found = (_nested(world, subject, [of]), f"Name {noun}.", f"Tell me {noun}.", f"T{noun[1:]}?")
+    return tuple(text for text in found if text != own)
+
+
 def _kind(world: World, number: int) -> str:
     point = world.chance.share("kind", number)
     for kind, share in SHARES.items():

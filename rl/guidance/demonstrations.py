@@ -57,10 +57,10 @@ def demonstrate(
         benchmark = load(name, data, "train")
         asked, unanswerable = _by_answerable(benchmark.tasks)
         episodes = [
-            *_plays(asked, times, seed),
-            *_plays(unanswerable, recipe.unanswerable.get(name, times), seed),
+            *plays(asked, times, seed),
+            *plays(unanswerable, recipe.unanswerable.get(name, times), seed),
         ]
-        yield from _kept(benchmark, episodes, recipe, template, indexer, search, seed)
+        yield from kept(benchmark, episodes, recipe, template, indexer, search, seed)
 
 
 def demonstrate_worlds(
@@ -73,21 +73,21 @@ def demonstrate_worlds(
         folder: where they are made; one that is there already is used.
         template, search, seed: as for `demonstrate`.
     """
-    if recipe.worlds is None:
-        return
     lexical = search.model_copy(update={"mode": "lexical"})
-    for number in range(recipe.worlds.count):
-        world = folder / f"world-{recipe.worlds.first_seed + number}"
-        benchmark = world_of(recipe.worlds, recipe.worlds.first_seed + number, world)
-        episodes = list(_plays(benchmark.tasks, 1, seed))
-        yield from _kept(benchmark, episodes, recipe, template, lexical_index, lexical, seed)
+    for benchmark in worlds_of(recipe.worlds, folder):
+        episodes = list(plays(benchmark.tasks, 1, seed))
+        yield from kept(benchmark, episodes, recipe, template, lexical_index, lexical, seed)
 
 
-def world_of(sizes: Worlds, seed: int, folder: Path) -> Benchmark:
-    """The training part of a world, made when it is not there."""
-    if not (folder / "world.json").is_file():
-        make_world(folder, seed, sizes.entities, sizes.questions)
-    return load_world(folder, "train")
+def worlds_of(worlds: Worlds | None, folder: Path) -> Iterator[Benchmark]:
+    """The training part of each world, made in `folder` when it is not there."""
+    if worlds is None:
+        return
+    for seed in range(worlds.first_seed, worlds.first_seed + worlds.count):
+        place = folder / f"world-{seed}"
+        if not (place / "world.json").is_file():
+            make_world(place, seed, worlds.entities, worlds.questions, worlds.taught)
+        yield load_world(place, "train")
 
 
 def lexical_index(benchmark: Benchmark) -> Path:
@@ -99,7 +99,7 @@ def lexical_index(benchmark: Benchmark) -> Path:
     return folder
 
 
-def _kept(
+def kept(
     benchmark: Benchmark,
     episodes: Sequence[Episode],
     recipe: Demonstrations,
@@ -108,13 +108,13 @@ def _kept(
     search: SearchSettings,
     seed: int,
 ) -> Iterator[Trajectory]:
-    """Play episodes of one set and keep the ones worth learning from."""
+    """Play episodes of one set by the expert and keep the ones worth learning from."""
     played = asyncio.run(
         _played(benchmark, episodes, recipe, template, indexer(benchmark), search, seed)
     )
-    kept = list(select(played, recipe.abstain_share))
-    log.info("%s: %d of %d demonstrations kept", benchmark.name, len(kept), len(played))
-    yield from kept
+    good = list(select(played, recipe.abstain_share))
+    log.info("%s: %d of %d demonstrations kept", benchmark.name, len(good), len(played))
+    yield from good
 
 
 async def _played(
@@ -149,7 +149,7 @@ def _by_answerable(tasks: Sequence[Task]) -> tuple[list[Task], list[Task]]:
     return [task for task in tasks if task.answerable is not False], unanswerable
 
 
-def _plays(tasks: Sequence[Task], times: float, seed: int) -> Iterator[Episode]:
+def plays(tasks: Sequence[Task], times: float, seed: int) -> Iterator[Episode]:
     """Each task `times` times; a fraction takes that share of the tasks, by seed."""
     whole, part = int(times), times - int(times)
     for lap in range(whole):

@@ -3,6 +3,7 @@ import pytest
 from agent.toolbox import find_index, index_of
 from kg.errors import UsageError
 from tools.search import manifest
+from tools.search.index import Index
 
 
 def test_a_new_index_format_builds_the_cached_index_again(tmp_path, monkeypatch):
@@ -12,6 +13,21 @@ def test_a_new_index_format_builds_the_cached_index_again(tmp_path, monkeypatch)
     assert find_index(corpus, tmp_path / "indexes") == folder
     monkeypatch.setattr(manifest, "FORMAT_VERSION", manifest.FORMAT_VERSION + 1)
     assert find_index(corpus, tmp_path / "indexes") is None
+
+
+def test_lexical_searches_get_an_index_without_vectors_or_the_full_one_that_is_there(tmp_path):
+    corpus = (tmp_path / "tin.md",)
+    corpus[0].write_text("Tin melts early.")
+    indexes = tmp_path / "indexes"
+    folder = index_of(corpus, indexes, mode="lexical")
+    with Index.open(folder) as index:
+        assert index.manifest.settings.dense == "none"
+        assert index.search("tin", mode="lexical")
+    assert find_index(corpus, indexes, "lexical") == folder
+    assert find_index(corpus, indexes, "hybrid") is None
+    full = index_of(corpus, indexes)
+    assert full != folder
+    assert find_index(corpus, indexes, "lexical") == find_index(corpus, indexes) == full
 
 
 def test_another_programs_manifest_is_no_index(tmp_path):

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from eval.stats import bootstrap, holm, mcnemar_p, paired, permutation_p, wilson
+from eval.stats import bootstrap, crossed, holm, mcnemar_p, paired, permutation_p, wilson
 
 
 def test_the_interval_of_a_mean():
@@ -120,3 +120,38 @@ def test_paired_difference():
     assert paired([1, 1, 0], [0, 1, 0]).mean == pytest.approx(1 / 3)
     with pytest.raises(ValueError, match="paired comparison"):
         paired([1], [1, 0])
+
+
+def test_crossed_of_one_run_is_the_bootstrap_of_its_questions():
+    values = np.random.default_rng(3).random(200)
+    one, other = crossed(values[None, :]), bootstrap(values)
+    assert one.mean == pytest.approx(other.mean)
+    assert one.n == 200
+    assert (one.low, one.high) == pytest.approx((other.low, other.high), abs=0.003)
+
+
+def test_crossed_counts_how_much_runs_differ():
+    """Runs that differ by a constant: drawing questions alone would call the mean nearly certain."""
+    random = np.random.default_rng(4)
+    alike = np.repeat(random.random((1, 300)) * 0.01, 6, axis=0)
+    apart = alike + np.linspace(-0.3, 0.3, 6)[:, None]
+    narrow, wide = crossed(alike), crossed(apart)
+    assert wide.high - wide.low > 20 * (narrow.high - narrow.low)
+
+
+def test_crossed_covers_the_truth_about_as_often_as_it_says():
+    """Effects of runs, of questions and of both together; the true mean is 0."""
+    random, held = np.random.default_rng(5), 0
+    for _ in range(200):
+        runs, questions = random.normal(0, 1, (8, 1)), random.normal(0, 1, (1, 60))
+        held += not crossed(runs + questions + random.normal(0, 1, (8, 60)), 500).excludes(0.0)
+    assert 0.88 <= held / 200 <= 0.99
+
+
+@pytest.mark.parametrize(
+    ("bad", "why"),
+    [([1.0, 2.0], "dimensions"), ([[]], "no value"), ([[1.0, float("nan")]], "value 1 is nan")],
+)
+def test_crossed_refuses_what_is_no_table(bad, why):
+    with pytest.raises(ValueError, match=why):
+        crossed(bad)

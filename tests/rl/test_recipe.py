@@ -9,7 +9,12 @@ from rl.train_recipe import load_assessment, load_train
 
 @pytest.mark.parametrize("name", shipped())
 def test_every_shipped_recipe_loads(name):
-    special = {"micro": load_pretrain, "micro_cold_start": load_sft, "cold_start": load_sft}
+    special = {
+        "micro": load_pretrain,
+        "micro_cold_start": load_sft,
+        "micro_taught": load_sft,
+        "cold_start": load_sft,
+    }
     if name in special:
         assert special[name](name).optimizer.lr > 0
         return
