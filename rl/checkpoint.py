@@ -8,7 +8,11 @@ from __future__ import annotations
 
 import json
 import logging
+import os
+import re
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +21,8 @@ from rl import ranks, run_folder
 
 log = logging.getLogger(__name__)
 _POINTER = "current.json"
+_ALIEN = re.compile(r"Weights only load failed.*GLOBAL (\S+)", re.DOTALL)
+_FORCE = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
 
 
 class CheckpointError(TurnwiseError):
@@ -96,23 +102,43 @@ class Checkpoint:
         if not tag:
             return {}
         try:
-            path, state = engine.load_checkpoint(
-                str(self.folder), tag=tag, load_module_strict=False
-            )
+            with _no_code():
+                path, state = engine.load_checkpoint(
+                    str(self.folder), tag=tag, load_module_strict=False
+                )
         except Exception as error:  # torch, zipfile and DeepSpeed each raise their own
+            alien = _ALIEN.search(str(error))
+            cause = f"it holds '{alien[1]}', no part of a checkpoint" if alien else error
             raise CheckpointError(
-                f"the checkpoint {self.folder / tag} is broken: {error}"
+                f"the checkpoint {self.folder / tag} is broken: {cause}"
             ) from error
         if path is None:
             raise CheckpointError(f"the checkpoint {self.folder / tag} is not there")
         log.info("going on from %s", tag)
         return dict(state)
 
+    @property
+    def step(self) -> int | None:
+        """The step of the newest complete checkpoint; None when there is none.
+
+        Raises:
+            CheckpointError: what names it cannot be read.
+        """
+        found = self._pointer()
+        return None if found is None else found[1]
+
     def _current(self) -> str:
+        found = self._pointer()
+        return "" if found is None else found[0]
+
+    def _pointer(self) -> tuple[str, int] | None:
         path = self.folder / _POINTER
+        if not path.is_file():
+            return None
         try:
-            return str(json.loads(path.read_text("utf-8"))["tag"]) if path.is_file() else ""
-        except (OSError, ValueError, KeyError) as error:
+            found = json.loads(path.read_text("utf-8"))
+            return str(found["tag"]), int(found["step"])
+        except (OSError, ValueError, KeyError, TypeError) as error:
             raise CheckpointError(f"{path} cannot be read: {error}") from error
 
     def _tidy(self, newest: str) -> None:
@@ -123,3 +149,25 @@ class Checkpoint:
         older = [path for path in there if path.name <= newest]
         for path in (*older[: -self._keep], *(p for p in there if p.name > newest)):
             shutil.rmtree(path, ignore_errors=True)
+
+
+@contextmanager
+def _no_code() -> Iterator[None]:
+    """Within, `torch.load` makes tensors, plain values and what DeepSpeed's states hold besides, and
+    runs no code that a file brings along. DeepSpeed asks for the opposite; the variable has the last
+    word."""
+    import torch
+    from deepspeed.runtime.fp16.loss_scaler import LossScaler
+    from deepspeed.runtime.zero.config import ZeroStageEnum
+    from deepspeed.utils.tensor_fragment import fragment_address
+
+    before = os.environ.get(_FORCE)
+    os.environ[_FORCE] = "1"
+    try:
+        with torch.serialization.safe_globals([LossScaler, ZeroStageEnum, fragment_address]):
+            yield
+    finally:
+        if before is None:
+            del os.environ[_FORCE]
+        else:
+            os.environ[_FORCE] = before

@@ -76,15 +76,15 @@ class Dashboard:
         self._events.close()
 
     def stage(self, name: str, done: int, total: int) -> None:
-        """See `rl.loop.Observer`."""
+        """See `rl.observer.Observer`."""
         self._stage = (name, done, total)
 
     def notify(self, line: str) -> None:
-        """See `rl.loop.Observer`."""
+        """See `rl.observer.Observer`."""
         self._print(printable(line))
 
     def step(self, metrics: Metrics) -> None:
-        """See `rl.loop.Observer`."""
+        """See `rl.observer.Observer`."""
         self._steps = [one for one in self._steps if one["step"] < metrics["step"]] + [metrics]
         self._new += 1
         self._stage = ("next step", 0, 0)
@@ -93,7 +93,7 @@ class Dashboard:
             self._print(line(metrics, self.seconds_left))
 
     def validated(self, found: Validated) -> None:
-        """See `rl.loop.Observer`."""
+        """See `rl.observer.Observer`."""
         earlier = [one for one in self._validations if one[0] < found.step]
         self._validations = [*earlier, (found.step, found.right)]
         if (astray := found.misled) is not None:
@@ -102,6 +102,8 @@ class Dashboard:
         self._events.validated(found)
         if self._live is None:
             self._print(self._validation_line())
+        if found.errors:
+            self._print(errors_line(found))
 
     @property
     def seconds_left(self) -> float:
@@ -162,6 +164,16 @@ class Dashboard:
 
     def _print(self, text: str) -> None:
         self.console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+def errors_line(found: Validated) -> str:
+    """How many episodes of a validation ended in errors, and the figure without them."""
+    whole = found.without_errors
+    told = "none is left" if whole is None else f"{_interval(whole)} % right without them"
+    return (
+        f"validation at step {found.step}: {found.errors} of {found.right.n} episodes ended in an error "
+        f"and are not right; {told}"
+    )
 
 
 def line(metrics: Metrics, seconds_left: float) -> str:

@@ -41,6 +41,9 @@ class EventFiles:
                 "misled/lost": found.misled.lost.mean,
             }
             values |= {"misled/recovered": math.nan if again is None else again.mean}
+        values |= {"errors": found.errors}
+        if found.errors and found.without_errors is not None:
+            values["right_without_errors"] = found.without_errors.mean
         self._add(found.step, {f"validation/{name}": value for name, value in values.items()})
 
     def close(self) -> None:

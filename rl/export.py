@@ -10,7 +10,8 @@ import json
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from pickle import UnpicklingError
 from typing import Any, Literal
 
 import yaml
@@ -20,6 +21,8 @@ from agent.policies.merge import ADAPTER_CONFIG, merge_adapter
 from agent.policies.model_folder import is_model_folder, weights_version
 from agent.settings import Settings, isolated_settings
 from kg.errors import UsageError
+from rl import run_folder
+from rl.best import Best
 from rl.sft import copy_tokenizer
 
 Notify = Callable[[str], None]
@@ -100,9 +103,8 @@ def _source(run: Path, which: Which) -> tuple[Path, int | None]:
     Raises:
         UsageError: there is none.
     """
-    scores = validations(run)
-    if which == "best" and scores and is_model_folder(run / "best"):
-        return run / "best", int(max(scores, key=lambda one: one["right"]["mean"])["step"])
+    if which == "best" and is_model_folder(run / "best"):
+        return run / "best", Best(run).step
     for name in ("policy", "model", "adapter"):
         if is_model_folder(run / name) or (run / name / ADAPTER_CONFIG).is_file():
             return run / name, _steps(run)
@@ -125,9 +127,11 @@ def _require_saved(run: Path, step: int | None) -> None:
 
 
 def validations(run: Path) -> list[dict[str, Any]]:
-    """What the run wrote of each validation, by step."""
+    """What the run wrote of each validation, by step; of the steps that it has done, and of the best."""
     files = sorted((run / "validation").glob("step-*.json"))
-    return [_json(file, "cannot be read") for file in files]
+    found = (_json(file, "cannot be read") for file in files)
+    last = max((line["step"] for line in run_folder.lines(run / run_folder.METRICS)), default=0)
+    return [one for one in found if one["step"] <= last or one["step"] == Best(run).step]
 
 
 def _steps(run: Path) -> int | None:
@@ -165,6 +169,8 @@ def _write_weights(
     if (source / ADAPTER_CONFIG).is_file():
         if adapter:
             shutil.copytree(source, out, dirs_exist_ok=True)
+            config = _json(out / ADAPTER_CONFIG, "cannot be read")
+            (out / ADAPTER_CONFIG).write_text(_lines(config), "utf-8")
             return "adapter"
         base = resolve(str(recipe["base"]), settings.models_dir, notify)
         notify(f"merging the adapter into {base.name}")
@@ -198,15 +204,19 @@ def _write_adapter(run: Path, out: Path, recipe: Mapping[str, Any]) -> None:
         raise UsageError("the adapter is not whole in any checkpoint", "export it merged")
     tag = _json(pointer, "cannot be read")["tag"]
     path = run / "checkpoint" / tag / "mp_rank_00_model_states.pt"
-    # the run's own file: DeepSpeed's states hold more than tensors
-    state = torch.load(path, map_location="cpu", weights_only=False)["module"]
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)["module"]
+    except (UnpicklingError, RuntimeError, KeyError) as error:
+        raise UsageError(f"{path} holds no checkpoint: {error}", "export it merged") from error
     tensors = {
         name.removeprefix("model.").replace(".default.", "."): tensor.contiguous()
         for name, tensor in state.items()
         if ".lora_" in name
     }
     save_file(tensors, out / "adapter_model.safetensors", metadata={"format": "pt"})
-    (out / ADAPTER_CONFIG).write_text(json.dumps(_peft(lora, recipe), indent=2) + "\n", "utf-8")
+    (out / ADAPTER_CONFIG).write_text(
+        json.dumps(_peft(lora, without_places(recipe)), indent=2) + "\n", "utf-8"
+    )
 
 
 def _peft(lora: Mapping[str, Any], recipe: Mapping[str, Any]) -> dict[str, Any]:
@@ -233,8 +243,33 @@ def _write_papers(
     """Everything that is no weight."""
     agent = recipe.get("rollouts", {}).get("agent") or _retrained(run).get("agent", {})
     (out / "agent.toml").write_text(_toml(agent), "utf-8")
-    shutil.copyfile(run / "recipe.json", out / "recipe.json")
+    (out / "recipe.json").write_text(_lines(recipe), "utf-8")
     (out / "README.md").write_text(model_card(run, recipe, kind, step), "utf-8")
+
+
+def _lines(values: Mapping[str, Any]) -> str:
+    return json.dumps(without_places(values), indent=2) + "\n"
+
+
+def without_places(values: Mapping[str, Any]) -> dict[str, Any]:
+    """A recipe, or a configuration, with every absolute path reduced to the name at its end: an exported
+    folder goes to other machines. The system prompt is text and stays."""
+    return {key: value if key == "system" else _named(value) for key, value in values.items()}
+
+
+def _named(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return without_places(value)
+    if isinstance(value, list | tuple):
+        return [_named(one) for one in value]
+    if not isinstance(value, str) or "\n" in value:
+        return value
+    prefix = "vllm:" if value.startswith("vllm:") else ""
+    place = value.removeprefix(prefix)
+    for kind in (PurePosixPath, PureWindowsPath):
+        if kind(place).is_absolute() or place.startswith("~"):
+            return prefix + kind(place).name
+    return value
 
 
 def _retrained(run: Path) -> dict[str, Any]:
@@ -262,24 +297,26 @@ def _value(value: Any) -> str:
 
 
 def model_card(run: Path, recipe: Mapping[str, Any], kind: str, step: int | None) -> str:
-    """The README of an exported policy, in Markdown with the Hub's front matter."""
-    base = str(recipe["base"])
-    spec = CATALOG.get(base)
-    licence = spec.licence if spec else _LICENCES.get(base, "")
+    """The README of an exported policy, in Markdown with the Hub's front matter. Paths in it
+    are reduced to names."""
+    spec, shown = CATALOG.get(str(recipe["base"])), without_places(recipe)
+    base = str(shown["base"])
+    licence = spec.licence if spec else _LICENCES.get(str(recipe["base"]), "")
     matter = {"library_name": "peft" if kind == "adapter" else "transformers"}
-    matter |= {"base_model": spec.hub if spec else Path(base).name}
+    matter |= {"base_model": spec.hub if spec else base}
     matter |= {"license": licence.lower() or "other", "pipeline_tag": "text-generation"}
     matter |= {"tags": ["turnwise", "agent", "question-answering"]}  # type: ignore[dict-item]
     told = "" if step is None else f", step {step}"
-    whole = yaml.safe_dump(dict(recipe), sort_keys=False, allow_unicode=True)
+    whole = yaml.safe_dump(shown, sort_keys=False, allow_unicode=True)
     parts = [
         f"---\n{yaml.safe_dump(matter, sort_keys=False)}---\n",
         f"# {run.resolve().name}\n",
         f"A policy for turnwise, trained from `{base}`; {kind} weights{told}. It acts in turns: it "
         "searches, judges what it found, answers with source numbers or declines.\n",
-        f"Recipe digest `{_digest(run)}`; the whole recipe is in `recipe.json` and below.\n",
-        _use(kind),
-        "## Data\n\n" + _data(run, recipe),
+        f"Recipe digest `{_digest(run)}`; the whole recipe is in `recipe.json` and below, paths reduced "
+        "to names.\n",
+        _use(kind, base),
+        "## Data\n\n" + _data(run, shown),
         "## Scores\n\n" + _scores(run, recipe),
         "## Licence\n\n" + _licence(base, licence),
         f"## Recipe\n\n```yaml\n{whole}```\n",
@@ -297,11 +334,15 @@ def _digest(run: Path) -> str:
     return "unknown"
 
 
-def _use(kind: str) -> str:
+def _use(kind: str, base: str) -> str:
     lines = ['cd THIS_FOLDER && agent ask "..."', 'agent ask --policy THIS_FOLDER "..."']
     if kind == "merged":
         lines += ["agent serve --policy vllm:THIS_FOLDER", "vllm serve THIS_FOLDER"]
-    return "## Use\n\n```\n" + "\n".join(lines) + "\n```\n"
+    told = (
+        "" if kind == "merged" else f"The base `{base}` has to be there under that name or in that "
+    )
+    told += told and "folder; `base_model_name_or_path` in `adapter_config.json` says where.\n"
+    return "## Use\n\n```\n" + "\n".join(lines) + f"\n```\n{told}"
 
 
 def _data(run: Path, recipe: Mapping[str, Any]) -> str:
@@ -336,7 +377,15 @@ def _scores(run: Path, recipe: Mapping[str, Any]) -> str:
     heat = recipe.get("validation", {}).get("temperature", 0)
     drawn = f"at temperature {heat:g}" if heat else "greedily"
     told = f"Per cent of held-out questions, answered {drawn}; 95 % intervals over questions."
-    return f"{told}\n\n" + "\n".join(rows) + "\n"
+    broken = "".join(_errors(one) for one in found if one.get("errors"))
+    return f"{told}\n\n" + "\n".join(rows) + f"\n{broken}"
+
+
+def _errors(one: Mapping[str, Any]) -> str:
+    return (
+        f"\nAt step {one['step']}, {one['errors']} of {one['right']['n']} episodes ended in an error "
+        f"and are not right; {_interval(one['without_errors'])} without them.\n"
+    )
 
 
 def _interval(one: Mapping[str, float] | None) -> str:
@@ -349,4 +398,4 @@ def _interval(one: Mapping[str, float] | None) -> str:
 def _licence(base: str, licence: str) -> str:
     if licence:
         return f"{licence}, as the base `{base}`. Data sets have licences of their own.\n"
-    return f"That of the base `{Path(base).name}`: see there. Data sets have their own.\n"
+    return f"That of the base `{base}`: see there. Data sets have their own.\n"

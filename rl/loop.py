@@ -11,68 +11,42 @@ import asyncio
 import logging
 import math
 import time
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
 
 from agent.policies.base import Policy
 from agent.policies.catalog import resolve
-from agent.settings import Settings, isolated_settings
-from agent.store import TrajectoryStore
+from agent.settings import Settings
 from agent.trajectory import Status, Trajectory
-from eval.sample import score_one
 from rl import pause, ranks, run_folder
+from rl.actor import Actor
 from rl.assess import Assessed, assess
 from rl.batches import lay_out, minibatches
-from rl.boundary import balanced, known_tasks, tasks_of, told_labels
+from rl.best import Best
 from rl.checkpoint import Checkpoint, CheckpointError
-from rl.curriculum import Drawn, Shuffle
 from rl.fit import TrainingError
+from rl.inputs import claim_inputs
 from rl.interrupt import graceful
 from rl.learner import Learner, LearnerScorer, UpdateStats
 from rl.leash import turn_kl
-from rl.question_sets import QuestionSet, load_sets, open_sets, require_apart
-from rl.recovery import ask_misled, require_gold
+from rl.observer import Observer
 from rl.reward_models import functions
-from rl.rewards import RewardContext, require
-from rl.rollouts import Stage, groups_of, measured
+from rl.rewards import RewardContext
+from rl.rewind import rewind
 from rl.run_report import write_report
 from rl.sampler import hand_over, open_sampler
-from rl.step_metrics import (
-    Metrics,
-    Validated,
-    facts_of,
-    of_credit,
-    of_rollouts,
-    of_updates,
-    validated,
-)
+from rl.step_metrics import Metrics, Validated, facts_of, of_credit, of_updates, staleness
 from rl.sync import Canary
 from rl.train_recipe import TrainRecipe
 from rl.tripwires import require_known
 
 log = logging.getLogger(__name__)
-
-
-class Observer(Protocol):
-    """Who watches a run; every method may do nothing."""
-
-    def stage(self, name: str, done: int, total: int) -> None:
-        """Episodes go on: `probe` before the first step, `collect` or `validate`; how many are done."""
-
-    def notify(self, line: str) -> None:
-        """One line for people."""
-
-    def step(self, metrics: Metrics) -> None:
-        """A step is done."""
-
-    def validated(self, found: Validated) -> None:
-        """The policy was measured."""
 
 
 @dataclass(frozen=True)
@@ -118,174 +92,168 @@ def train(
         ignore: tripwires that do not pause the run this time, by name.
 
     Raises:
-        UsageError: a folder of another run, a set that does not exist, a reward that lacks something, an
-            unknown tripwire.
+        UsageError: a folder of another run or one begun with other tasks or weights, a set that does not
+            exist, a reward that lacks something, an unknown tripwire.
         PolicyUnavailableError: the policy cannot be had or stopped answering.
         TrainingError: updates gave no number several times in a row.
-        TrippedError: a tripwire paused the run; its checkpoint is saved.
+        TrippedError: a tripwire paused the run, or still does; its checkpoint is saved.
     """
     require_known(ignore)
     ranks.join() if ranks.launched() else None
     ranks.main_first(lambda: run_folder.claim(run, recipe, free=("tripwires",)))
     torch.manual_seed(recipe.seed)
     with graceful() as interrupted:
-        work = _Run(recipe, settings, run, observer, data, interrupted, ignore)
+        actor = Actor(recipe, settings, run, data, observer) if ranks.is_main() else None
+        base = resolve(recipe.base, settings.models_dir, observer.notify)
+        here = _taken_up(recipe, run, observer, actor, base, ignore)
+        tripped: pause.TrippedError | None = ranks.shared(here)
+        if tripped is not None:
+            raise tripped
+        context = functions(recipe, settings.models_dir, observer.notify)
+        work = _Run(recipe, run, observer, actor, base, context, interrupted, ignore)
         return asyncio.run(work.carry_out())
 
 
+def _taken_up(
+    recipe: TrainRecipe,
+    run: Path,
+    observer: Observer,
+    actor: Actor | None,
+    base: Path,
+    ignore: Collection[str],
+) -> pause.TrippedError | None:
+    """Bring the folder back to its last checkpoint, before anything is loaded; gives what still pauses
+    the run there."""
+    if actor is None:
+        return None
+    claim_inputs(run, actor.asked, actor.held, base)
+    step = Checkpoint(run, recipe.checkpoints.keep).step
+    rewind(run, step)
+    if step is None or step >= recipe.steps:
+        return None
+    tripped = pause.looked(run, recipe.tripwires, ignore)
+    if tripped is not None:
+        _write_page(run, observer)
+    return tripped
+
+
 class _Run:
-    """One run; see `train`."""
+    """One run; see `train`. The main process alone has an actor, and a policy while the run goes on."""
 
     def __init__(
         self,
         recipe: TrainRecipe,
-        settings: Settings,
         run: Path,
         observer: Observer,
-        data: str,
-        interrupted: Any,
+        actor: Actor | None,
+        base: Path,
+        context: RewardContext,
+        interrupted: Callable[[], bool],
         ignore: Collection[str],
     ) -> None:
-        self.recipe, self.run, self.observer, self.data = recipe, run, observer, data
-        self.settings = isolated_settings(**recipe.rollouts.agent, home=settings.home)
+        self.recipe, self.run, self.observer, self.actor = recipe, run, observer, actor
         self.interrupted, self.ignore = interrupted, ignore
-        self.asked: tuple[QuestionSet, ...] = ()
-        self.held: tuple[QuestionSet, ...] = ()
-        if ranks.is_main():
-            self._load()
-        self.context = functions(recipe, settings.models_dir, observer.notify)
-        self.base = resolve(recipe.base, settings.models_dir, observer.notify)
+        self.base, self.context = base, context
         update = recipe.update
         self.learner = Learner(
             self.base, update, recipe.loss, recipe.steps * update.epochs * update.minibatches
         )
         self.canary = Canary.of(self.learner.template)
         self.checkpoint = Checkpoint(run, recipe.checkpoints.keep)
+        self.best = Best(run)
+        self.policy: Policy | None = None
         self.scores: list[tuple[int, float, str]] = []
         self.bad = 0
+        self.gap = 0.0  # of the last sync, nats
+        self.versions: dict[str, int] = {}  # of weights, to the updates that made them
 
     async def carry_out(self) -> TrainReport:
         """All steps that are left."""
         began = time.monotonic()
-        recipe, policy = self.recipe, None
-        if ranks.is_main():
-            policy = open_sampler(recipe.rollouts, recipe.base, self.base)
         try:
-            known = await self._open(policy) if policy is not None else None
-            self.context = replace(self.context, known=ranks.shared(known))
-            state = self.checkpoint.load(self.learner.engine)
-            start = int(state.get("step", 0))
-            self.scores = [tuple(score) for score in state.get("scores", [])]
-            self.bad = int(state.get("bad", 0))
-            self._forget_after(start)
-            await self._sync(policy)
-            if start == 0:
-                await self._validate(policy, 0)
-            done, interrupted = await self._steps(policy, start, began)
+            start = await self._open()
+            with run_folder.metrics(self.run, start) as file:
+                done, interrupted = await self._steps(start, began, file)
             return self._report(done, time.monotonic() - began, interrupted)
         finally:
-            if policy is not None:
-                await policy.aclose()
-            self._write_page()
+            await self._close()
 
-    def _load(self) -> None:
-        """Question sets, in the main process, and whether they have what the rewards need."""
-        recipe, run, notify = self.recipe, self.run, self.observer.notify
-        parts = (recipe.tasks, recipe.validation.tasks)
-        self.loaded = [
-            load_sets(tasks, self.settings, self.data, run / "worlds", notify) if tasks else ()
-            for tasks in parts
-        ]
-        require_apart(*self.loaded)
-        if recipe.rollouts.misled:
-            require_gold("rollouts.misled", self.loaded[0], self.settings)
-        if recipe.validation.misled:
-            require_gold("validation.misled", self.loaded[1], self.settings)
-        tasks = [task for one in self.loaded[0] for task in one.tasks]
-        context = RewardContext(known=told_labels(tasks), promised=recipe.provides)
-        require(recipe.reward.rewards.values(), context, tasks)
+    async def _open(self) -> int:
+        """Engine, tools and the last checkpoint's state; gives the steps that are done."""
+        known = None
+        if self.actor is not None:
+            self.policy = open_sampler(self.recipe.rollouts, self.recipe.base, self.base)
+            known = await self.actor.open(self.policy)
+        self.context = replace(self.context, known=ranks.shared(known))
+        state = self.checkpoint.load(self.learner.engine)
+        start = int(state.get("step", 0))
+        self.scores = [tuple(score) for score in state.get("scores", [])]
+        self.bad = int(state.get("bad", 0))
+        await self._sync(start)
+        if start == 0:
+            await self._validate(0)
+        return start
 
-    async def _open(self, policy: Policy) -> dict[str, bool]:
-        """Tools and store, in the main process; gives the tasks known closed-book."""
-        recipe, notify = self.recipe, self.observer.notify
-        self.asked, self.held = (
-            open_sets(loaded, self.settings, policy, notify) for loaded in self.loaded
-        )
-        self.stage = Stage(policy, recipe.rollouts)
-        self.store = TrajectoryStore.open(self.run / "trajectories.sqlite")
-        known = told_labels(tasks_of(self.asked))
-        if recipe.tasks.probe:
-            known = await self._probe(policy)
-        kept = balanced(self.asked, known, recipe.seed) if recipe.tasks.balanced else self.asked
-        self.tasks = Shuffle(kept, recipe.seed)
-        return known
+    async def _close(self) -> None:
+        """End what was opened, and write the run's page, whatever ended the run."""
+        if self.actor is not None:
+            await self.actor.drop()
+        if self.policy is not None:
+            await self.policy.aclose()
+        if self.actor is not None:
+            if self.actor.opened:
+                _write_page(self.run, self.observer)
+            self.actor.close()
 
-    async def _probe(self, policy: Policy) -> dict[str, bool]:
-        """Ask every task closed-book, with the weights that the run begins with."""
-        recipe, notify = self.recipe, self.observer.notify
-        without = self.settings.model_copy(update={"tools": ()})
-        closed = open_sets(self.loaded[0], without, policy, notify)
-        known = await known_tasks(
-            closed, self.stage, recipe, self.run, lambda d, n: self.observer.stage("probe", d, n)
-        )
-        notify(f"{sum(known.values())} of {len(known)} tasks are known closed-book")
-        return known
-
-    async def _steps(self, policy: Policy | None, start: int, began: float) -> tuple[int, bool]:
+    async def _steps(self, start: int, began: float, file: run_folder.Metrics) -> tuple[int, bool]:
         """Steps from `start` on; gives the number done, and whether Ctrl-C ended them."""
         recipe, device = self.recipe, self.learner.engine.device
-        ahead: asyncio.Task[Any] | None = None
-        with run_folder.metrics(self.run, start) as file:
-            for step in range(start + 1, recipe.steps + 1):
-                clock = _Clock()
-                with clock("collect"):
-                    groups = await (ahead or self._collect(step))
-                groups = ranks.shared(groups)
-                ahead = None
-                if recipe.rollouts.ahead and step < recipe.steps and ranks.is_main():
-                    ahead = asyncio.create_task(self._collect(step + 1))
-                    assessed, updates = await asyncio.to_thread(self._learn, groups, step, clock)
-                else:
-                    assessed, updates = self._learn(groups, step, clock)
-                if ahead is not None:
-                    await asyncio.wait([ahead])  # no episode straddles a sync
-                with clock("sync"):
-                    await self._sync(policy)
-                last = step == recipe.steps
-                late = 0 < recipe.max_seconds <= time.monotonic() - began
-                stopped = ranks.anybody(self.interrupted(), device)
-                ends = last or stopped or ranks.anybody(late, device)
-                every = recipe.validation.every
-                if every and (last or step % every == 0):
-                    with clock("validate"):
-                        await self._validate(policy, step)
-                metrics = self._metrics(step, groups, assessed, updates, clock)
-                file.add(metrics)
-                if ranks.is_main():
-                    self.observer.step(metrics)
-                ruined = self._count_broken(updates, step)
-                tripped = None if last else self._tripped(step)
-                if ends or tripped or ruined or step % recipe.checkpoints.every == 0:
-                    self._save(step)
-                if (wrong := ruined or tripped) is not None:
-                    raise wrong
-                if ends:
-                    if ahead is not None:
-                        ahead.cancel()
-                    return step, stopped and not last
+
+        def late() -> bool:
+            return 0 < recipe.max_seconds <= time.monotonic() - began
+
+        for step in range(start + 1, recipe.steps + 1):
+            clock, last = _Clock(), step == recipe.steps
+            with clock("collect"):
+                groups = ranks.shared(await self.actor.collect(step) if self.actor else None)
+            stale = staleness(groups, self.versions, step - 1)
+            if recipe.rollouts.ahead and not last:
+                assessed, updates = await self._learn_beside(groups, step, clock)
+            else:
+                assessed, updates = self._learn(groups, step, clock)
+            if self.actor is not None:
+                await self.actor.finish(lambda: self.interrupted() or late())
+            with clock("sync"):
+                await self._sync(step)
+            stopped = ranks.anybody(self.interrupted(), device)
+            ends = last or stopped or ranks.anybody(late(), device)
+            every = recipe.validation.every
+            if every and (last or step % every == 0):
+                with clock("validate"):
+                    await self._validate(step)
+            metrics = self._metrics(step, groups, assessed, updates, clock)
+            metrics["staleness"] = stale
+            file.add(metrics)
+            if ranks.is_main():
+                self.observer.step(metrics)
+            ruined = self._count_broken(updates, step)
+            tripped = None if last else self._tripped()
+            if ends or tripped or ruined or step % recipe.checkpoints.every == 0:
+                self._save(step)
+            if (wrong := ruined or tripped) is not None:
+                raise wrong
+            if ends:
+                return step, stopped and not last
         return start, False
 
-    async def _collect(self, step: int) -> list[list[Trajectory]] | None:
-        """A step's groups, failed episodes among them. None in the other processes."""
-        if not ranks.is_main():
-            return None
-        recipe = self.recipe
-        drawn = self.tasks.draw(step, recipe.rollouts.tasks)
-        plays = groups_of(step, drawn, recipe.rollouts, recipe.seed)
-        found = await self.stage.play(plays, lambda d, n: self.observer.stage("collect", d, n))
-        await asyncio.to_thread(self.store.add_many, found)
-        size = recipe.rollouts.size
-        return [found[i : i + size] for i in range(0, len(found), size)]
+    async def _learn_beside(
+        self, groups: Sequence[Sequence[Trajectory]], step: int, clock: _Clock
+    ) -> tuple[Assessed, list[UpdateStats]]:
+        """Learn from a step's groups while the next one's are played."""
+        if self.actor is None:
+            return self._learn(groups, step, clock)
+        self.actor.begin(step + 1)
+        return await asyncio.to_thread(self._learn, groups, step, clock)
 
     def _learn(
         self, groups: Sequence[Sequence[Trajectory]], step: int, clock: _Clock
@@ -337,37 +305,20 @@ class _Run:
             "lower update.optimizer.lr; the batches are in the run's folder, under broken/",
         )
 
-    async def _sync(self, policy: Policy | None) -> None:
-        """Hand the learner's weights to the engine."""
-        engine, rollouts = self.learner.engine, self.recipe.rollouts
-        folder = self.run / "policy"
-        found = await hand_over(engine, policy, self.base, folder, rollouts, self.canary)
+    async def _sync(self, step: int) -> None:
+        """Hand the learner's weights, those after `step` updates, to the engine."""
+        engine, rollouts, folder = self.learner.engine, self.recipe.rollouts, self.run / "policy"
+        found = await hand_over(engine, self.policy, self.base, folder, rollouts, self.canary)
         if found is not None:
-            self.delivery = found
+            self.gap, self.versions[found.version] = found.gap, step
 
-    async def _validate(self, policy: Policy | None, step: int) -> None:
+    async def _validate(self, step: int) -> None:
         """Measure the policy on the held-out tasks; keep it if it is the best so far."""
         if not self.recipe.validation.every:
             return
         found = None
-        if policy is not None:
-            drawn = [Drawn(one, task) for one in self.held for task in one.tasks]
-            label, heat = f"validation-{step:05d}", self.recipe.validation.temperature
-            plays = measured(drawn, self.recipe.seed, label, heat)
-            done = await self.stage.play(plays, lambda d, n: self.observer.stage("validate", d, n))
-            await asyncio.to_thread(self.store.add_many, done)
-            samples = [
-                score_one(source.name, source.scorer, task, trajectory)
-                for (source, task), trajectory in zip(drawn, done, strict=True)
-            ]
-            found = validated(step, samples)
-            if self.recipe.validation.misled:
-                again, astray = await ask_misled(
-                    *(drawn, samples, self.stage, step, self.recipe.seed, heat),
-                    lambda d, n: self.observer.stage("validate", d, n),
-                )
-                await asyncio.to_thread(self.store.add_many, astray)
-                found = replace(found, misled=again)
+        if self.actor is not None:
+            found = await self.actor.validate(step)
             self.observer.validated(found)
             self._note(found)
         right = ranks.shared(found.right.mean if found else None)
@@ -378,38 +329,25 @@ class _Run:
         path = self.run / "validation" / f"step-{found.step:05d}.json"
         run_folder.write(path, facts_of(found))
         if all(found.right.mean > right for _, right, _ in self.scores):
-            run_folder.copy(self.run / "policy", self.run / "best")
+            self.best.take(self.run / "policy", found.step)
 
     def _save(self, step: int) -> None:
         state = {"scores": self.scores, "bad": self.bad}
         try:
-            if not self.checkpoint.save(self.learner.engine, step, state):
+            if self.checkpoint.save(self.learner.engine, step, state):
+                self.best.commit()
+            else:
                 run_folder.note(self.run, step, "checkpoint", "it could not be saved; see the log")
         except CheckpointError as error:
             run_folder.note(self.run, step, "checkpoint", error.message)
             raise
 
-    def _tripped(self, step: int) -> pause.TrippedError | None:
+    def _tripped(self) -> pause.TrippedError | None:
         """What pauses the run, in every process alike; None when no wire is tripped."""
         found = None
         if ranks.is_main():
             found = pause.looked(self.run, self.recipe.tripwires, self.ignore)
         return ranks.shared(found)
-
-    def _write_page(self) -> None:
-        """The run's report for people, whatever ended the run."""
-        if not ranks.is_main() or not hasattr(self, "store"):
-            return
-        try:
-            self.observer.notify(f"report: {write_report(self.run)}")
-        except Exception as error:  # a page that fails must not hide how the run ended
-            log.warning("the report page could not be written: %s", error, exc_info=True)
-
-    def _forget_after(self, start: int) -> None:
-        """Remove from the store what a killed process collected after the checkpoint."""
-        if not ranks.is_main():
-            return
-        self.store.delete([t.id for t in self.store.query() if _step_of(t.group) > start])
 
     def _metrics(
         self,
@@ -419,23 +357,15 @@ class _Run:
         updates: Sequence[UpdateStats],
         clock: _Clock,
     ) -> Metrics:
-        scorers = {one.name: one.scorer for one in self.asked}
-
-        def scorer_of(trajectory: Trajectory) -> tuple[str, str]:
-            name = trajectory.group.split("/")[1]
-            return name, scorers[name]
-
-        misled = self.recipe.rollouts.misled > 0
-        behaviour = of_rollouts(groups, scorer_of, misled) if self.asked else {}
-        seconds = sum(clock.seconds.values())
+        behaviour = self.actor.behaviour(groups) if self.actor is not None else {}
         return {
             "step": step,
             "steps": self.recipe.steps,
             **of_credit(assessed),
             **behaviour,
             **of_updates(updates),
-            "sync_gap": self.delivery.gap if self.asked else 0.0,
-            "seconds": seconds,
+            "sync_gap": self.gap,
+            "seconds": sum(clock.seconds.values()),
             **{f"seconds/{name}": value for name, value in clock.seconds.items()},
         }
 
@@ -452,6 +382,14 @@ class _Run:
         return report
 
 
+def _write_page(run: Path, observer: Observer) -> None:
+    """The run's report for people."""
+    try:
+        observer.notify(f"report: {write_report(run)}")
+    except Exception as error:  # a page that fails must not hide how the run ended
+        log.warning("the report page could not be written: %s", error, exc_info=True)
+
+
 class _Clock:
     """Where the time of a step goes."""
 
@@ -465,9 +403,3 @@ class _Clock:
             yield
         finally:
             self.seconds[name] = self.seconds.get(name, 0.0) + time.monotonic() - began
-
-
-def _step_of(group: str) -> int:
-    """The step that a group of the run's store belongs to."""
-    label = group.partition("/")[0]
-    return int(label.rpartition("-")[2]) if label.rpartition("-")[2].isdigit() else 0

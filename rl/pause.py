@@ -29,7 +29,7 @@ class Compare:
 
 def looked(run: Path, wires: Tripwires, ignored: Collection[str] = ()) -> TrippedError | None:
     """What pauses a run, by the history in its folder; None when nothing does. Tripped wires are written
-    among the run's events.
+    among the run's events, once a step.
 
     Args:
         run: its folder.
@@ -38,8 +38,10 @@ def looked(run: Path, wires: Tripwires, ignored: Collection[str] = ()) -> Trippe
     """
     seen = read_history(run)
     trips = check(wires, seen, ignored)
-    for trip in trips:
-        run_folder.note(run, seen.step, "tripwire", f"{trip.wire}: {trip.said}")
+    told = {(event.step, event.text) for event in seen.events}
+    for text in (f"{trip.wire}: {trip.said}" for trip in trips):
+        if (seen.step, text) not in told:
+            run_folder.note(run, seen.step, "tripwire", text)
     return paused(run, seen, trips) if trips else None
 
 

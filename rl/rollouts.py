@@ -50,6 +50,7 @@ class Stage:
 
         Raises:
             PolicyUnavailableError: the policy failed in every episode.
+            ExceptionGroup: several episodes met errors of the program at once; one comes out plainly.
         """
         if self._rollouts.deterministic:  # a prompt that is read again differs in the last bits
             await self._policy.forget_prefixes()
@@ -69,7 +70,7 @@ class Stage:
                 told(done, len(plays))
             busy.leave()
 
-        with busy.expected():
+        with busy.expected(), _plainly():
             async with asyncio.TaskGroup() as group:
                 for _ in range(seats):
                     group.create_task(sit())
@@ -85,6 +86,17 @@ class Stage:
         if key not in self._graphs:  # with its toolbox, so that the key stays its own
             self._graphs[key] = (setup.tools, build_graph(setup.tools))
         return self._graphs[key][1]
+
+
+@contextmanager
+def _plainly() -> Iterator[None]:
+    """An exception that a task group raises alone comes out as itself."""
+    try:
+        yield
+    except BaseExceptionGroup as group:
+        if len(group.exceptions) > 1:
+            raise
+        raise group.exceptions[0] from None
 
 
 class _Busy:

@@ -1,8 +1,8 @@
 """The folder of a training run: whose it is, and how the run went.
 
-`recipe.json` is the resolved recipe, `rows.json` what it is trained on; a folder that holds others is
-refused. `metrics.jsonl` has one line an optimizer step, `events.jsonl` one for each thing that went
-wrong, `report.json` the end. Only the main process writes.
+`recipe.json` is the resolved recipe, `rows.json` or `inputs.json` what it is trained on; a folder that
+holds others is refused. `metrics.jsonl` has one line an optimizer step, `events.jsonl` one for each
+thing that went wrong, `report.json` the end. Only the main process writes.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO
@@ -105,8 +105,13 @@ def put(partial: Path, target: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
-def copy(source: Path, target: Path) -> None:
+def copy(source: Path, target: Path, also: Mapping[str, Any] | None = None) -> None:
     """Copy a folder of the run in one step; in the main process alone.
+
+    Args:
+        source: the folder.
+        target: replaced when it is there.
+        also: names of JSON files that the copy holds besides, and what is in them.
 
     Raises:
         UsageError: it cannot be written.
@@ -117,6 +122,8 @@ def copy(source: Path, target: Path) -> None:
     try:
         shutil.rmtree(partial, ignore_errors=True)
         shutil.copytree(source, partial)
+        for name, value in (also or {}).items():
+            (partial / name).write_text(strict_json.dumps(value) + "\n", "utf-8")
         put(partial, target)
     except OSError as error:
         shutil.rmtree(partial, ignore_errors=True)
@@ -130,14 +137,19 @@ def metrics(run: Path, after: int) -> Iterator[Metrics]:
     if not ranks.is_main():
         yield Metrics(None)
         return
+    cut(run, after)
+    with (run / METRICS).open("a", encoding="utf-8") as file:
+        yield Metrics(file)
+
+
+def cut(run: Path, after: int) -> None:
+    """Remove reports and events of the steps after `after`; in the main process alone."""
     for path in (run / METRICS, run / EVENTS):
         kept = [line for line in lines(path) if line["step"] <= after]
         if path.is_file():
             partial = path.with_name(f".{path.name}.part")
             partial.write_text("".join(strict_json.dumps(line) + "\n" for line in kept), "utf-8")
             os.replace(partial, path)
-    with (run / METRICS).open("a", encoding="utf-8") as file:
-        yield Metrics(file)
 
 
 def note(run: Path, step: int, kind: str, text: str) -> None:

@@ -42,10 +42,11 @@ class Measured:
         step: updates done.
         right: share answered rightly.
         kinds: the same by kind of question.
-        figures: `searches`, `turns`, `wrong`, `declined`, `hallucinated`; NaN where not known. Where
-            it was measured, `misled`: share answered rightly when the first search goes wrong, and
-            `recovered`: that of the answerable ones whose search did.
+        figures: `searches`, `turns`, `wrong`, `declined`, `hallucinated`, `errors` (a count); NaN where
+            not known. Where it was measured, `misled`: share answered rightly when the first search goes
+            wrong, and `recovered`: that of the answerable ones whose search did.
         questions: by `SET/TASK`; empty in a folder of an older version.
+        without_errors: `right` over the episodes that did not end in an error; None where not known.
     """
 
     step: int
@@ -53,6 +54,7 @@ class Measured:
     kinds: dict[str, Interval]
     figures: dict[str, float]
     questions: dict[str, Asked]
+    without_errors: Interval | None = None
 
 
 @dataclass(frozen=True)
@@ -137,9 +139,12 @@ def _measured(path: Path) -> Measured | None:
         if astray := facts.get("misled"):
             again = (astray["recovered"] or {}).get("mean", math.nan)
             figures |= {"misled": astray["right"]["mean"], "recovered": again}
-        return Measured(int(facts["step"]), Interval(**facts["right"]), kinds, figures, asked)
+        told = facts.get("without_errors")
+        whole = Interval(**told) if told else None
+        right = Interval(**facts["right"])
+        return Measured(int(facts["step"]), right, kinds, figures, asked, whole)
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
 
 
-_FIGURES = ("searches", "turns", "wrong", "declined", "hallucinated")
+_FIGURES = ("searches", "turns", "wrong", "declined", "hallucinated", "errors")

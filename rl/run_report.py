@@ -137,6 +137,8 @@ def _validations(seen: History) -> str:
     head = ("answered rightly, %", "n", *(f"{name} (step {one.step})" for name, one in columns))
     kinds = list(dict.fromkeys(kind for _, one in columns for kind in one.kinds))
     rows = [("all", str(first.right.n), *(_interval(one.right) for _, one in columns))]
+    if any(one.figures.get("errors", 0) > 0 for _, one in columns):
+        rows.append(("without errors", "", *(_interval(one.without_errors) for _, one in columns)))
     rows += [
         (
             kind or "-",

@@ -21,6 +21,8 @@ from rl.recovery import WhenMisled
 
 Metrics = dict[str, float]
 
+_NO_ANSWER = (Status.ABSTAINED, Status.FAILED)
+
 
 @dataclass(frozen=True)
 class Validated:
@@ -28,12 +30,15 @@ class Validated:
 
     Attributes:
         step: updates done.
-        right: share answered rightly, with its interval over questions.
+        right: share answered rightly, with its interval over questions; an episode that ended in an
+            error is not right.
         kinds: the same by kind of question.
         searches, turns: a question, on average.
-        wrong, declined: shares of answerable questions answered wrongly and not at all.
+        wrong, declined: shares of answerable questions answered wrongly and declined.
         hallucinated: share of unanswerable questions that got an answer; NaN without any.
         samples: one a question.
+        errors: episodes that ended in an error of a tool or the policy.
+        without_errors: `right` over the other episodes; None when all ended in errors.
         misled: the same tasks when the first search goes wrong, where that is measured.
     """
 
@@ -46,6 +51,8 @@ class Validated:
     declined: float
     hallucinated: float
     samples: tuple[Sample, ...]
+    errors: int = 0
+    without_errors: Interval | None = None
     misled: WhenMisled | None = None
 
 
@@ -55,7 +62,8 @@ def validated(step: int, samples: Sequence[Sample]) -> Validated:
     asked = [sample for sample in samples if sample.answerable]
     unanswerable = [sample for sample in samples if not sample.answerable]
     declined = [float(s.status == Status.ABSTAINED) for s in asked]
-    wrong = [float(s.status != Status.ABSTAINED and not s.right) for s in asked]
+    wrong = [float(s.status not in _NO_ANSWER and not s.right) for s in asked]
+    whole = [s.right for s in samples if not s.failed]
     return Validated(
         step=step,
         right=bootstrap([s.right for s in samples]),
@@ -64,8 +72,10 @@ def validated(step: int, samples: Sequence[Sample]) -> Validated:
         turns=_mean([s.usage.turns for s in samples]),
         wrong=_mean(wrong),
         declined=_mean(declined),
-        hallucinated=_mean([1.0 - s.right for s in unanswerable]),
+        hallucinated=_mean([float(not s.failed) * (1.0 - s.right) for s in unanswerable]),
         samples=tuple(samples),
+        errors=len(samples) - len(whole),
+        without_errors=bootstrap(whole) if whole else None,
     )
 
 
@@ -142,6 +152,25 @@ def of_rollouts(
             sum(turn.prompt_tokens for g in groups for t in g for turn in t.turns)
         ),
     }
+
+
+def staleness(
+    groups: Sequence[Sequence[Trajectory]], made: Mapping[str, int], updates: int
+) -> float:
+    """Updates between the weights that sampled a batch and those that learn from it: a mean over
+    questions, NaN where no rollout tells its weights.
+
+    Args:
+        groups: of one task each; every trajectory names the version that sampled it.
+        made: version of weights to the updates that made them.
+        updates: that made the weights which learn.
+    """
+
+    def lag(group: Sequence[Trajectory]) -> list[float]:
+        versions = (t.policy.rpartition("@")[2] for t in group)
+        return [float(updates - made[version]) for version in versions if version in made]
+
+    return _mean([_mean(lags) for lags in map(lag, groups) if lags])
 
 
 _CAPS = (StopReason.MAX_TURNS, StopReason.MAX_TOKENS, StopReason.MAX_SECONDS)

@@ -186,13 +186,15 @@ class Rollouts(Strict):
         concurrency: episodes at once.
         engine: what samples.
         dtype: of the engine; `auto` is float32 on a CPU and bfloat16 on a GPU.
-        deterministic: the engine takes a step only when every running episode waits for it, so that the
-            same run gives the same tokens to the last bit; costs some speed.
+        deterministic: vLLM takes a step only when every running episode waits for it, so that the same
+            run gives the same tokens to the last bit; costs some speed. The engine `transformers` cannot
+            wait: it batches whoever is there, and the key changes nothing.
         ahead: play the next step's episodes while this one's update runs: they are one update stale.
         misled: share of the episodes, drawn by their seeds, whose first search shows the best passages
             that hold neither the task's gold evidence nor its answer. Never of a task without gold
             evidence.
-        agent: settings of the agent, as in agent.toml: tools, search, budgets.
+        agent: settings of the agent, as in agent.toml: tools, search, budgets. Its sampling may set
+            `max_tokens` alone: rollouts are drawn at temperature 1 from the whole distribution.
     """
 
     tasks: int = Field(16, ge=1)
@@ -210,6 +212,20 @@ class Rollouts(Strict):
         odd = self.agent.keys() & {"api_key", "home", "model", "policy", "store"}
         if odd:
             raise ValueError(f"'{min(odd)}' is no setting of a recipe: it is this machine's")
+        return self
+
+    @model_validator(mode="after")
+    def _draws_from_the_policy(self) -> Self:
+        given = self.agent.get("sampling")
+        given = given if isinstance(given, dict) else {}
+        for key, plain in {"temperature": 1, "top_p": 1, "top_k": 0}.items():
+            if given.get(key, plain) != plain:
+                raise ValueError(
+                    f"agent.sampling.{key} is {given[key]}: training rollouts are drawn at temperature "
+                    "1 from the whole distribution, or the log-probabilities that are recorded are not "
+                    "those of the draw and the importance ratios are biased; remove it "
+                    "(validation.temperature is for validation)"
+                )
         return self
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -180,3 +181,41 @@ def test_what_cannot_be_exported_is_told(what, trained, home, tmp_path):
     with pytest.raises(UsageError, match=message):
         export(run, out, home, which="last", adapter=adapter)
     assert not (tmp_path / ".out.part").exists()
+
+
+def test_nothing_that_is_exported_names_a_folder_of_this_machine(trained, home, micro, tmp_path):
+    """The same run, as if it had been begun from a folder on questions in files."""
+    run = tmp_path / "run"
+    shutil.copytree(trained[0], run)
+    recipe = json.loads((run / "recipe.json").read_text())
+    recipe["base"] = str(micro)
+    recipe["tasks"]["sets"] = ["/home/ada/questions/mine.jsonl", "popqa"]
+    recipe["models"]["judge"] = {"policy": "vllm:/models/judge-7b", "model": ""}
+    recipe["rollouts"]["agent"]["system"] = "/no_think Answer."
+    (run / "recipe.json").write_text(json.dumps(recipe))
+    for adapter in (False, True):
+        out = export(run, tmp_path / f"out-{adapter}", home, "last", adapter).out
+        for name in ("README.md", "recipe.json", "adapter_config.json"):
+            text = (out / name).read_text() if (out / name).is_file() else ""
+            for place in (str(micro.parent), "/home/ada", "/models", str(tmp_path)):
+                assert place not in text, name
+        card = (out / "README.md").read_text()
+        assert "questions of `mine.jsonl`" in card
+        assert "policy: vllm:judge-7b" in card
+        assert "/no_think Answer." in card
+        assert "`popqa`" in card
+    told = json.loads((out / "adapter_config.json").read_text())["base_model_name_or_path"]
+    assert told == micro.name
+
+
+def test_validations_of_steps_that_did_not_happen_are_in_no_card(trained, home, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(trained[0], run)
+    later = json.loads((run / "validation" / "step-00001.json").read_text())
+    later["step"], later["right"]["mean"] = 7, 1.0
+    (run / "validation" / "step-00007.json").write_text(json.dumps(later))
+    found = export(run, tmp_path / "out", home)
+    assert found.step == json.loads((run / "best" / "step.json").read_text())["step"]
+    card = (found.out / "README.md").read_text()
+    assert "| 7 |" not in card
+    assert "| 1 |" in card

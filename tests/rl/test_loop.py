@@ -229,12 +229,21 @@ def test_questions_that_are_trained_on_measure_nothing(tmp_path):
         ({"tasks": {"worlds": None}}, "name worlds or sets"),
         ({"validation": {"every": 2}}, "name the tasks to validate on"),
         ({"loss": {"low": 2}}, "loss.low"),
+        ({"rollouts": {"agent": {"sampling": {"top_p": 0.9}}}}, "agent.sampling.top_p is 0.9"),
+        ({"rollouts": {"agent": {"sampling": {"top_k": 5}}}}, "importance ratios are biased"),
+        ({"rollouts": {"agent": {"sampling": {"temperature": 0.7}}}}, "validation.temperature"),
     ],
 )
 def test_a_recipe_that_is_none_is_refused(changes, said):
     with pytest.raises(UsageError) as error:
         recipe(**changes)
     assert said in f"{error.value.message} {error.value.hint}"
+
+
+def test_a_recipe_that_draws_from_the_whole_distribution_is_taken():
+    plain = {"temperature": 1.0, "top_p": 1.0, "top_k": 0, "max_tokens": 64}
+    made = recipe(rollouts={"agent": {"sampling": plain}})
+    assert made.rollouts.agent["sampling"] == plain
 
 
 def test_a_folder_of_another_run_is_not_taken(tmp_path):

@@ -44,6 +44,14 @@ class Quiet:
     def validated(self, found): ...
 
 
+class Watch(Quiet):
+    def __init__(self):
+        self.stages = []
+
+    def stage(self, name, done, total):
+        self.stages.append(name)
+
+
 def test_a_harmful_reward_pauses_the_run_which_goes_on_when_ignored(tmp_path):
     recipe, run = TrainRecipe.model_validate(RECIPE), tmp_path / "run"
     with pytest.raises(TrippedError) as caught:
@@ -61,6 +69,14 @@ def test_a_harmful_reward_pauses_the_run_which_goes_on_when_ignored(tmp_path):
     page = (run / "report.html").read_text()
     assert "paused by a tripwire" in page
     assert "From right to wrong" in page
+
+    # the same command pauses again at once: nothing is loaded, nothing is played
+    events, watch = read_history(run).events, Watch()
+    with pytest.raises(TrippedError) as again:
+        train(recipe, load_settings(), run, watch)
+    assert (again.value.message, again.value.hint) == (caught.value.message, caught.value.hint)
+    assert watch.stages == []
+    assert (read_history(run).step, read_history(run).events) == (paused, events)
 
     report = train(recipe, load_settings(), run, Quiet(), ignore=["validation"])
     assert report.finished

@@ -1,0 +1,78 @@
+"""What a run was begun with, besides its recipe: the tasks behind the names, and the base's files.
+
+`inputs.json` holds digests. A run that goes on with other questions under the same name, or from another
+base, would be no run that anybody could tell about: it is refused.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from agent.policies.model_folder import MANIFEST, weight_files, weights_version
+from eval.benchmarks import Benchmark
+from kg.errors import UsageError
+from rl import run_folder
+
+_FILE = "inputs.json"
+_BESIDE = (".json", ".jinja", ".txt", ".model")  # configuration, tokenizer and chat template
+
+Digests = dict[str, str]
+
+
+def claim_inputs(
+    run: Path, asked: Sequence[Benchmark], held: Sequence[Benchmark], base: Path
+) -> None:
+    """Note what a run begins with, or see that it is still the same; in the main process alone.
+
+    Args:
+        run: its folder.
+        asked, held: sets that are trained on and measured on, narrowed to the tasks of the recipe.
+        base: model folder.
+
+    Raises:
+        UsageError: names what is not as it was; or the folder cannot be written.
+    """
+    found = {f"the training set '{one.name}'": digest_of(one) for one in asked}
+    found |= {f"the validation set '{one.name}'": digest_of(one) for one in held}
+    found |= {f"the base's {name}": value for name, value in files_of(base).items()}
+    path = run / _FILE
+    before = _read(path) if path.is_file() else found
+    if changed := sorted(
+        name for name in before.keys() | found.keys() if before.get(name) != found.get(name)
+    ):
+        raise UsageError(
+            f"{run} was begun with other data: {_listed(changed)} changed since",
+            "put it back as it was, or begin a run of its own with another --out",
+        )
+    if not path.is_file():
+        run_folder.write(path, found)
+
+
+def digest_of(tasks: Benchmark) -> str:
+    """Twelve hex digits of a set's tasks, in their order."""
+    lines = (json.dumps(task.to_dict(), sort_keys=True) for task in tasks.tasks)
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:12]
+
+
+def files_of(base: Path) -> Digests:
+    """`weights`, and each file of configuration and tokenizer, to twelve hex digits."""
+    skipped = {MANIFEST, *(path.name for path in weight_files(base))}
+    beside = (p for p in sorted(base.iterdir()) if p.suffix in _BESIDE and p.name not in skipped)
+    found = {p.name: hashlib.sha256(p.read_bytes()).hexdigest()[:12] for p in beside}
+    return {"weights": weights_version(base), **found}
+
+
+def _read(path: Path) -> Mapping[str, str]:
+    try:
+        found = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{path} cannot be read: {error}", "choose another --out") from error
+    return found if isinstance(found, dict) else {}
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return ", ".join(names[:3]) + more

@@ -1,0 +1,23 @@
+"""Who watches a training run."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from rl.step_metrics import Metrics, Validated
+
+
+class Observer(Protocol):
+    """Who watches a run; every method may do nothing."""
+
+    def stage(self, name: str, done: int, total: int) -> None:
+        """Episodes go on: `probe` before the first step, `collect` or `validate`; how many are done."""
+
+    def notify(self, line: str) -> None:
+        """One line for people."""
+
+    def step(self, metrics: Metrics) -> None:
+        """A step is done."""
+
+    def validated(self, found: Validated) -> None:
+        """The policy was measured."""

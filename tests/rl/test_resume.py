@@ -1,0 +1,226 @@
+"""A run that goes on: what it was begun with is still the same, and nothing tells of steps to come."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections import Counter
+
+import pytest
+import torch
+
+from agent.store import TrajectoryStore
+from agent.task import Task
+from eval.benchmarks import Benchmark
+from kg.errors import UsageError
+from rl import run_folder
+from rl.best import Best
+from rl.checkpoint import Checkpoint, CheckpointError
+from rl.inputs import claim_inputs
+from rl.learner import Learner
+from rl.rewind import rewind
+from rl.run_history import read_history
+from rl.train_recipe import LossChoice, Update
+from tests.rl.histories import history, measured, write
+from tests.rl.rollouts import RIGHT, play
+from tests.rl.training_run import run
+
+HELD = {
+    "worlds": {"count": 1, "first_seed": 5002, "entities": 80, "questions": 60},
+    "split": "test",
+    "limit": 4,
+}
+SMALL = {"engine": "transformers", "tasks": 1, "size": 2}
+
+
+def sets(*tasks, name="mine"):
+    return (Benchmark(name, tasks, ()),)
+
+
+@pytest.fixture
+def base(micro, tmp_path):
+    folder = tmp_path / "base"
+    shutil.copytree(micro, folder)
+    (folder / "turnwise.json").unlink(missing_ok=True)
+    return folder
+
+
+A, B = Task("a", "Who is Ada?", ("Ada",)), Task("b", "Who is Bob?", ("Bob",))
+
+
+@pytest.mark.parametrize(
+    ("asked", "held", "said"),
+    [
+        (sets(A, Task("b", "Who is Bob?", ("Rob",))), sets(A, name="other"), "training set 'mine'"),
+        (sets(A, B), sets(B, name="other"), "validation set 'other'"),
+        (sets(A, B), (), "validation set 'other'"),
+    ],
+)
+def test_other_tasks_under_the_same_name_are_refused_by_that_name(
+    tmp_path, base, asked, held, said
+):
+    begun = (sets(A, B), sets(A, name="other"))
+    claim_inputs(tmp_path / "run", *begun, base)
+    claim_inputs(tmp_path / "run", *begun, base)
+    with pytest.raises(UsageError, match=said) as error:
+        claim_inputs(tmp_path / "run", asked, held, base)
+    assert error.value.message.count("set '") == 1
+    assert "--out" in error.value.hint
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "tokenizer.json", "chat_template.jinja"])
+def test_another_base_in_the_same_folder_is_refused(tmp_path, base, name):
+    claim_inputs(tmp_path / "run", sets(A), (), base)
+    with (base / name).open("ab") as file:
+        file.write(b" ")
+    os.utime(base / name, ns=(1, 1))
+    said = "weights" if name.endswith("safetensors") else name
+    with pytest.raises(UsageError, match=f"the base's {said} changed"):
+        claim_inputs(tmp_path / "run", sets(A), (), base)
+
+
+def test_a_run_whose_questions_changed_is_not_taken_up(tmp_path):
+    questions, home = tmp_path / "mine.jsonl", tmp_path / "home"
+
+    def asked(answer):
+        rows = [{"id": f"q{n}", "question": f"Who is {n}?", "answer": answer} for n in range(9)]
+        questions.write_text("\n".join(map(json.dumps, rows)))
+
+    mine = {"worlds": None, "sets": (str(questions),)}
+    asked("Ada")
+    assert run(tmp_path / "run", home, steps=1, tasks=mine, rollouts=SMALL).finished
+    before = read_history(tmp_path / "run")
+    asked("Bob")
+    with pytest.raises(UsageError, match=r"the training set '.*mine.*' changed since"):
+        run(tmp_path / "run", home, steps=1, tasks=mine, rollouts=SMALL)
+    assert read_history(tmp_path / "run") == before
+
+
+def made(run, name, text):
+    """A policy folder."""
+    folder = run / name
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "model.safetensors").write_text(text)
+    return folder
+
+
+def test_the_best_is_never_of_a_step_after_the_checkpoint(tmp_path):
+    best = Best(tmp_path)
+    best.take(made(tmp_path, "policy", "zero"), 0)
+    best.commit()  # a checkpoint
+    for step, text in ((2, "two"), (4, "four")):
+        best.take(made(tmp_path, "policy", text), step)
+    assert best.step == 4
+    best.rewind(1)
+    assert best.step == 0
+    assert (best.folder / "model.safetensors").read_text() == "zero"
+    best.take(made(tmp_path, "policy", "three"), 3)
+    best.rewind(3)  # the checkpoint was there, the kill came before the commit
+    assert (best.step, (best.folder / "model.safetensors").read_text()) == (3, "three")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["best", "policy"]
+    best.rewind(-1)
+    assert best.step is None
+    assert not best.folder.exists()
+
+
+def test_a_kill_while_the_best_is_taken_leaves_the_one_before(tmp_path, monkeypatch):
+    best = Best(tmp_path)
+    best.take(made(tmp_path, "policy", "zero"), 0)
+    best.commit()
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("rl.run_folder.shutil.copytree", killed)
+    with pytest.raises(KeyboardInterrupt):
+        best.take(tmp_path / "policy", 2)
+    monkeypatch.undo()
+    Best(tmp_path).rewind(1)
+    assert Best(tmp_path).step == 0
+
+
+def test_a_folder_goes_back_to_its_checkpoint(tmp_path):
+    folder = write(
+        tmp_path / "run", history(6, validations=[measured(n, 10 * n) for n in (0, 2, 4, 6)])
+    )
+    for step in (2, 5):
+        run_folder.note(folder, step, "skipped", "why")
+    labels = ["validation-00000", "step-00002", "validation-00004", "step-00005"]
+    with TrajectoryStore.open(folder / "trajectories.sqlite") as store:
+        store.add_many([play(RIGHT, group=f"{label}/mine/q1") for label in labels])
+
+    def groups():
+        with TrajectoryStore.open(folder / "trajectories.sqlite") as store:
+            return sorted(t.group.partition("/")[0] for t in store.query())
+
+    rewind(folder, 4)
+    seen = read_history(folder)
+    assert (seen.step, [one.step for one in seen.validations]) == (4, [0, 2, 4])
+    assert [event.step for event in seen.events] == [2]
+    assert groups() == ["step-00002", "validation-00000", "validation-00004"]
+    rewind(folder, None)  # no checkpoint: the first step and its validation are made again
+    assert (read_history(folder).step, groups()) == (0, [])
+    assert list((folder / "validation").iterdir()) == []
+
+
+def test_a_run_killed_before_its_first_checkpoint_repeats_no_episode(tmp_path):
+    out = tmp_path / "run"
+    command = [sys.executable, "-m", "tests.rl.training_run", str(out), "steps=2"]
+    command += [f"rollouts={json.dumps(SMALL)}", 'checkpoints={"every": 9}']
+    command += [f"validation={json.dumps({'every': 1, 'tasks': HELD})}"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        for line in process.stdout:
+            if line.startswith("validated 1"):
+                process.send_signal(signal.SIGKILL)
+    assert process.returncode == -signal.SIGKILL
+    subprocess.run(command, stdout=subprocess.DEVNULL, timeout=300, check=True)
+    with TrajectoryStore.open(out / "trajectories.sqlite") as store:
+        counts = Counter(t.group.partition("/")[0] for t in store.query())
+        named = {
+            asked.episode
+            for one in read_history(out).validations
+            for asked in one.questions.values()
+        }
+        assert named <= store.ids()
+    assert counts == {
+        "validation-00000": 4,
+        "step-00001": 2,
+        "validation-00001": 4,
+        "step-00002": 2,
+        "validation-00002": 4,
+    }
+    best = json.loads((out / "best" / "step.json").read_text())["step"]
+    assert best == read_history(out).best.step
+    assert not (out / ".best.saved").exists()
+
+
+class Code:
+    """What a file may hold that is no weight: unpickled, it runs a command."""
+
+    def __init__(self, place):
+        self.place = place
+
+    def __reduce__(self):
+        return os.system, (f"touch {self.place}",)
+
+
+@pytest.mark.parametrize("zero", [0, 1, 3])
+def test_a_checkpoint_is_read_back_and_runs_no_code(tmp_path, micro, zero):
+    update = Update(optimizer={"lr": 1e-4}, zero=zero)
+    learner, kept = Learner(micro, update, LossChoice(), 3), Checkpoint(tmp_path, 2)
+    state = {"scores": [(0, 0.5, "half")], "bad": 1}
+    assert kept.save(learner.engine, 1, state)
+    assert Checkpoint(tmp_path, 2).step == 1
+    found = kept.load(learner.engine)
+    assert (found["step"], found["scores"], found["bad"]) == (1, [(0, 0.5, "half")], 1)
+    assert "TORCH_FORCE_WEIGHTS_ONLY_LOAD" not in os.environ
+    [file] = (tmp_path / "checkpoint" / "step-00001").glob("*model_states.pt")
+    torch.save({"module": Code(tmp_path / "ran")}, file)
+    with pytest.raises(
+        CheckpointError,
+        match=r"it holds 'posix.system'",
+    ):
+        kept.load(learner.engine)
+    assert not (tmp_path / "ran").exists()
