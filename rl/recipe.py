@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal, Self, TypeVar, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from kg.errors import UsageError
 
@@ -105,8 +105,8 @@ class Demonstrations(Strict):
     Attributes:
         sources: benchmark name to the number of times its tasks are played (0.5: every other one).
         unanswerable: the same for the unanswerable tasks of a source, where it is another number.
-        worlds: fictional worlds that are played besides, each once.
-        lessons: on their taught facts.
+        worlds: fictional worlds that are played besides, each once: a row of them, or several rows.
+        lessons: on the taught facts of those worlds that have some.
         shown: numbers of passages that a search shows, each for a share of the episodes; the settings'
             own number when empty.
         misleading: share of first queries that go astray on purpose.
@@ -115,13 +115,20 @@ class Demonstrations(Strict):
     """
 
     sources: dict[str, float] = {}
-    worlds: Worlds | None = None
+    worlds: tuple[Worlds, ...] = ()
     lessons: Lessons | None = None
     unanswerable: dict[str, float] = {}
     shown: tuple[int, ...] = ()
     misleading: float = Field(0.12, ge=0, le=1)
     habits: Habits = Habits()
     abstain_share: float = Field(0.1, ge=0, le=1)
+
+    @field_validator("worlds", mode="before")
+    @classmethod
+    def _rows(cls, value: Any) -> Any:
+        if value is None:
+            return ()
+        return value if isinstance(value, list | tuple) else (value,)
 
 
 class MicroShape(Strict):

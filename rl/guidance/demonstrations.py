@@ -8,6 +8,7 @@ import random
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 
 from agent.episode import Budgets, Episode
@@ -75,15 +76,13 @@ def demonstrate_worlds(
         template, search, seed: as for `demonstrate`.
     """
     lexical = search.model_copy(update={"mode": "lexical"})
-    for benchmark in worlds_of(recipe.worlds, folder):
+    for benchmark in chain.from_iterable(worlds_of(row, folder) for row in recipe.worlds):
         episodes = list(plays(benchmark.tasks, 1, seed))
         yield from kept(benchmark, episodes, recipe, template, lexical_index, lexical, seed)
 
 
-def worlds_of(worlds: Worlds | None, folder: Path) -> Iterator[Benchmark]:
+def worlds_of(worlds: Worlds, folder: Path) -> Iterator[Benchmark]:
     """The training part of each world, made in `folder` when it is not there."""
-    if worlds is None:
-        return
     for seed in range(worlds.first_seed, worlds.first_seed + worlds.count):
         place = folder / f"world-{seed}"
         if not (place / "world.json").is_file():

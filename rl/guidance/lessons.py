@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 
 from agent.episode import Episode
@@ -50,7 +51,10 @@ def teach_worlds(
     if wanted is None:
         return
     lexical = search.model_copy(update={"mode": "lexical"})
-    for world in worlds_of(recipe.worlds, folder):
+    taught = [row for row in recipe.worlds if row.taught]
+    if not taught:
+        raise UsageError("lessons need worlds with taught facts", "set taught in a row of worlds")
+    for world in chain.from_iterable(worlds_of(row, folder) for row in taught):
         asked = replace(world, tasks=lessons_of(world))
         index = Index.open(lexical_index(world))
         shown = SearchTool(index, lexical.k, lexical.passage_chars, lexical.mode)
@@ -72,7 +76,7 @@ def lessons_of(world: Benchmark) -> tuple[Task, ...]:
     facts, problems = read_tasks(corpus.parent / TAUGHT, Task.from_dict)
     if not facts:
         cause = next(iter(problems), "")
-        raise UsageError(f"'{world.name}' has no taught facts", cause or "set worlds.taught")
+        raise UsageError(f"'{world.name}' has no taught facts", cause or "a larger share of them")
     return tuple(lesson for fact in facts for lesson in _worded(world.name, fact))
 
 
