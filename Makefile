@@ -55,8 +55,8 @@ micro: $(VENV)/.installed-test
 	$(BIN)/agent sft micro_cold_start --out runs/micro_cold_start --set base=runs/micro/model
 	cp runs/micro_cold_start/model/*.json runs/micro_cold_start/model/*.jinja \
 		runs/micro_cold_start/model/*.safetensors agent/policies/micro/
-	$(BIN)/agent sft micro_cold_start --out runs/micro_early --set base=runs/micro/model --set epochs=1
-	cp runs/micro_early/model/model.safetensors agent/policies/micro_early/
+	$(BIN)/agent sft micro_careless --out runs/micro_careless --set base=runs/micro_cold_start/model
+	cp runs/micro_careless/model/model.safetensors agent/policies/micro_careless/
 	rm -f agent/policies/micro/turnwise.json
 
 # reinforcement learning from start to end on two CPU cores, in under 15 minutes

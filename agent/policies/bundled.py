@@ -1,7 +1,7 @@
 """The micro policy: a model of a few million parameters that ships with the package, weights and all.
 
-It is there twice: `micro` after its whole cold start, `micro-early` after the first of three passes,
-which leaves training more to improve. The second is weights alone; all other files are the first one's.
+It is there twice: `micro` after its cold start, and `micro-careless` after demonstrators with bad habits,
+which training is to break. The second is weights alone; all other files are the first one's.
 """
 
 import shutil
@@ -22,7 +22,7 @@ MICRO = "micro"
 MICRO_FOLDER = Path(__file__).parent / "micro"
 MICRO_PARAMETERS = 5_771_264
 #: Names of the policies in the package to the folder of their weights.
-BUNDLED = {MICRO: MICRO_FOLDER, "micro-early": Path(__file__).parent / "micro_early"}
+BUNDLED = {MICRO: MICRO_FOLDER, "micro-careless": Path(__file__).parent / "micro_careless"}
 
 
 def bundled_folder(name: str, cache: Path, progress: Progress, *, force: bool = False) -> Path:

@@ -89,13 +89,13 @@ def test_default_without_an_adapter_is_the_base_and_says_so(
 
 def test_the_list_tells_what_is_cached(base: Path, cache: Path, tmp_path: Path) -> None:
     rows = {row.name: row for row in catalog.list_models(cache)}
-    assert list(rows) == ["default", BASE, "micro", "micro-early"]
+    assert list(rows) == ["default", BASE, "micro", "micro-careless"]
     row = rows[BASE]
     assert (row.cached, row.path, row.licence) == (True, base, "Apache-2.0")
     on_disk = sum(path.stat().st_size for path in base.iterdir())
     assert row.size_bytes == pytest.approx(on_disk, rel=0.01)
     empty = catalog.list_models(tmp_path / "empty")
-    assert [row.name for row in empty if row.cached] == ["micro", "micro-early"]
+    assert [row.name for row in empty if row.cached] == ["micro", "micro-careless"]
 
 
 def test_a_local_folder_wins(base: Path, tmp_path: Path) -> None:
