@@ -1,22 +1,28 @@
 """What papers claim of turn-level rewards, tested at our scale.
 
-Every arm is one of the shipped recipes with its own rewards and credit. All else is the same for all of
-them: the policy they start from, the questions and their order, rollouts, loss, optimizer and number of
-updates. They learn in one environment: fictional worlds of whose facts the policy has been taught a
-share, with questions that have no answer, in which a share of first searches goes wrong on purpose.
-`outcome` is the baseline: exact match alone, GRPO.
+Every arm is one of the shipped recipes with its own rewards and credit. All else is the same for all
+arms of some worlds: the policy they start from, the questions and their order, rollouts, loss, optimizer
+and number of updates. `outcome` is the baseline: exact match alone, GRPO, no reward for declining.
+
+`plain`: worlds whose facts nobody knows, with questions that have no answer; three in ten first searches
+go wrong on purpose. The policy is `micro-careless`, which guesses and gives up early.
 
 - igpo (arXiv 2510.14967): accuracy, and rollouts until the baseline's last accuracy is reached
 - reseek (arXiv 2510.00568): right answers after a misled first search
-- ikea (arXiv 2505.07596): searches on known and unknown questions, and accuracy
 - abstain (after arXiv 2507.16951): invented answers to questions without one, and accuracy on the others
-- combination (`igpo_reseek_ikea`): accuracy against each
+- combination (`igpo_reseek_ikea`): each of these, against each arm
 
-    python benchmarks/claims.py run [--arms outcome igpo] [--seeds 1 2 3] [--jobs 2]
+`taught`: one world; half of its facts were put into the policy (`agent sft micro_taught`).
+
+- ikea (arXiv 2505.07596): searches on known and unknown questions, and accuracy
+- combination: the same
+
+    python benchmarks/claims.py run [--arms plain/outcome plain/igpo] [--seeds 1 2 3] [--jobs 2]
     python benchmarks/claims.py report
 
-`run` makes the taught policy first, skips what is finished and goes on with what is not. Differences
-are paired by question and seed; their intervals draw both seeds and questions (two-way bootstrap).
+`run` makes the taught policy first where it is needed, skips what is finished and goes on with what is
+not. Differences are paired by question and seed; their intervals draw both seeds and questions (two-way
+bootstrap).
 """
 
 from __future__ import annotations
@@ -27,7 +33,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -38,20 +44,35 @@ sys.path[0] = str(HERE.parents[1])
 
 from eval.stats import Interval, crossed  # noqa: E402
 
-STEPS, TASKS, SIZE = 24, 16, 8
+STEPS, TASKS, SIZE = 20, 16, 8
 SMOOTH = 4  # steps whose mean is a point of a learning curve
 BASELINE, COMBINATION = "outcome", "combination"
 
-_GRPO = "credit={estimator: grpo}"
 _OUTCOME = "rewards={answer: {reward: exact_match, options: {declined: 0.0}}}"
-#: Arm: recipe, and what differs from it besides `common`.
+_BASELINE = ("search_r1", (_OUTCOME, "credit={estimator: grpo}"))
+_COMBINATION = ("igpo_reseek_ikea", ("tasks.probe=2",))
+#: Worlds and arm: recipe, and what differs from it besides `common`.
 ARMS: dict[str, tuple[str, tuple[str, ...]]] = {
-    BASELINE: ("search_r1", (_OUTCOME, _GRPO)),
-    "igpo": ("igpo", ()),
-    "reseek": ("reseek", ("rewards.answer.options={declined: 0.0}",)),
-    "ikea": ("ikea", ()),
-    "abstain": ("abstain", ()),
-    COMBINATION: ("igpo_reseek_ikea", ()),
+    f"plain/{BASELINE}": _BASELINE,
+    "plain/igpo": ("igpo", ()),
+    "plain/reseek": ("reseek", ("rewards.answer.options={declined: 0.0}",)),
+    "plain/abstain": ("abstain", ()),
+    f"plain/{COMBINATION}": _COMBINATION,
+    f"taught/{BASELINE}": _BASELINE,
+    "taught/ikea": ("ikea", ()),
+    f"taught/{COMBINATION}": _COMBINATION,
+}
+#: What is asked of which worlds: of the tasks, and of the held-out ones.
+_TAUGHT = "{count: 1, first_seed: 600001, entities: 120, questions: 1500, taught: 0.5}"
+WORLDS: dict[str, tuple[str, str]] = {
+    "plain": (
+        "{worlds: {count: 4, first_seed: 700001, entities: 200, questions: 300}}",
+        "{worlds: {count: 4, first_seed: 820001, entities: 200, questions: 300}, split: test}",
+    ),
+    "taught": (
+        f"{{worlds: {_TAUGHT}, kinds: [1hop]}}",
+        f"{{worlds: {_TAUGHT}, kinds: [1hop], split: test}}",
+    ),
 }
 
 
@@ -91,50 +112,65 @@ class Finished(NamedTuple):
 # ---- running -------------------------------------------------------------------------------------
 
 
-def common(base: Path, seed: int) -> list[str]:
-    """What all arms share, as `--set` takes it."""
-    worlds = "{count: 4, first_seed: 700001, entities: 200, questions: 300, taught: 0.5}"
+def common(worlds: str, base: str, seed: int) -> list[str]:
+    """What all arms of some worlds share, as `--set` takes it."""
+    asked, held = WORLDS[worlds]
+    misled = worlds == "plain"
     return [
         f"base={base}",
         f"seed={seed}",
         f"steps={STEPS}",
-        f"tasks={{worlds: {worlds}, probe: 0, balanced: false}}",
+        f"tasks={asked}",
         f"rollouts.tasks={TASKS}",
         f"rollouts.size={SIZE}",
         f"rollouts.concurrency={TASKS * SIZE}",
         "rollouts.dtype=bfloat16",
-        "rollouts.misled=0.3",
-        "rollouts.agent={search: {mode: lexical, k: 3}, budgets: {tool_calls: 4}}",
+        f"rollouts.misled={0.3 if misled else 0.0}",
+        "rollouts.agent={search: {mode: lexical, k: 3}, budgets: {tool_calls: 4, turns: 9}, "
+        "sampling: {max_tokens: 64}}",
         "loss={kind: ppo_clip, low: 0.2, high: 0.2, aggregation: token-mean}",
-        "update.optimizer={lr: 4.0e-5, warmup: 0.05, final: 1.0}",
+        "update.optimizer={lr: 1.0e-4, warmup: 0.05, final: 0.1}",
         "update.dtype=bfloat16",
-        f"validation={{every: {STEPS}, temperature: 1.0, tasks: {{worlds: {worlds}, split: test}}}}",
-        "validation.misled=true",
-        "checkpoints={every: 8, keep: 1}",
+        f"validation={{every: {STEPS}, temperature: 1.0, misled: {str(misled).lower()}, tasks: {held}}}",
+        "checkpoints={every: 10, keep: 1}",
     ]
 
 
-def waiting(
-    out: Path, arms: Sequence[str], seeds: Sequence[int], base: Path
-) -> Iterator[list[str]]:
+def waiting(out: Path, arms: Sequence[str], seeds: Sequence[int]) -> Iterator[list[str]]:
     """Commands of the runs that are not finished; all arms of a seed before the next seed."""
+    agent = str(Path(sys.executable).with_name("agent"))
     for seed in seeds:
         for arm in arms:
-            folder = out / f"{arm}-{seed}"
+            worlds, _, name = arm.partition("/")
+            folder = out / worlds / f"{name}-{seed}"
             if _finished(folder):
                 continue
+            base = "micro-careless" if worlds == "plain" else str(taught(out).resolve())
             recipe, changes = ARMS[arm]
-            sets = [
-                part for change in (*common(base, seed), *changes) for part in ("--set", change)
-            ]
-            yield [
-                str(Path(sys.executable).with_name("agent")),
-                "train",
-                recipe,
-                "--out",
-                str(folder),
-                *sets,
-            ]
+            changed = (*common(worlds, base, seed), *changes)
+            sets = [part for change in changed for part in ("--set", change)]
+            yield [agent, "train", recipe, "--out", str(folder), *sets]
+
+
+def taught(out: Path) -> Path:
+    """The policy that knows half a world's facts, fitted in two passes when it is not there."""
+    agent, folders = str(Path(sys.executable).with_name("agent")), (out / "facts", out / "reading")
+    changes = [
+        [],
+        [
+            f"base={folders[0] / 'model'}",
+            "optimizer.lr=4e-4",
+            "optimizer.final=0",
+            "demonstrations.lessons={closed: 0.6, direct: 0.2, searched: 0.2}",
+            "demonstrations.worlds=[{count: 1, first_seed: 600001, entities: 120, questions: 200, "
+            "taught: 0.5}, {count: 2, first_seed: 610001, entities: 120, questions: 150}]",
+        ],
+    ]
+    for folder, changed in zip(folders, changes, strict=True):
+        if not (folder / "report.json").is_file():
+            sets = [part for change in changed for part in ("--set", change)]
+            subprocess.run([agent, "sft", "micro_taught", "--out", str(folder), *sets], check=True)
+    return folders[1] / "model"
 
 
 def _finished(folder: Path) -> bool:
@@ -153,7 +189,7 @@ def run_all(commands: Sequence[list[str]], jobs: int) -> int:
             folder.parent.mkdir(parents=True, exist_ok=True)
             log = folder.with_suffix(".log").open("a")
             said = {"stdout": log, "stderr": subprocess.STDOUT}
-            env = {**os.environ, "OMP_NUM_THREADS": threads}
+            env = {**os.environ, "OMP_NUM_THREADS": threads, "VLLM_CPU_KVCACHE_SPACE": "1"}
             running.append(
                 (folder.name, time.monotonic(), subprocess.Popen(command, env=env, **said))
             )
@@ -172,21 +208,34 @@ def run_all(commands: Sequence[list[str]], jobs: int) -> int:
 
 def read_run(folder: Path) -> Finished:
     """What a finished run left."""
-    arm, _, seed = folder.name.rpartition("-")
+    name, _, seed = folder.name.rpartition("-")
     rows = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
     curve = tuple(float(row["right"]) for row in rows)
     facts = json.loads((folder / "validation" / f"step-{STEPS:05d}.json").read_text())
     # all that were to be misled, so that runs pair: whoever never searched was not
-    misled = [{**row, "misled": True} for row in facts["misled"]["questions"]]
-    return Finished(arm, int(seed), curve, tuple(map(_question, [*facts["questions"], *misled])))
+    astray = (facts.get("misled") or {}).get("questions", [])
+    asked = [*facts["questions"], *({**row, "misled": True} for row in astray)]
+    known = _known(folder)
+    questions = tuple(_question(row, known) for row in asked)
+    return Finished(f"{folder.parent.name}/{name}", int(seed), curve, questions)
 
 
-def _question(row: Mapping[str, Any]) -> Question:
+def _known(folder: Path) -> set[str]:
+    """Tasks of the run's held-out worlds all of whose facts were taught."""
+    found = set()
+    for path in (folder / "worlds").glob("*/tasks-test.jsonl"):
+        for task in map(json.loads, path.read_text().splitlines()):
+            if task["meta"].get("taught") and all(task["meta"]["taught"]):
+                found.add(task["id"])
+    return found
+
+
+def _question(row: Mapping[str, Any], known: Collection[str]) -> Question:
     return Question(
         key=f"{row['set']}/{row['task']}",
         kind=row["kind"],
         answerable=row["answerable"],
-        known=row["known"],
+        known=row["task"] in known,
         misled=row.get("misled", False),
         right=row["right"],
         searches=row["searches"],
@@ -287,27 +336,33 @@ def report(runs: Sequence[Finished]) -> dict[str, Any]:
     for name, measure in MEASURES.items():
         print(f"\n{name}")
         for arm, found in arms.items():
+            if not table(found, measure)[0].size:  # there is no such question in these worlds
+                continue
             value = level(found, measure)
             facts["levels"][f"{arm} {name}"] = _plain(value)
-            line = f"  {arm:<12} {_shown(name, value)}  seeds {len(found)}"
+            line = f"  {arm:<18} {_shown(name, value)}  seeds {len(found)}"
             for other in _others(arm, arms):
                 gap = difference(found, arms[other], measure)
                 facts["differences"][f"{arm} - {other} {name}"] = _plain(gap)
-                line += f"   - {other} {_shown(name, gap)}"
+                line += f"   - {other.partition('/')[2]} {_shown(name, gap)}"
             print(line)
     print("\nrollouts until the baseline's last accuracy (baseline's own)")
     for arm, found in arms.items():
-        if arm != BASELINE and BASELINE in arms:
-            pairs = speed(found, arms[BASELINE])
-            facts["speed"][arm] = pairs
-            print(f"  {arm:<12} " + "   ".join(f"seed {s}: {a} ({b})" for s, a, b in pairs))
+        for other in _others(arm, arms):
+            if other.endswith(f"/{BASELINE}"):
+                pairs = speed(found, arms[other])
+                facts["speed"][arm] = pairs
+                print(f"  {arm:<18} " + "   ".join(f"seed {s}: {a} ({b})" for s, a, b in pairs))
     return facts
 
 
 def _others(arm: str, arms: Mapping[str, object]) -> list[str]:
-    if arm == COMBINATION:
-        return [other for other in arms if other != arm]
-    return [BASELINE] if arm != BASELINE and BASELINE in arms else []
+    """What an arm is compared with: the baseline of its worlds; the combination with all of them."""
+    worlds, _, name = arm.partition("/")
+    beside = [other for other in arms if other != arm and other.startswith(f"{worlds}/")]
+    if name == COMBINATION:
+        return beside
+    return [other for other in beside if other.endswith(f"/{BASELINE}")]
 
 
 def _shown(name: str, value: Interval) -> str:
@@ -330,13 +385,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("benchmarks/out/claims.json"))
     args = parser.parse_args()
     if args.what == "run":
-        base = args.runs / "taught"
-        if not (base / "model").is_dir():
-            agent = str(Path(sys.executable).with_name("agent"))
-            subprocess.run([agent, "sft", "micro_taught", "--out", str(base)], check=True)
-        base = (base / "model").resolve()
-        sys.exit(run_all(list(waiting(args.runs, args.arms, args.seeds, base)), args.jobs) > 0)
-    folders = [f for f in sorted(args.runs.glob("*-*")) if f.is_dir() and _finished(f)]
+        sys.exit(run_all(list(waiting(args.runs, args.arms, args.seeds)), args.jobs) > 0)
+    folders = [f for f in sorted(args.runs.glob("*/*-*")) if f.is_dir() and _finished(f)]
     facts = report([read_run(folder) for folder in folders])
     args.out.parent.mkdir(parents=True, exist_ok=True)
     args.out.write_text(json.dumps(facts, indent=1))

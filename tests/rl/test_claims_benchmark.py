@@ -1,0 +1,112 @@
+"""How the benchmark of published claims reads and pairs runs."""
+
+import itertools
+import json
+
+import pytest
+
+from benchmarks import claims
+from benchmarks.claims import Finished, Question
+
+
+def asked(key, right, misled=False, answerable=True, known=False, searches=1.0):
+    return Question(key, "1hop", answerable, known, misled, right, searches, 0.0)
+
+
+def test_levels_and_paired_differences():
+    ours = [Finished("plain/igpo", s, (), (asked("a", 1), asked("b", s % 2))) for s in (1, 2)]
+    theirs = [Finished("plain/outcome", s, (), (asked("b", 0), asked("a", 1))) for s in (2, 1, 3)]
+    assert claims.level(ours, claims.right).mean == 0.75
+    gap = claims.difference(ours, theirs, claims.right)
+    assert gap.mean == 0.25
+    assert gap.n == 2
+
+
+def test_each_measure_reads_its_questions_only():
+    run = Finished(
+        "plain/igpo",
+        1,
+        (),
+        (
+            asked("a", 1, known=True, searches=2),
+            asked("b", 0, searches=4),
+            asked("a", 0, misled=True),
+            asked("c", 1, answerable=False),
+            asked("d", 0, answerable=False),
+        ),
+    )
+    found = {name: claims.level([run], measure) for name, measure in claims.MEASURES.items()}
+    assert {name: (one.mean, one.n) for name, one in found.items()} == {
+        "accuracy": (0.5, 2),
+        "recovery": (0.0, 1),
+        "invented": (0.5, 2),
+        "searches, known": (2.0, 1),
+        "searches, unknown": (4.0, 1),
+    }
+
+
+def test_rollouts_until_the_baseline_is_reached():
+    slow = Finished("plain/outcome", 1, (0.0,) * 4 + (0.4,) * 4, ())
+    fast = Finished("plain/igpo", 1, (0.4,) * 8, ())
+    never = Finished("plain/igpo", 2, (0.1,) * 8, ())
+    per_step = claims.TASKS * claims.SIZE
+    assert claims.speed([fast], [slow]) == [(1, 4 * per_step, 8 * per_step)]
+    assert claims.speed([never], [slow._replace(seed=2)]) == [(2, None, 8 * per_step)]
+
+
+def test_arms_differ_in_rewards_and_credit_alone(tmp_path, monkeypatch):
+    from rl.train_recipe import load_train
+
+    monkeypatch.setattr(claims, "taught", lambda out: tmp_path / "model")
+    own = {"rewards", "credit", "models"}
+    for worlds in claims.WORLDS:
+        seen = []
+        for arm in claims.ARMS:
+            if not arm.startswith(worlds):
+                continue
+            [command] = claims.waiting(tmp_path, [arm], [7])
+            sets = [b for a, b in itertools.pairwise(command) if a == "--set"]
+            data = load_train(command[2], sets).model_dump(mode="json")
+            data["tasks"]["probe"] = 0  # labels that one reward reads; the tasks are the same
+            data["update"]["entropy"] = None  # a figure that is told
+            seen.append({key: value for key, value in data.items() if key not in own})
+        assert len(seen) > 2
+        assert all(one == seen[0] for one in seen)
+
+
+def test_a_finished_run_is_read_and_not_run_again(tmp_path):
+    folder = tmp_path / "plain" / "igpo-3"
+    world = folder / "worlds" / "world-1"
+    (folder / "validation").mkdir(parents=True)
+    world.mkdir(parents=True)
+    (folder / "metrics.jsonl").write_text('{"step": 1, "right": 0.25}\n')
+    task = {"id": "w-1", "meta": {"taught": [True, True]}}
+    (world / "tasks-test.jsonl").write_text(json.dumps(task) + "\n")
+    row = {"set": "w", "task": "w-1", "kind": "2hop", "answerable": True, "right": 1.0}
+    row |= {"searches": 2, "declined": False}
+    facts = {"questions": [row], "misled": {"questions": [{**row, "right": 0.0}]}}
+    path = folder / "validation" / f"step-{claims.STEPS:05d}.json"
+    path.write_text(json.dumps(facts))
+    assert len(list(claims.waiting(tmp_path, ["plain/igpo"], [3]))) == 1
+    (folder / "report.json").write_text('{"finished": true}')
+    assert list(claims.waiting(tmp_path, ["plain/igpo"], [3])) == []
+    run = claims.read_run(folder)
+    assert (run.arm, run.seed, run.curve) == ("plain/igpo", 3, (0.25,))
+    assert [(q.known, q.misled, q.right) for q in run.questions] == [
+        (True, False, 1),
+        (True, True, 0),
+    ]
+
+
+def test_the_combination_is_compared_with_every_arm_of_its_worlds():
+    arms = dict.fromkeys(claims.ARMS)
+    assert claims._others("plain/combination", arms) == [
+        "plain/outcome", "plain/igpo", "plain/reseek", "plain/abstain",
+    ]  # fmt: skip
+    assert claims._others("taught/ikea", arms) == ["taught/outcome"]
+    assert claims._others("plain/outcome", arms) == []
+
+
+def test_no_run_no_level():
+    with pytest.raises(ValueError, match="dimensions"):
+        claims.level([], claims.right)
