@@ -1,7 +1,7 @@
 """The micro policy: a model of a few million parameters that ships with the package, weights and all.
 
-It is there twice: `micro` after its cold start, and `micro-careless` after demonstrators with bad habits,
-which training is to break. The second is weights alone; all other files are the first one's.
+It is there twice: `micro` after its cold start, and `micro-careless` after demonstrators with bad
+habits, which training is to break. The second is weights alone; all other files are the first one's.
 """
 
 import shutil

@@ -12,6 +12,7 @@ def test_every_shipped_recipe_loads(name):
     special = {
         "micro": load_pretrain,
         "micro_cold_start": load_sft,
+        "micro_careless": load_sft,
         "micro_taught": load_sft,
         "cold_start": load_sft,
     }
