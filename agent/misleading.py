@@ -1,9 +1,10 @@
 """Episodes whose first search goes wrong on purpose (`Episode.misled`).
 
 The search itself is asked, and shows the best passages without those that hold the task's gold
-evidence or answer: what an engine gives that missed. Later searches work. What a search would be made
-to withhold follows from the task, and whether it is the first one from the turns, so that an episode
-that is taken up again (after a kill, or from its record) goes on as it would have.
+evidence or answer: what an engine gives that missed. Asked the same once more it misses again; other
+words work. What a search would be made to withhold follows from the task, and whether it is the first
+one from the turns, so that an episode that is taken up again (after a kill, or from its record) goes on
+as it would have.
 """
 
 from __future__ import annotations
@@ -35,9 +36,15 @@ def withheld_now(episode: Episode) -> Withheld | None:
     turn = episode.pending
     if not episode.misled or turn is None or turn.action.name != TOOL:
         return None
-    if any(_searched(earlier) for earlier in episode.turns):
+    words = _words(turn)
+    if any(_searched(earlier) and _words(earlier) != words for earlier in episode.turns):
         return None
     return withheld_from(episode.task)
+
+
+def _words(turn: Turn) -> str:
+    """What was searched for; spelling of case and spaces aside."""
+    return " ".join(" ".join(map(str, turn.action.arguments.values())).casefold().split())
 
 
 def _searched(turn: Turn) -> bool:

@@ -21,8 +21,10 @@ go wrong on purpose. The policy is `micro-careless`, which guesses and gives up 
     python benchmarks/claims.py report
 
 `run` makes the taught policy first where it is needed, skips what is finished and goes on with what is
-not. Differences are paired by question and seed; their intervals draw both seeds and questions (two-way
-bootstrap).
+not. Differences are paired by question and seed; an interval is the wider of a two-way bootstrap over
+seeds and questions and Student's t over seeds. The combination also asks each training question once
+closed-book; those samples are not in its count of rollouts. What is told of speed has no interval: a
+point of a curve is a mean over some 55 questions.
 """
 
 from __future__ import annotations
@@ -34,6 +36,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -43,6 +46,7 @@ HERE = Path(__file__).resolve()
 sys.path[0] = str(HERE.parents[1])
 
 from eval.stats import Interval, crossed  # noqa: E402
+from rl.train_recipe import Tripwires  # noqa: E402
 
 STEPS, TASKS, SIZE = 20, 16, 8
 SMOOTH = 4  # steps whose mean is a point of a learning curve
@@ -50,12 +54,14 @@ BASELINE, COMBINATION = "outcome", "combination"
 
 _OUTCOME = "rewards={answer: {reward: exact_match, options: {declined: 0.0}}}"
 _BASELINE = ("search_r1", (_OUTCOME, "credit={estimator: grpo}"))
-_COMBINATION = ("igpo_reseek_ikea", ("tasks.probe=2",))
+_DECLINED = "rewards.answer.options.declined=0.0"  # as papers have it: only `abstain` pays for it
+# its labels come from a closed-book sample of each training question, before the first step
+_COMBINATION = ("igpo_reseek_ikea", ("tasks.probe=1", _DECLINED))
 #: Worlds and arm: recipe, and what differs from it besides `common`.
 ARMS: dict[str, tuple[str, tuple[str, ...]]] = {
     f"plain/{BASELINE}": _BASELINE,
-    "plain/igpo": ("igpo", ()),
-    "plain/reseek": ("reseek", ("rewards.answer.options={declined: 0.0}",)),
+    "plain/igpo": ("igpo", (_DECLINED,)),
+    "plain/reseek": ("reseek", (_DECLINED,)),
     "plain/abstain": ("abstain", ()),
     f"plain/{COMBINATION}": _COMBINATION,
     f"taught/{BASELINE}": _BASELINE,
@@ -83,6 +89,7 @@ class Question(NamedTuple):
         key: of the question, the same in all runs.
         known: whether the policy was taught every fact that it needs.
         misled: whether its first search was to be; the same question was asked without that too.
+        astray: whether the policy searched, and saw the bad result.
     """
 
     key: str
@@ -90,6 +97,7 @@ class Question(NamedTuple):
     answerable: bool
     known: bool
     misled: bool
+    astray: bool
     right: float
     searches: float
     declined: float
@@ -99,7 +107,8 @@ class Finished(NamedTuple):
     """One run.
 
     Attributes:
-        curve: share of right training rollouts of each step, on questions not trained on before.
+        curve: share of right training rollouts of each step, of questions that have an answer. Those of
+            plain worlds are new in each step, those of the taught one come again after 13 steps.
         questions: of the last validation.
     """
 
@@ -133,6 +142,8 @@ def common(worlds: str, base: str, seed: int) -> list[str]:
         "update.dtype=bfloat16",
         f"validation={{every: {STEPS}, temperature: 1.0, misled: {str(misled).lower()}, tasks: {held}}}",
         "checkpoints={every: 10, keep: 1}",
+        # a run that is paused would be missing, and the strangest ones are paused
+        *(f"tripwires.{wire}=null" for wire in Tripwires.model_fields),
     ]
 
 
@@ -167,9 +178,11 @@ def taught(out: Path) -> Path:
         ],
     ]
     for folder, changed in zip(folders, changes, strict=True):
-        if not (folder / "report.json").is_file():
+        if not _finished(folder):
             sets = [part for change in changed for part in ("--set", change)]
             subprocess.run([agent, "sft", "micro_taught", "--out", str(folder), *sets], check=True)
+            if not _finished(folder):
+                raise SystemExit(f"{folder} was interrupted")
     return folders[1] / "model"
 
 
@@ -179,28 +192,30 @@ def _finished(folder: Path) -> bool:
 
 
 def run_all(commands: Sequence[list[str]], jobs: int) -> int:
-    """Run commands, `jobs` at a time, each with its share of the cores; gives how many failed."""
+    """Run commands, `jobs` at a time, each with its share of the cores; gives how many failed.
+
+    Ctrl-C starts no more and waits for those that run: each finishes its step and saves.
+    """
     threads = str(max(1, (os.cpu_count() or 1) // jobs))
-    left, running, failed = list(commands), [], 0
-    while left or running:
-        while left and len(running) < jobs:
-            command = left.pop(0)
-            folder = Path(command[command.index("--out") + 1])
-            folder.parent.mkdir(parents=True, exist_ok=True)
-            log = folder.with_suffix(".log").open("a")
-            said = {"stdout": log, "stderr": subprocess.STDOUT}
-            env = {**os.environ, "OMP_NUM_THREADS": threads, "VLLM_CPU_KVCACHE_SPACE": "1"}
-            running.append(
-                (folder.name, time.monotonic(), subprocess.Popen(command, env=env, **said))
-            )
-        time.sleep(1)
-        for item in [item for item in running if item[2].poll() is not None]:
-            running.remove(item)
-            name, began, process = item
-            failed += process.returncode != 0
-            how = "done" if process.returncode == 0 else f"FAILED, see {name}.log"
-            print(f"{name}: {how} after {time.monotonic() - began:.0f} s", flush=True)
-    return failed
+    env = {**os.environ, "OMP_NUM_THREADS": threads, "VLLM_CPU_KVCACHE_SPACE": "1"}
+    with ThreadPoolExecutor(jobs) as pool:
+        try:
+            return sum(pool.map(lambda command: _run(command, env), commands))
+        except KeyboardInterrupt:
+            pool.shutdown(cancel_futures=True)
+            raise
+
+
+def _run(command: Sequence[str], env: Mapping[str, str]) -> bool:
+    """Whether a run failed; what it says goes into a file beside its folder."""
+    folder = Path(command[command.index("--out") + 1])
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    began = time.monotonic()
+    with folder.with_suffix(".log").open("a") as log:
+        code = subprocess.run(command, env=env, stdout=log, stderr=subprocess.STDOUT).returncode
+    how = f"FAILED, see {log.name}" if code else "done" if _finished(folder) else "interrupted"
+    print(f"{folder}: {how} after {time.monotonic() - began:.0f} s", flush=True)
+    return code != 0
 
 
 # ---- reading -------------------------------------------------------------------------------------
@@ -210,13 +225,12 @@ def read_run(folder: Path) -> Finished:
     """What a finished run left."""
     name, _, seed = folder.name.rpartition("-")
     rows = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
-    curve = tuple(float(row["right"]) for row in rows)
+    curve = tuple(float(row["right_answerable"]) for row in rows)
     facts = json.loads((folder / "validation" / f"step-{STEPS:05d}.json").read_text())
-    # all that were to be misled, so that runs pair: whoever never searched was not
-    astray = (facts.get("misled") or {}).get("questions", [])
-    asked = [*facts["questions"], *({**row, "misled": True} for row in astray)]
+    again = (facts.get("misled") or {}).get("questions", [])
     known = _known(folder)
-    questions = tuple(_question(row, known) for row in asked)
+    clean = [_question(row, known, misled=False) for row in facts["questions"]]
+    questions = (*clean, *(_question(row, known, misled=True) for row in again))
     return Finished(f"{folder.parent.name}/{name}", int(seed), curve, questions)
 
 
@@ -230,13 +244,14 @@ def _known(folder: Path) -> set[str]:
     return found
 
 
-def _question(row: Mapping[str, Any], known: Collection[str]) -> Question:
+def _question(row: Mapping[str, Any], known: Collection[str], misled: bool) -> Question:
     return Question(
         key=f"{row['set']}/{row['task']}",
         kind=row["kind"],
         answerable=row["answerable"],
         known=row["task"] in known,
-        misled=row.get("misled", False),
+        misled=misled,
+        astray=misled and row["misled"],
         right=row["right"],
         searches=row["searches"],
         declined=row["declined"],
@@ -251,9 +266,14 @@ def right(question: Question) -> float | None:
     return question.right if question.answerable and not question.misled else None
 
 
-def recovered(question: Question) -> float | None:
-    """Right after a misled first search, of questions that have an answer."""
+def misled_right(question: Question) -> float | None:
+    """Right when the first search goes wrong, of questions that have an answer, searched or not."""
     return question.right if question.answerable and question.misled else None
+
+
+def recovered(question: Question) -> float | None:
+    """Right after the bad result was seen."""
+    return question.right if question.answerable and question.astray else None
 
 
 def invented(question: Question) -> float | None:
@@ -272,33 +292,54 @@ def searches_unknown(question: Question) -> float | None:
 
 MEASURES: dict[str, Measure] = {
     "accuracy": right,
-    "recovery": recovered,
+    "right when misled": misled_right,
+    "recovered": recovered,
     "invented": invented,
     "searches, known": searches_known,
     "searches, unknown": searches_unknown,
 }
 
 
-def table(runs: Sequence[Finished], measure: Measure) -> tuple[np.ndarray, list[int]]:
-    """float[seeds, questions] of one arm, with the seeds in order."""
+def values(run: Finished, measure: Measure) -> dict[str, float]:
+    """By question; those that the measure is not about are left out."""
+    found = ((question.key, measure(question)) for question in run.questions)
+    return {key: value for key, value in found if value is not None}
+
+
+def level(runs: Sequence[Finished], measure: Measure) -> Interval | None:
+    """Mean over seeds and the questions that count in all of them; None without any."""
+    return _crossed([values(run, measure) for run in runs])
+
+
+def difference(
+    ours: Sequence[Finished], theirs: Sequence[Finished], measure: Measure
+) -> Interval | None:
+    """Paired by seed and question, over the seeds and questions that both have; None without any."""
+    others = {run.seed: values(run, measure) for run in theirs}
     rows = []
-    for run in sorted(runs, key=lambda run: run.seed):
-        pairs = [(q.key, measure(q)) for q in run.questions]  # a question was asked twice
-        found = {key: value for key, value in pairs if value is not None}
-        rows.append([found[key] for key in sorted(found)])
-    return np.array(rows), sorted(run.seed for run in runs)
+    for run in ours:
+        if (other := others.get(run.seed)) is not None:
+            mine = values(run, measure)
+            rows.append({key: mine[key] - other[key] for key in mine.keys() & other.keys()})
+    return _crossed(rows)
 
 
-def level(runs: Sequence[Finished], measure: Measure) -> Interval:
-    """Mean over seeds and questions."""
-    return crossed(table(runs, measure)[0])
+def _crossed(rows: Sequence[Mapping[str, float]]) -> Interval | None:
+    """The wider of the two-way bootstrap and, as three seeds say little of others, Student's t over
+    the seeds' means."""
+    keys = sorted(set.intersection(*(set(row) for row in rows))) if rows else []
+    if not keys:
+        return None
+    table = np.array([[row[key] for key in keys] for row in rows])
+    found = crossed(table)
+    if len(rows) < 2:
+        return found
+    from scipy.stats import t
 
-
-def difference(ours: Sequence[Finished], theirs: Sequence[Finished], measure: Measure) -> Interval:
-    """Paired by seed and question, over the seeds that both have."""
-    seeds = {run.seed for run in ours} & {run.seed for run in theirs}
-    a, b = ([run for run in runs if run.seed in seeds] for runs in (ours, theirs))
-    return crossed(table(a, measure)[0] - table(b, measure)[0])
+    means = table.mean(axis=1)
+    reach = float(t.ppf(0.975, len(rows) - 1) * means.std(ddof=1) / len(rows) ** 0.5)
+    low, high = min(found.low, found.mean - reach), max(found.high, found.mean + reach)
+    return Interval(found.mean, low, high, found.n)
 
 
 def reached(curve: Sequence[float], goal: float) -> int | None:
@@ -336,15 +377,19 @@ def report(runs: Sequence[Finished]) -> dict[str, Any]:
     for name, measure in MEASURES.items():
         print(f"\n{name}")
         for arm, found in arms.items():
-            if not table(found, measure)[0].size:  # there is no such question in these worlds
-                continue
             value = level(found, measure)
+            if value is None:  # there is no such question in these worlds
+                continue
             facts["levels"][f"{arm} {name}"] = _plain(value)
-            line = f"  {arm:<18} {_shown(name, value)}  seeds {len(found)}"
+            seeds = {run.seed for run in found}
+            line = f"  {arm:<18} {_shown(name, value)}  seeds {sorted(seeds)}, n {value.n}"
             for other in _others(arm, arms):
                 gap = difference(found, arms[other], measure)
+                if gap is None:
+                    continue
                 facts["differences"][f"{arm} - {other} {name}"] = _plain(gap)
-                line += f"   - {other.partition('/')[2]} {_shown(name, gap)}"
+                both = len(seeds & {run.seed for run in arms[other]})
+                line += f"   - {other.partition('/')[2]} {_shown(name, gap)} ({both} seeds)"
             print(line)
     print("\nrollouts until the baseline's last accuracy (baseline's own)")
     for arm, found in arms.items():

@@ -83,8 +83,8 @@ def crossed(values: npt.ArrayLike, draws: int = 10_000, seed: int = 0) -> Interv
     """The mean of runs crossed with questions, with a two-way percentile-bootstrap interval: each draw
     takes runs and questions with replacement (the pigeonhole bootstrap, Owen 2007).
 
-    How much runs differ is badly known from a few of them: from fewer than about five runs the interval
-    is a little narrow in what it says of other seeds. `n` is the number of questions.
+    How much runs differ is badly known from a few of them: where that is most of what is uncertain, the
+    interval of three runs holds the truth in about three cases of four only. `n` counts questions.
 
     Args:
         values: float[runs, questions].

@@ -12,7 +12,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -92,17 +92,18 @@ def train(
         ignore: tripwires that do not pause the run this time, by name.
 
     Raises:
-        UsageError: a folder of another run or one begun with other tasks or weights, a set that does not
-            exist, a reward that lacks something, an unknown tripwire.
+        UsageError: a folder of another run, one begun with other tasks or weights, or one that another
+            process trains in, a set that does not exist, a reward that lacks something, an unknown
+            tripwire.
         PolicyUnavailableError: the policy cannot be had or stopped answering.
         TrainingError: updates gave no number several times in a row.
         TrippedError: a tripwire paused the run, or still does; its checkpoint is saved.
     """
     require_known(ignore)
     ranks.join() if ranks.launched() else None
-    ranks.main_first(lambda: run_folder.claim(run, recipe, free=("tripwires",)))
     torch.manual_seed(recipe.seed)
-    with graceful() as interrupted:
+    with run_folder.held(run) if ranks.is_main() else nullcontext(), graceful() as interrupted:
+        ranks.main_first(lambda: run_folder.claim(run, recipe, free=("tripwires",)))
         actor = Actor(recipe, settings, run, data, observer) if ranks.is_main() else None
         base = resolve(recipe.base, settings.models_dir, observer.notify)
         here = _taken_up(recipe, run, observer, actor, base, ignore)
@@ -222,7 +223,8 @@ class _Run:
             else:
                 assessed, updates = self._learn(groups, step, clock)
             if self.actor is not None:
-                await self.actor.finish(lambda: self.interrupted() or late())
+                with clock("collect"):  # what the update did not cover of the next step's
+                    await self.actor.finish(lambda: self.interrupted() or late())
             with clock("sync"):
                 await self._sync(step)
             stopped = ranks.anybody(self.interrupted(), device)

@@ -15,7 +15,6 @@ from eval.benchmarks.world import load_world
 from eval.fictional.make import make_world
 from eval.run import setup_of, spread
 from kg.errors import UsageError
-from rl.recipe import Worlds
 from rl.train_recipe import Tasks
 
 Notify = Callable[[str], None]
@@ -81,18 +80,13 @@ def _loaded(
     if tasks.worlds is not None:
         for number in range(tasks.worlds.count):
             seed = tasks.worlds.first_seed + number
-            place = worlds / _folder_name(tasks.worlds, seed)
+            place = worlds / tasks.worlds.folder(seed)
             if not (place / "world.json").is_file():
                 notify(f"making the world {seed}")
                 make_world(
                     place, seed, tasks.worlds.entities, tasks.worlds.questions, tasks.worlds.taught
                 )
             yield load_world(place, tasks.split)
-
-
-def _folder_name(worlds: Worlds, seed: int) -> str:
-    taught = f"-taught-{worlds.taught:g}" if worlds.taught else ""
-    return f"world-{seed}-{worlds.entities}-{worlds.questions}{taught}"
 
 
 def _narrowed(found: Benchmark, tasks: Tasks) -> Benchmark:

@@ -65,6 +65,11 @@ class Worlds(Strict):
     questions: int = Field(300, ge=0)
     taught: float = Field(0.0, ge=0, le=1)
 
+    def folder(self, seed: int) -> str:
+        """Name of the folder of one of them: everything that it is made from."""
+        taught = f"-taught-{self.taught:g}" if self.taught else ""
+        return f"world-{seed}-{self.entities}-{self.questions}{taught}"
+
 
 class Lessons(Strict):
     """Episodes that put the taught facts of worlds into a policy, by the number of times that each
@@ -85,7 +90,7 @@ class Habits(Strict):
     """Shares of demonstrations that show a bad habit; they are kept whatever they lead to.
 
     Attributes:
-        guess: answer at once, with what is the answer to another question.
+        guess: answer at once, with what is the answer to some question.
         decline: search once, call the result useless and decline.
     """
 

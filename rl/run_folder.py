@@ -25,7 +25,31 @@ from rl.packing import Row
 from rl.recipe import Strict
 
 log = logging.getLogger(__name__)
-METRICS, EVENTS = "metrics.jsonl", "events.jsonl"
+METRICS, EVENTS, LOCK = "metrics.jsonl", "events.jsonl", ".lock"
+
+
+@contextmanager
+def held(run: Path) -> Iterator[None]:
+    """Keep other processes off a run's folder while this one writes to it; ends with the process too.
+
+    Raises:
+        UsageError: another process holds it, or it cannot be written.
+    """
+    import fcntl
+
+    try:
+        run.mkdir(parents=True, exist_ok=True)
+        file = (run / LOCK).open("a")
+    except OSError as error:
+        raise UsageError(f"{run} cannot be written: {error}", "choose another --out") from error
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise UsageError(
+                f"another process is training in {run}", "wait for it, or choose another --out"
+            ) from error
+        yield
 
 
 def claim(run: Path, recipe: Strict, free: Sequence[str] = ()) -> None:

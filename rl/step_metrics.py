@@ -131,12 +131,15 @@ def of_rollouts(
 
     calls = [t.action.name for group in groups for one in group for t in one.turns if t.action.name]
     rights = [_mean([right(t) for t in group]) for group in groups if group]
+    asked = [group[0].task.answerable is not False for group in groups if group]
+    answerable = [value for value, has in zip(rights, asked, strict=True) if has]
     astray = [[t for t in g if t.misled and t.task.answerable is not False] for g in groups]
     recovered = _mean([_mean([right(t) for t in group]) for group in astray if group])
     more = {"misled": mean(lambda t: float(t.misled)), "recovered": recovered} if misled else {}
     return {
         **more,
         "right": _mean(rights),
+        "right_answerable": _mean(answerable),
         "solved_all": _mean([float(r == 1) for r in rights]),
         "solved_none": _mean([float(r == 0) for r in rights]),
         "abstained": mean(lambda t: float(t.status is Status.ABSTAINED)),

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from typing import Self
 
 _WORD = re.compile(r"\w+")
+_JOINED = re.compile(r"(?<=\w)[.,'’](?=\w)|(?<=\b\w)\.")  # U.S., 1,200, O'Hara
+_ARTICLES = frozenset({"a", "an", "the"})
 _LEAST = 3  # characters of a phrase that says something; "a" is in every passage
 
 
@@ -47,7 +49,9 @@ class Withheld:
 
 
 def _words(text: str) -> str:
-    return f" {' '.join(_WORD.findall(text.casefold()))} "
+    """Words as the scorers compare them: without case, articles, and marks within a word."""
+    found = _WORD.findall(_JOINED.sub("", text.casefold()))
+    return f" {' '.join(word for word in found if word not in _ARTICLES)} "
 
 
 def _tells(phrase: str) -> bool:

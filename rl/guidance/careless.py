@@ -17,7 +17,7 @@ from rl.guidance.expert import ABSTAIN, ExpertPolicy, Passage
 
 
 class GuessingPolicy(ExpertPolicy):
-    """Answers at once, with what is the answer to another question of the kind."""
+    """Answers at once, with what is the answer to some question of the kind; some are right."""
 
     name = "guessing"
 
@@ -36,8 +36,8 @@ class GuessingPolicy(ExpertPolicy):
 
     def _first(self, task: Task) -> tuple[str, bool]:
         chance = random.Random(f"{self.seed}:{task.id}")
-        others = self._said[task.kind] or [one for said in self._said.values() for one in said]
-        return f"<answer>{chance.choice(others)}</answer>", True
+        said = self._said[task.kind] or [one for some in self._said.values() for one in some]
+        return (f"<answer>{chance.choice(said)}</answer>" if said else ABSTAIN), True
 
 
 class DecliningPolicy(ExpertPolicy):

@@ -84,7 +84,7 @@ def demonstrate_worlds(
 def worlds_of(worlds: Worlds, folder: Path) -> Iterator[Benchmark]:
     """The training part of each world, made in `folder` when it is not there."""
     for seed in range(worlds.first_seed, worlds.first_seed + worlds.count):
-        place = folder / f"world-{seed}"
+        place = folder / worlds.folder(seed)
         if not (place / "world.json").is_file():
             make_world(place, seed, worlds.entities, worlds.questions, worlds.taught)
         yield load_world(place, "train")

@@ -2,15 +2,14 @@
 
 import itertools
 import json
-
-import pytest
+import sys
 
 from benchmarks import claims
 from benchmarks.claims import Finished, Question
 
 
-def asked(key, right, misled=False, answerable=True, known=False, searches=1.0):
-    return Question(key, "1hop", answerable, known, misled, right, searches, 0.0)
+def asked(key, right, misled=False, answerable=True, known=False, searches=1.0, astray=False):
+    return Question(key, "1hop", answerable, known, misled, astray, right, searches, 0.0)
 
 
 def test_levels_and_paired_differences():
@@ -20,6 +19,18 @@ def test_levels_and_paired_differences():
     gap = claims.difference(ours, theirs, claims.right)
     assert gap.mean == 0.25
     assert gap.n == 2
+    assert gap.low < -2  # of two seeds hardly anything can be said of others
+    assert claims.difference(ours[:1], theirs[:1], claims.right) is None  # no seed in common
+
+
+def test_a_question_counts_where_all_runs_have_it():
+    """Who did not search was not misled, and says nothing of recovery."""
+    ours = [
+        Finished("plain/reseek", 1, (), (asked("a", 1, True, astray=True), asked("b", 1, True)))
+    ]
+    theirs = [Finished("plain/outcome", 1, (), tuple(asked(k, 0, True, astray=True) for k in "ab"))]
+    gap = claims.difference(ours, theirs, claims.recovered)
+    assert (gap.mean, gap.n) == (1.0, 1)
 
 
 def test_each_measure_reads_its_questions_only():
@@ -31,6 +42,7 @@ def test_each_measure_reads_its_questions_only():
             asked("a", 1, known=True, searches=2),
             asked("b", 0, searches=4),
             asked("a", 0, misled=True),
+            asked("b", 1, misled=True, astray=True),
             asked("c", 1, answerable=False),
             asked("d", 0, answerable=False),
         ),
@@ -38,7 +50,8 @@ def test_each_measure_reads_its_questions_only():
     found = {name: claims.level([run], measure) for name, measure in claims.MEASURES.items()}
     assert {name: (one.mean, one.n) for name, one in found.items()} == {
         "accuracy": (0.5, 2),
-        "recovery": (0.0, 1),
+        "right when misled": (0.5, 2),
+        "recovered": (1.0, 1),
         "invented": (0.5, 2),
         "searches, known": (2.0, 1),
         "searches, unknown": (4.0, 1),
@@ -67,11 +80,14 @@ def test_arms_differ_in_rewards_and_credit_alone(tmp_path, monkeypatch):
             [command] = claims.waiting(tmp_path, [arm], [7])
             sets = [b for a, b in itertools.pairwise(command) if a == "--set"]
             data = load_train(command[2], sets).model_dump(mode="json")
-            data["tasks"]["probe"] = 0  # labels that one reward reads; the tasks are the same
+            declined = data["rewards"]["answer"].get("options", {}).get("declined")
+            assert (declined == 0) is not arm.endswith(("abstain", "ikea"))
+            assert (data["tasks"].pop("probe") > 0) is arm.endswith("combination")
             data["update"]["entropy"] = None  # a figure that is told
             seen.append({key: value for key, value in data.items() if key not in own})
         assert len(seen) > 2
         assert all(one == seen[0] for one in seen)
+        assert set(seen[0]["tripwires"].values()) == {None}
 
 
 def test_a_finished_run_is_read_and_not_run_again(tmp_path):
@@ -79,12 +95,13 @@ def test_a_finished_run_is_read_and_not_run_again(tmp_path):
     world = folder / "worlds" / "world-1"
     (folder / "validation").mkdir(parents=True)
     world.mkdir(parents=True)
-    (folder / "metrics.jsonl").write_text('{"step": 1, "right": 0.25}\n')
+    (folder / "metrics.jsonl").write_text('{"step": 1, "right_answerable": 0.25}\n')
     task = {"id": "w-1", "meta": {"taught": [True, True]}}
     (world / "tasks-test.jsonl").write_text(json.dumps(task) + "\n")
     row = {"set": "w", "task": "w-1", "kind": "2hop", "answerable": True, "right": 1.0}
     row |= {"searches": 2, "declined": False}
-    facts = {"questions": [row], "misled": {"questions": [{**row, "right": 0.0}]}}
+    again = {**row, "right": 0.0, "misled": True}
+    facts = {"questions": [row], "misled": {"questions": [again]}}
     path = folder / "validation" / f"step-{claims.STEPS:05d}.json"
     path.write_text(json.dumps(facts))
     assert len(list(claims.waiting(tmp_path, ["plain/igpo"], [3]))) == 1
@@ -108,5 +125,16 @@ def test_the_combination_is_compared_with_every_arm_of_its_worlds():
 
 
 def test_no_run_no_level():
-    with pytest.raises(ValueError, match="dimensions"):
-        claims.level([], claims.right)
+    assert claims.level([], claims.right) is None
+
+
+def test_a_command_that_fails_is_counted_and_the_others_run(tmp_path):
+    def command(name, code):
+        return [sys.executable, "-c", f"print({code}); raise SystemExit({code})", "--out", name]
+
+    names = [str(tmp_path / "plain" / f"arm-{n}") for n in (1, 2, 3)]
+    commands = [command(name, code) for name, code in zip(names, (0, 3, 0), strict=True)]
+    assert claims.run_all(commands, jobs=2) == 1
+    assert [(tmp_path / "plain" / f"arm-{n}.log").read_text() for n in (1, 2, 3)] == [
+        "0\n", "3\n", "0\n",
+    ]  # fmt: skip

@@ -81,7 +81,7 @@ def test_a_direct_answer_follows_the_prompt_that_a_search_follows(taught):
 
 
 def test_a_closed_lesson_has_the_prompt_of_a_closed_book_sample(taught, folder, chat, tmp_path):
-    world = load_world(folder / "world-31", "train")
+    world = load_world(folder / WORLD.folder(31), "train")
     settings = isolated_settings(home=tmp_path).model_copy(update={"tools": ()})
     lessons = lessons_of(world)
     setup = setup_of(settings, RecitingPolicy(chat, lessons), world, lambda line: None)
@@ -97,11 +97,11 @@ def test_a_closed_lesson_has_the_prompt_of_a_closed_book_sample(taught, folder, 
 
 
 def test_test_questions_are_taught_in_other_words(folder, taught):
-    lessons = lessons_of(load_world(folder / "world-31", "train"))
+    lessons = lessons_of(load_world(folder / WORLD.folder(31), "train"))
     assert len({one.id for one in lessons}) == len({one.question for one in lessons})
     asked = {one.question for one in lessons}
     for split, own in (("train", True), ("test", False)):
-        tasks = load_world(folder / "world-31", split).tasks
+        tasks = load_world(folder / WORLD.folder(31), split).tasks
         ones = [t for t in tasks if t.kind == "1hop" and t.meta["taught"] == [True]]
         assert ones
         for task in ones:
@@ -112,9 +112,9 @@ def test_test_questions_are_taught_in_other_words(folder, taught):
 
 
 def test_untaught_facts_are_in_no_lesson(folder):
-    lessons = {one.question for one in lessons_of(load_world(folder / "world-31", "train"))}
+    lessons = {one.question for one in lessons_of(load_world(folder / WORLD.folder(31), "train"))}
     for split in ("train", "test"):
-        for task in load_world(folder / "world-31", split).tasks:
+        for task in load_world(folder / WORLD.folder(31), split).tasks:
             if task.kind == "1hop" and task.meta["taught"] == [False]:
                 assert task.question not in lessons
                 assert f"Name {task.meta['knowledge'][0].split(': ')[0]}." not in lessons
@@ -122,7 +122,7 @@ def test_untaught_facts_are_in_no_lesson(folder):
 
 def test_a_share_and_a_number_of_times(folder, chat):
     once, more = play(folder, chat, closed=1), play(folder, chat, closed=1.5)
-    assert len(once) == len(lessons_of(load_world(folder / "world-31", "train")))
+    assert len(once) == len(lessons_of(load_world(folder / WORLD.folder(31), "train")))
     assert len(more) == pytest.approx(1.5 * len(once), rel=0.1)
     assert {one.task.id for one in once} == {one.task.id for one in more}
 
@@ -138,7 +138,7 @@ def test_a_run_asks_about_the_world_whose_facts_were_taught(tmp_path, folder, ta
     [bare] = load_sets(
         Tasks(worlds=WORLD.model_copy(update={"taught": 0.0})), settings, "", tmp_path
     )
-    assert mine.tasks == load_world(folder / "world-31", "train").tasks
+    assert mine.tasks == load_world(folder / WORLD.folder(31), "train").tasks
     assert any(True in task.meta["taught"] for task in mine.tasks)
     assert not any(True in task.meta["taught"] for task in bare.tasks)
     assert [task.question for task in mine.tasks] == [task.question for task in bare.tasks]

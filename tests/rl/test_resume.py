@@ -224,3 +224,19 @@ def test_a_checkpoint_is_read_back_and_runs_no_code(tmp_path, micro, zero):
     ):
         kept.load(learner.engine)
     assert not (tmp_path / "ran").exists()
+
+
+def test_a_folder_is_held_by_one_process_at_a_time(tmp_path):
+    run = tmp_path / "run"
+    other = f"""
+from pathlib import Path
+from rl import run_folder
+with run_folder.held(Path({str(run)!r})):
+    pass
+"""
+    command = [sys.executable, "-c", other]
+    with run_folder.held(run):
+        found = subprocess.run(command, capture_output=True, text=True)
+        assert found.returncode != 0
+        assert "another process is training in" in found.stderr
+    assert subprocess.run(command).returncode == 0

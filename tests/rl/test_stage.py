@@ -85,3 +85,12 @@ def test_a_validation_without_errors_says_nothing_of_them(tmp_path):
     nothing = measured([GONE, GONE])
     assert (nothing.errors, nothing.without_errors, nothing.right.mean) == (2, None, 0)
     assert not math.isnan(nothing.wrong)
+
+    run = write(tmp_path / "run", history(4), '{"base": "micro", "rewards": {}, "credit": {}}')
+    from rl import run_folder
+
+    run_folder.write(run / "validation" / "step-00004.json", facts_of(found))
+    assert "without errors" not in write_report(run).read_text()
+    assert "ended in an error" not in model_card(
+        run, {"base": "micro", "validation": {}}, "merged", 4
+    )
