@@ -172,14 +172,14 @@ async def test_it_goes_on_from_every_turn_as_it_did(template, tools, hop):
 
 
 async def test_the_recording_of_a_misled_call_answers_misled_calls_alone(template, own, tools, hop):
-    """The same words, asked again later, found the gold: a fork must not get the first result."""
+    """Other words, asked later, found the gold: a fork must not get the first result for them."""
     done = await play(script(hop), template, tools, hop)
     cassette, notes = open_cassette(done, own)
     assert notes == []
     assert cassette.names == ("search", "judge")
     # one that answers the judge's turn with another search is not shown the misled result again
-    replies = [f"<search>{hop.question} qqz</search>", "<answer>x</answer>"]
     for turn, first in ((0, False), (1, True), (2, True)):
+        replies = [f"<search>{hop.question}{' qqz' * first}</search>", "<answer>x</answer>"]
         setup = make(list(replies), template, cassette)
         again = await run_episode(rebuild(done, turn, setup), setup, build_graph(cassette))
         marks = [t.observation.misled for t in again.turns if t.action.name == "search"]
@@ -226,10 +226,9 @@ def test_a_passage_is_covered_by_its_id_its_document_or_whole_words():
     assert withheld.covers(("x",), "by ADA\nLovelace, 1843")
     for answer, text in (
         ("The Beatles", "by Beatles"),
-        ("U.S.", "the US army"),
+        ("U.N.O.", "the UNO"),
         ("1,200", "1200 m"),
     ):
         assert Withheld.of((), (answer,), "Who?").covers((), text)
-        assert Withheld.of((), (text.split()[-1],), "Who?").covers((), text)
     assert not withheld.covers(("document",), "Ada Lovelaces, Lovelace and Ada")
     assert withheld_from(Task("t", "Who?", ("Ada",))).ids == frozenset()

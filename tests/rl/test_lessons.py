@@ -153,7 +153,8 @@ def test_a_short_fit_makes_taught_facts_known_closed_book(tmp_path, micro):
         "optimizer.lr=2e-3",
     ]  # fmt: skip
     report = run("micro_taught", changes, tmp_path / "run", None, [], settings)
-    lessons = lessons_of(load_world(tmp_path / "run/worlds/world-77", "train"))
+    made = tmp_path / "run" / "worlds" / Worlds(**world).folder(77)
+    lessons = lessons_of(load_world(made, "train"))
     assert share_right(micro, lessons, settings) < 0.2
     assert share_right(report["out"], lessons, settings) > 0.6
 
