@@ -19,7 +19,11 @@ RECIPE = {
         "size": 4,
         "concurrency": 32,
         "engine": "transformers",
-        "agent": {"search": {"mode": "lexical"}},
+        "agent": {
+            "search": {"mode": "lexical"},
+            "sampling": {"max_tokens": 48},
+            "budgets": {"turns": 6},
+        },
     },
     "rewards": {"searches": {"reward": "tool_cost", "options": {"price": 0.2, "most": 1.0}}},
     "credit": {"estimator": "grpo"},

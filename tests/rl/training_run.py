@@ -21,7 +21,11 @@ RECIPE = {
         "tasks": 4,
         "size": 4,
         "concurrency": 16,
-        "agent": {"search": {"mode": "lexical"}, "budgets": {"turns": 4}},
+        "agent": {
+            "search": {"mode": "lexical"},
+            "budgets": {"turns": 4},
+            "sampling": {"max_tokens": 64},
+        },
     },
     "rewards": {"answer": {"reward": "f1"}, "gain": {"reward": "information_gain"}},
     "credit": {"estimator": "igpo"},
