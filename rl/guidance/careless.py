@@ -8,12 +8,11 @@ that it can be seen whether reinforcement learning finds it.
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 
 from agent.policies.base import Message
-from agent.policies.chat import ChatTemplate
 from agent.task import Task
-from rl.guidance.expert import ABSTAIN, ExpertPolicy, Passage
+from rl.guidance.expert import ABSTAIN, ExpertPolicy
 
 
 class GuessingPolicy(ExpertPolicy):
@@ -21,23 +20,11 @@ class GuessingPolicy(ExpertPolicy):
 
     name = "guessing"
 
-    def __init__(
-        self,
-        template: ChatTemplate,
-        tasks: Iterable[Task],
-        passages: Mapping[str, Passage],
-        misleading: float = 0.0,
-        seed: int = 0,
-    ) -> None:
-        super().__init__(template, tasks, passages, misleading, seed)
-        self._said: dict[str, list[str]] = {}
-        for task in self._tasks.values():
-            self._said.setdefault(task.kind, []).extend(task.answers[:1])
-
     def _first(self, task: Task) -> tuple[str, bool]:
         chance = random.Random(f"{self.seed}:{task.id}")
-        said = self._said[task.kind] or [one for some in self._said.values() for one in some]
-        return (f"<answer>{chance.choice(said)}</answer>" if said else ABSTAIN), True
+        said = [(one.kind, one.answers[0]) for one in self._tasks.values() if one.answers]
+        pool = [answer for kind, answer in said if kind == task.kind] or [a for _, a in said]
+        return (f"<answer>{chance.choice(pool)}</answer>" if pool else ABSTAIN), True
 
 
 class DecliningPolicy(ExpertPolicy):

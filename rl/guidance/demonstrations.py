@@ -18,6 +18,7 @@ from agent.policies.chat import ChatTemplate
 from agent.rollout import rollout
 from agent.settings import SearchSettings
 from agent.task import Task
+from agent.toolbox import index_of
 from agent.trajectory import Status, Trajectory
 from eval.benchmarks import Benchmark, DataFolder, load
 from eval.benchmarks.world import load_world
@@ -28,9 +29,7 @@ from rl.guidance.expert import ExpertPolicy, Passage
 from rl.recipe import Demonstrations, Habits, Worlds
 from tools.base import Toolbox
 from tools.judge import JudgeTool
-from tools.search.build import build_index
 from tools.search.index import Index
-from tools.search.settings import IndexSettings
 from tools.search.tool import SearchTool
 
 log = logging.getLogger(__name__)
@@ -93,10 +92,7 @@ def worlds_of(worlds: Worlds, folder: Path) -> Iterator[Benchmark]:
 def lexical_index(benchmark: Benchmark) -> Path:
     """The lexical index beside a world's corpus, built when it is not there."""
     [corpus] = benchmark.corpus
-    folder = corpus.parent / "index"
-    if not (folder / "manifest.json").is_file():
-        build_index([corpus], folder, IndexSettings(dense="none"))
-    return folder
+    return index_of((corpus,), corpus.parent / "indexes", mode="lexical")
 
 
 def kept(

@@ -43,3 +43,17 @@ def played(micro, tmp_path_factory):
     sets, found = asyncio.run(play())
     groups = [found[i : i + 4] for i in range(0, len(found), 4)]
     return SimpleNamespace(sets=sets, groups=groups, agent=agent, worlds=folder / "worlds")
+
+
+@pytest.fixture
+def no_numbers(monkeypatch):
+    """Every loss of a learner in this process is NaN."""
+    import rl.learner
+
+    honest = rl.learner.tree_loss
+
+    def broken(*arguments, **named):
+        found = honest(*arguments, **named)
+        return found._replace(value=found.value * float("nan"))
+
+    monkeypatch.setattr("rl.learner.tree_loss", broken)

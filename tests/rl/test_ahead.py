@@ -95,16 +95,7 @@ def test_ctrl_c_cancels_the_next_collection_and_the_same_command_goes_on(tmp_pat
     }
 
 
-def test_a_run_that_fails_leaves_nothing_of_the_next_collection(tmp_path, monkeypatch):
-    import rl.learner
-
-    honest = rl.learner.tree_loss
-
-    def broken(*arguments, **named):
-        found = honest(*arguments, **named)
-        return found._replace(value=found.value * float("nan"))
-
-    monkeypatch.setattr("rl.learner.tree_loss", broken)
+def test_a_run_that_fails_leaves_nothing_of_the_next_collection(tmp_path, no_numbers):
     out = tmp_path / "run"
     ahead = {"engine": "transformers", "tasks": 2, "ahead": True}
     with pytest.raises(TrainingError, match="1 steps in a row"):

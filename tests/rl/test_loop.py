@@ -142,16 +142,7 @@ def test_a_corrupted_sync_is_caught_at_that_step(tmp_path, monkeypatch):
     assert [row["step"] for row in metrics(tmp_path / "run")] == [1]
 
 
-def test_losses_that_are_no_numbers_are_kept_and_end_the_run(tmp_path, monkeypatch):
-    import rl.learner
-
-    honest = rl.learner.tree_loss
-
-    def broken(*arguments, **named):
-        found = honest(*arguments, **named)
-        return found._replace(value=found.value * float("nan"))
-
-    monkeypatch.setattr("rl.learner.tree_loss", broken)
+def test_losses_that_are_no_numbers_are_kept_and_end_the_run(tmp_path, no_numbers):
     out = tmp_path / "run"
     with pytest.raises(TrainingError, match="2 steps in a row"):
         run(out, tmp_path / "home", update={"bad_steps": 2}, **EMBEDDED)
