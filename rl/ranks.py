@@ -33,6 +33,8 @@ def join() -> None:
     global _world
     import torch
 
+    if "RANK" not in os.environ:
+        os.environ.setdefault("LOCAL_RANK", "0")  # DeepSpeed reads it whenever an engine is made
     here = torch.distributed.group.WORLD if torch.distributed.is_initialized() else None
     if here is not None and _world in (None, here):
         _world = here
@@ -117,7 +119,7 @@ def _rendezvous() -> Iterator[None]:
     """What torch.distributed wants to know, for a run that no launcher started.
 
     It is taken back afterwards: a training run that this process starts would meet here, at a port that
-    is taken. LOCAL_RANK stays, which DeepSpeed reads later.
+    is taken.
     """
     if "RANK" in os.environ:
         yield
@@ -126,7 +128,7 @@ def _rendezvous() -> Iterator[None]:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     meeting = {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    os.environ.update({**meeting, "LOCAL_RANK": "0"})
+    os.environ.update(meeting)
     try:
         yield
     finally:

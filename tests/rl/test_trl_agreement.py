@@ -32,6 +32,12 @@ CPU = torch.device("cpu")
 EPS = 1e-4  # TRL's own, added to every std
 
 
+@pytest.fixture(autouse=True)
+def nobodys_rank(monkeypatch):
+    """accelerate, which TRL asks, takes a process that has trained before for one of several."""
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+
+
 def trainer(**settings):
     """A stand-in for a trainer: plain text, one process, no reference model."""
     made = MagicMock()
