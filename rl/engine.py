@@ -10,7 +10,7 @@ import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch.optim.lr_scheduler import LambdaLR
@@ -149,6 +149,37 @@ def _adapted(model: Any, lora: Lora, init: Path | None) -> torch.nn.Module:
     )
     adapted: torch.nn.Module = get_peft_model(model, config, autocast_adapter_dtype=False)
     return adapted
+
+
+class Adapter(NamedTuple):
+    """A LoRA adapter as peft's files hold it.
+
+    Attributes:
+        tensors: by peft's names.
+        fields: of its configuration, JSON values.
+    """
+
+    tensors: dict[str, torch.Tensor]
+    fields: dict[str, Any]
+
+
+def adapter_of(engine: Any, base: str) -> Adapter | None:
+    """What a learner trains where that is an adapter; None for full weights.
+
+    Args:
+        engine: of DeepSpeed around a `TargetLogprobs`; under ZeRO 3 call this, and use what it gives,
+            within `whole`.
+        base: what the adapter's configuration names as its base.
+    """
+    model = engine.module.model
+    if not hasattr(model, "peft_config"):
+        return None
+    from peft import get_peft_model_state_dict
+
+    fields = model.active_peft_config.to_dict() | {"base_model_name_or_path": base}
+    fields |= {"inference_mode": True}
+    plain = {k: sorted(v) if isinstance(v, set) else v for k, v in fields.items()}
+    return Adapter(get_peft_model_state_dict(model, save_embedding_layers=False), plain)
 
 
 def start_engine(

@@ -11,18 +11,19 @@ import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
-from pickle import UnpicklingError
 from typing import Any, Literal
 
 import yaml
 
-from agent.policies.catalog import CATALOG, DEFAULT, resolve
-from agent.policies.merge import ADAPTER_CONFIG, merge_adapter
+from agent.policies.catalog import CATALOG, DEFAULT, adapter_behind, resolve
+from agent.policies.merge import ADAPTER_CONFIG, ADAPTER_WEIGHTS, adapter_base, merge_adapter
 from agent.policies.model_folder import is_model_folder, weights_version
+from agent.policies.stacking import stack
 from agent.settings import Settings, isolated_settings
 from kg.errors import UsageError
 from rl import run_folder
 from rl.best import Best
+from rl.model_files import ADAPTER
 from rl.sft import copy_tokenizer
 
 Notify = Callable[[str], None]
@@ -83,9 +84,7 @@ def export(
     try:
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
-        if adapter:
-            _require_saved(run, step)
-        kind = _write_weights(source, run, partial, recipe, settings, adapter, notify)
+        kind = _write_weights(source, partial, recipe, settings, adapter, notify)
         _write_papers(partial, run, recipe, kind, step)
         if out.is_dir():
             out.rmdir()
@@ -109,21 +108,6 @@ def _source(run: Path, which: Which) -> tuple[Path, int | None]:
         if is_model_folder(run / name) or (run / name / ADAPTER_CONFIG).is_file():
             return run / name, _steps(run)
     raise UsageError(f"{run} holds no weights yet", "agent train writes them after the first step")
-
-
-def _require_saved(run: Path, step: int | None) -> None:
-    """An adapter is whole in the last checkpoint alone.
-
-    Raises:
-        UsageError: the weights that are asked for are of another step.
-    """
-    pointer = run / "checkpoint" / "current.json"
-    saved = _json(pointer, "cannot be read").get("step") if pointer.is_file() else None
-    if saved is not None and step is not None and saved != step:
-        raise UsageError(
-            f"the weights asked for are of step {step}; an adapter is kept of step {saved} alone",
-            "export them merged, or add --last after a run that has ended",
-        )
 
 
 def validations(run: Path) -> list[dict[str, Any]]:
@@ -158,7 +142,6 @@ def _json(path: Path, wrong: str) -> dict[str, Any]:
 
 def _write_weights(
     source: Path,
-    run: Path,
     out: Path,
     recipe: Mapping[str, Any],
     settings: Settings,
@@ -166,75 +149,46 @@ def _write_weights(
     notify: Notify,
 ) -> str:
     """Weights, configuration and tokenizer; gives `merged` or `adapter`."""
-    if (source / ADAPTER_CONFIG).is_file():
-        if adapter:
-            shutil.copytree(source, out, dirs_exist_ok=True)
-            config = _json(out / ADAPTER_CONFIG, "cannot be read")
-            (out / ADAPTER_CONFIG).write_text(_lines(config), "utf-8")
-            return "adapter"
+    copy_tokenizer(source, out)
+    alone = (source / ADAPTER_CONFIG).is_file()
+    if adapter:
+        _write_adapter(source if alone else source / ADAPTER, out, recipe)
+        return "adapter"
+    if alone:
         base = resolve(str(recipe["base"]), settings.models_dir, notify)
         notify(f"merging the adapter into {base.name}")
         merge_adapter(base, source, out)
         return "merged"
-    if adapter:
-        _write_adapter(run, out, recipe)
-        copy_tokenizer(source, out)
-        return "adapter"
     for file in (*source.glob("*.safetensors"), *(source / name for name in _FILES)):
         if file.is_file():
             shutil.copyfile(file, out / file.name)
-    copy_tokenizer(source, out)
     return "merged"
 
 
-def _write_adapter(run: Path, out: Path, recipe: Mapping[str, Any]) -> None:
-    """The adapter of the last checkpoint, as peft reads it.
+def _write_adapter(trained: Path, out: Path, recipe: Mapping[str, Any]) -> None:
+    """The adapter as peft reads it, for the plain model below: one that the run's base has is in it.
 
     Raises:
-        UsageError: the run trained all weights, or its checkpoint is in parts (ZeRO 3).
+        UsageError: the run trained all weights, or the base's adapter is no plain LoRA.
     """
-    import torch
-    from safetensors.torch import save_file
-
-    lora = recipe.get("update", {}).get("lora")
-    pointer = run / "checkpoint" / "current.json"
-    if not lora:
+    if not (trained / ADAPTER_CONFIG).is_file():
         raise UsageError("this run trained all weights: there is no adapter", "export it merged")
-    if not pointer.is_file() or recipe["update"].get("zero") == 3:
-        raise UsageError("the adapter is not whole in any checkpoint", "export it merged")
-    tag = _json(pointer, "cannot be read")["tag"]
-    path = run / "checkpoint" / tag / "mp_rank_00_model_states.pt"
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)["module"]
-    except (UnpicklingError, RuntimeError, KeyError) as error:
-        raise UsageError(f"{path} holds no checkpoint: {error}", "export it merged") from error
-    tensors = {
-        name.removeprefix("model.").replace(".default.", "."): tensor.contiguous()
-        for name, tensor in state.items()
-        if ".lora_" in name
-    }
-    save_file(tensors, out / "adapter_model.safetensors", metadata={"format": "pt"})
-    (out / ADAPTER_CONFIG).write_text(
-        json.dumps(_peft(lora, without_places(recipe)), indent=2) + "\n", "utf-8"
-    )
+    below = adapter_behind(str(recipe["base"]))
+    if below is not None:
+        stack(below, trained, out)
+    else:
+        shutil.copyfile(trained / ADAPTER_WEIGHTS, out / ADAPTER_WEIGHTS)
+        shutil.copyfile(trained / ADAPTER_CONFIG, out / ADAPTER_CONFIG)
+    config = _json(out / ADAPTER_CONFIG, "cannot be read")
+    config["base_model_name_or_path"] = _base(recipe, "adapter")
+    (out / ADAPTER_CONFIG).write_text(_lines(config), "utf-8")
 
 
-def _peft(lora: Mapping[str, Any], recipe: Mapping[str, Any]) -> dict[str, Any]:
-    """peft's configuration of an adapter."""
-    from peft import LoraConfig
-
-    config = LoraConfig(
-        r=lora["rank"],
-        lora_alpha=lora["alpha"],
-        lora_dropout=lora["dropout"],
-        target_modules=lora["targets"],
-        task_type="CAUSAL_LM",
-        base_model_name_or_path=recipe["base"],
-        inference_mode=True,
-    ).to_dict()
-    return {
-        key: sorted(value) if isinstance(value, set) else value for key, value in config.items()
-    }
+def _base(recipe: Mapping[str, Any], kind: str) -> str:
+    """The model that exported weights are an adapter of, or were trained from."""
+    name = str(recipe["base"])
+    below = adapter_behind(name) if kind == "adapter" else None
+    return name if below is None else adapter_base(below)
 
 
 def _write_papers(
@@ -299,9 +253,9 @@ def _value(value: Any) -> str:
 def model_card(run: Path, recipe: Mapping[str, Any], kind: str, step: int | None) -> str:
     """The README of an exported policy, in Markdown with the Hub's front matter. Paths in it
     are reduced to names."""
-    spec, shown = CATALOG.get(str(recipe["base"])), without_places(recipe)
-    base = str(shown["base"])
-    licence = spec.licence if spec else _LICENCES.get(str(recipe["base"]), "")
+    given, shown = _base(recipe, kind), without_places(recipe)
+    spec, base = CATALOG.get(given), str(_named(given))
+    licence = spec.licence if spec else _LICENCES.get(given, "")
     matter = {"library_name": "peft" if kind == "adapter" else "transformers"}
     matter |= {"base_model": spec.hub if spec else base}
     matter |= {"license": licence.lower() or "other", "pipeline_tag": "text-generation"}
@@ -311,8 +265,8 @@ def model_card(run: Path, recipe: Mapping[str, Any], kind: str, step: int | None
     parts = [
         f"---\n{yaml.safe_dump(matter, sort_keys=False)}---\n",
         f"# {run.resolve().name}\n",
-        f"A policy for turnwise, trained from `{base}`; {kind} weights{told}. It acts in turns: it "
-        "searches, judges what it found, answers with source numbers or declines.\n",
+        f"A policy for turnwise, trained from `{shown['base']}`; {kind} weights{told}. It acts in "
+        "turns: it searches, judges what it found, answers with source numbers or declines.\n",
         f"Recipe digest `{_digest(run)}`; the whole recipe is in `recipe.json` and below, paths reduced "
         "to names.\n",
         _use(kind, base),

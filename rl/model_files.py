@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from agent.policies.merge import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from kg.errors import UsageError
 from rl import run_folder
 from rl.sft import copy_tokenizer
@@ -15,11 +16,19 @@ from rl.sft import copy_tokenizer
 if TYPE_CHECKING:
     import torch
 
+    from rl.engine import Adapter
+
 _WEIGHTS = "model.safetensors"
+#: Folder of the adapter within that of the policy that it is merged into.
+ADAPTER = "adapter"
 
 
 def write_model(
-    weights: Mapping[str, torch.Tensor], like: Path, folder: Path, dtype: torch.dtype
+    weights: Mapping[str, torch.Tensor],
+    like: Path,
+    folder: Path,
+    dtype: torch.dtype,
+    adapter: Adapter | None = None,
 ) -> Path:
     """Write a model folder whole: a kill leaves the old one, the new one, or neither under its name.
 
@@ -28,6 +37,7 @@ def write_model(
         like: a model folder of the same architecture; its configuration and tokenizer are copied.
         folder: where; replaced when it is there.
         dtype: that the weights are converted to.
+        adapter: that is in the weights, if one was trained; goes into a folder within.
 
     Raises:
         UsageError: it cannot be written.
@@ -46,8 +56,20 @@ def write_model(
         if (like / "generation_config.json").is_file():
             shutil.copyfile(like / "generation_config.json", partial / "generation_config.json")
         copy_tokenizer(like, partial)
+        if adapter is not None:
+            _write_adapter(adapter, partial / ADAPTER)
         run_folder.put(partial, folder)
     except OSError as error:
         shutil.rmtree(partial, ignore_errors=True)
         raise UsageError(f"cannot write {folder}: {error.strerror or error}") from error
     return folder
+
+
+def _write_adapter(adapter: Adapter, folder: Path) -> None:
+    from safetensors.torch import save_file
+
+    folder.mkdir()
+    tensors = {name: tensor.detach().contiguous() for name, tensor in adapter.tensors.items()}
+    save_file(tensors, folder / ADAPTER_WEIGHTS, metadata={"format": "pt"})
+    text = json.dumps(adapter.fields, indent=2)
+    (folder / ADAPTER_CONFIG).write_text(text + "\n", "utf-8")

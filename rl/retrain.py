@@ -27,7 +27,7 @@ from rl import ranks, run_folder
 from rl.assess import Assessed, assess
 from rl.batches import lay_out, minibatches
 from rl.closed_book import KNOWN
-from rl.engine import whole
+from rl.engine import adapter_of, whole
 from rl.fit import TrainingError
 from rl.interrupt import graceful
 from rl.learner import Learner, LearnerScorer
@@ -217,7 +217,8 @@ def _gradient(
     with whole(learner.engine):
         if ranks.is_main():
             dtype = torch.bfloat16 if update.dtype == "bfloat16" else torch.float32
-            write_model(weights_of(learner.engine), base, out, dtype)
+            adapter = adapter_of(learner.engine, str(base))
+            write_model(weights_of(learner.engine), base, out, dtype, adapter)
     silent = sum(not advantages.any() for advantages in assessed.credit.advantages)
     return _report(picked, out=out, way="gradient", silent=silent, steps=steps, finished=finished)
 

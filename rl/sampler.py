@@ -9,7 +9,7 @@ import torch
 
 from agent.policies.base import Policy
 from rl import ranks
-from rl.engine import whole
+from rl.engine import adapter_of, whole
 from rl.model_files import write_model
 from rl.sync import Canary, Delivery, deliver, learner_logprobs, weights_of
 from rl.train_recipe import Rollouts
@@ -63,8 +63,8 @@ async def hand_over(
     with whole(engine):
         if policy is None:
             return None
-        weights = weights_of(engine)
-        write_model(weights, like, folder, getattr(torch, _dtype(rollouts)))
+        weights, adapter = weights_of(engine), adapter_of(engine, str(like))
+        write_model(weights, like, folder, getattr(torch, _dtype(rollouts)), adapter)
         return await deliver(policy, folder, weights, canary, proof)
 
 

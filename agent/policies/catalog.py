@@ -345,6 +345,18 @@ def _warn_of_other_base(base: Path) -> None:
         )
 
 
+def adapter_behind(name: str) -> Path | None:
+    """The folder of the LoRA adapter that a name of a policy stands for: that of `default`, or a local
+    folder that holds one; None for a model without one."""
+    folder = Path(name).expanduser()
+    if is_model_folder(folder):
+        return None
+    if not (folder / ADAPTER_CONFIG).is_file():
+        folder = ADAPTER
+    given = (name == DEFAULT or folder != ADAPTER) and (folder / ADAPTER_CONFIG).is_file()
+    return folder if given else None
+
+
 def _resolve_adapter(adapter: Path, cache: Path, progress: Progress) -> Path:
     """A local adapter folder: its merged folder is known by the adapter's place on this disk."""
     base = resolve(adapter_base(adapter), cache, progress)

@@ -24,7 +24,7 @@ from agent.policies.model_folder import (
 from kg.errors import UsageError
 
 ADAPTER_CONFIG = "adapter_config.json"
-_ADAPTER_WEIGHTS = "adapter_model.safetensors"
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
 #: Raised whenever the way of merging changes what comes out, so that old folders are made anew.
 _METHOD = "peft-float32-1"
 
@@ -35,7 +35,7 @@ def adapter_digest(adapter: Path) -> str:
     Raises:
         UsageError: a file is missing.
     """
-    files = (adapter / ADAPTER_CONFIG, adapter / _ADAPTER_WEIGHTS)
+    files = (adapter / ADAPTER_CONFIG, adapter / ADAPTER_WEIGHTS)
     for path in files:
         if not path.is_file():
             raise UsageError(
@@ -51,7 +51,7 @@ def adapter_base(adapter: Path) -> str:
     Raises:
         UsageError: the configuration is not JSON or names no base.
     """
-    name = _adapter_fields(adapter).get("base_model_name_or_path")
+    name = adapter_fields(adapter).get("base_model_name_or_path")
     if not isinstance(name, str) or not name:
         raise UsageError(
             f"{adapter / ADAPTER_CONFIG} names no base model",
@@ -60,7 +60,12 @@ def adapter_base(adapter: Path) -> str:
     return name
 
 
-def _adapter_fields(adapter: Path) -> dict[str, Any]:
+def adapter_fields(adapter: Path) -> dict[str, Any]:
+    """An adapter's configuration.
+
+    Raises:
+        UsageError: it cannot be read.
+    """
     try:
         fields = json.loads((adapter / ADAPTER_CONFIG).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -171,7 +176,7 @@ def _require_every_tensor(adapted: Any, base: Path, adapter: Path) -> None:
     from peft import get_peft_model_state_dict
     from safetensors import safe_open
 
-    with safe_open(adapter / _ADAPTER_WEIGHTS, framework="pt") as stored:
+    with safe_open(adapter / ADAPTER_WEIGHTS, framework="pt") as stored:
         given = set(stored.keys())
     wanted = set(get_peft_model_state_dict(adapted, save_embedding_layers=False))
     if odd := sorted(given ^ wanted):
@@ -180,7 +185,7 @@ def _require_every_tensor(adapted: Any, base: Path, adapter: Path) -> None:
 
 def _refuse_tied_targets(model: Any, adapter: Path) -> None:
     """Merging into one of two tied matrices would silently change the other one too."""
-    fields = _adapter_fields(adapter)
+    fields = adapter_fields(adapter)
     changed = {
         name.rpartition(".")[2]
         for key in ("target_modules", "modules_to_save")

@@ -127,6 +127,42 @@ def test_the_adapter_is_the_merged_policy(trained, merged, home, micro):
         assert torch.allclose(again[name].float(), tensor.float(), atol=1e-5), name
 
 
+def test_the_adapter_of_a_run_from_an_adapter_holds_both(trained, home, micro, tmp_path):
+    """As one is shipped that goes on from the default policy."""
+    from agent.policies.merge import merged_model
+
+    first = export(trained[0], tmp_path / "first", home, which="last", adapter=True).out
+    run = tmp_path / "run"
+    shutil.copytree(trained[0], run)
+    recipe = json.loads((run / "recipe.json").read_text())
+    (run / "recipe.json").write_text(json.dumps(recipe | {"base": str(first)}))
+    both = export(run, tmp_path / "both", home, which="last", adapter=True).out
+    told = json.loads((both / "adapter_config.json").read_text())
+    assert (told["r"], told["base_model_name_or_path"]) == (8, "micro")
+    assert "as the base `micro`" in (both / "README.md").read_text()
+    plain = load_file(micro / "model.safetensors")
+    once, twice = (merged_model(micro, folder).state_dict() for folder in (first, both))
+    moved = 0
+    for name, tensor in plain.items():
+        delta = once[name] - tensor.float()
+        assert torch.allclose(twice[name], tensor.float() + 2 * delta, atol=1e-5), name
+        moved += bool(delta.any())
+    assert moved
+
+
+def test_the_best_weights_have_their_adapter(trained, home, micro, tmp_path):
+    """Whichever step they are of: not the checkpoint's."""
+    from agent.policies.merge import merged_model
+
+    run = tmp_path / "run"
+    shutil.copytree(trained[0], run)
+    shutil.rmtree(run / "checkpoint")
+    found = export(run, tmp_path / "out", home, adapter=True)
+    again = merged_model(micro, found.out).state_dict()
+    for name, tensor in load_file(run / "best" / "model.safetensors").items():
+        assert torch.allclose(again[name].float(), tensor.float(), atol=1e-5), name
+
+
 def test_agent_ask_answers_with_it_under_the_settings_beside_it(merged):
     root = Path(__file__).parents[2]
     env = {k: v for k, v in os.environ.items() if not k.startswith("AGENT_")}
@@ -171,12 +207,9 @@ def test_what_cannot_be_exported_is_told(what, trained, home, tmp_path):
         (tmp_path / "out" / "mine").touch()
         message = "is there already"
     if what == "whole":
-        recipe = json.loads((run / "recipe.json").read_text())
-        recipe["update"]["lora"] = None
         run = tmp_path / "run"
-        run.mkdir()
-        (run / "recipe.json").write_text(json.dumps(recipe))
-        (run / "policy").symlink_to(trained[0] / "policy")
+        shutil.copytree(trained[0], run)
+        shutil.rmtree(run / "policy" / "adapter")
         adapter, message = True, "trained all weights"
     with pytest.raises(UsageError, match=message):
         export(run, out, home, which="last", adapter=adapter)

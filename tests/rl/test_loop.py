@@ -127,14 +127,14 @@ def test_a_corrupted_sync_is_caught_at_that_step(tmp_path, monkeypatch):
     """One element of one tensor is another one in what the second update hands over."""
     honest, calls = model_files.write_model, []
 
-    def corrupt(weights, like, folder, dtype):
+    def corrupt(weights, like, folder, dtype, adapter):
         calls.append(folder)
         if len(calls) == 3:  # the start, step 1, step 2
             name = sorted(weights)[4]
             changed = weights[name].clone()
             changed.view(-1)[17] += 1e-3
             weights = {**weights, name: changed}
-        return honest(weights, like, folder, dtype)
+        return honest(weights, like, folder, dtype, adapter)
 
     monkeypatch.setattr("rl.sampler.write_model", corrupt)
     with pytest.raises(SyncError, match="differs in the folder already"):
