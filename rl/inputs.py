@@ -1,4 +1,5 @@
-"""What a run was begun with, besides its recipe: the tasks behind the names, and the base's files.
+"""What a run was begun with, besides its recipe: the tasks and passages behind the names, and the base's
+files.
 
 `inputs.json` holds digests. A run that goes on with other questions under the same name, or from another
 base, would be no run that anybody could tell about: it is refused.
@@ -37,6 +38,11 @@ def claim_inputs(
     """
     found = {f"the training set '{one.name}'": digest_of(one) for one in asked}
     found |= {f"the validation set '{one.name}'": digest_of(one) for one in held}
+    found |= {
+        f"'{path.name}' of the set '{one.name}'": _digest(path)
+        for one in (*asked, *held)
+        for path in (*one.corpus, *one.graph)
+    }
     found |= {f"the base's {name}": value for name, value in files_of(base).items()}
     path = run / _FILE
     before = _read(path) if path.is_file() else found
@@ -61,8 +67,12 @@ def files_of(base: Path) -> Digests:
     """`weights`, and each file of configuration and tokenizer, to twelve hex digits."""
     skipped = {MANIFEST, *(path.name for path in weight_files(base))}
     beside = (p for p in sorted(base.iterdir()) if p.suffix in _BESIDE and p.name not in skipped)
-    found = {p.name: hashlib.sha256(p.read_bytes()).hexdigest()[:12] for p in beside}
-    return {"weights": weights_version(base), **found}
+    return {"weights": weights_version(base), **{p.name: _digest(p) for p in beside}}
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:12]
 
 
 def _read(path: Path) -> Mapping[str, str]:

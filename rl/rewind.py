@@ -16,7 +16,8 @@ STORE = "trajectories.sqlite"
 
 
 def rewind(run: Path, step: int | None) -> None:
-    """Forget later steps, events, validations and episodes, and a best policy of a later step.
+    """Forget later steps, events, validations, broken batches and episodes, and a best policy of a later
+    step.
 
     Args:
         run: the folder; in the main process alone.
@@ -27,20 +28,16 @@ def rewind(run: Path, step: int | None) -> None:
     """
     after = -1 if step is None else step
     run_folder.cut(run, after)
-    for path in (run / "validation").glob("step-*.json"):
-        if _number(path.stem) > after:
+    for path in (*(run / "validation").glob("step-*.json"), *(run / "broken").glob("step-*.pt")):
+        if _step(path.stem) > after:
             path.unlink()
     Best(run).rewind(after)
     if (run / STORE).is_file():
         with TrajectoryStore.open(run / STORE) as store:
-            store.delete([t.id for t in store.query(problems=[]) if _step_of(t.group) > after])
+            store.delete([id for id, group in store.groups().items() if _step(group) > after])
 
 
-def _step_of(group: str) -> int:
-    """The step that a group of the run's store belongs to: `step-00012/SET/TASK`."""
-    return _number(group.partition("/")[0])
-
-
-def _number(label: str) -> int:
-    digits = label.rpartition("-")[2]
-    return int(digits) if digits.isdigit() else 0
+def _step(label: str) -> int:
+    """The step of `step-00012`, `step-00012-RANK` or the group `validation-00012/SET/TASK`."""
+    digits = label.partition("/")[0].split("-")[1:2]
+    return int(digits[0]) if digits and digits[0].isdigit() else 0

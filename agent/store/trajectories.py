@@ -154,6 +154,12 @@ class TrajectoryStore:
         with transaction(self._engine) as connection:
             return {row.id: row.status for row in connection.execute(sa.select(*columns))}
 
+    def groups(self) -> dict[str, str]:
+        """Group of every episode by id."""
+        columns = (episodes.c.id, episodes.c.grp)
+        with transaction(self._engine) as connection:
+            return {row.id: row.grp for row in connection.execute(sa.select(*columns))}
+
     def keys(self) -> dict[tuple[str, int], tuple[str, str]]:
         """Id and status of the newest episode of every group and seed."""
         columns = (episodes.c.grp, episodes.c.seed, episodes.c.id, episodes.c.status)

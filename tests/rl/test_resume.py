@@ -70,6 +70,17 @@ def test_other_tasks_under_the_same_name_are_refused_by_that_name(
     assert "--out" in error.value.hint
 
 
+def test_other_passages_behind_the_same_questions_are_refused(tmp_path, base):
+    corpus = tmp_path / "passages.jsonl"
+    corpus.write_text('{"id": "1", "text": "Ada is a mathematician."}\n')
+    mine = (Benchmark("mine", (A, B), (corpus,)),)
+    claim_inputs(tmp_path / "run", mine, (), base)
+    claim_inputs(tmp_path / "run", mine, (), base)
+    corpus.write_text('{"id": "1", "text": "Ada is a programmer."}\n')
+    with pytest.raises(UsageError, match=r"'passages.jsonl' of the set 'mine' changed"):
+        claim_inputs(tmp_path / "run", mine, (), base)
+
+
 @pytest.mark.parametrize("name", ["model.safetensors", "tokenizer.json", "chat_template.jinja"])
 def test_another_base_in_the_same_folder_is_refused(tmp_path, base, name):
     claim_inputs(tmp_path / "run", sets(A), (), base)
@@ -145,8 +156,10 @@ def test_a_folder_goes_back_to_its_checkpoint(tmp_path):
     folder = write(
         tmp_path / "run", history(6, validations=[measured(n, 10 * n) for n in (0, 2, 4, 6)])
     )
+    (folder / "broken").mkdir()
     for step in (2, 5):
         run_folder.note(folder, step, "skipped", "why")
+        (folder / "broken" / f"step-{step:05d}-1.pt").touch()
     labels = ["validation-00000", "step-00002", "validation-00004", "step-00005"]
     with TrajectoryStore.open(folder / "trajectories.sqlite") as store:
         store.add_many([play(RIGHT, group=f"{label}/mine/q1") for label in labels])
@@ -159,6 +172,7 @@ def test_a_folder_goes_back_to_its_checkpoint(tmp_path):
     seen = read_history(folder)
     assert (seen.step, [one.step for one in seen.validations]) == (4, [0, 2, 4])
     assert [event.step for event in seen.events] == [2]
+    assert [path.name for path in (folder / "broken").iterdir()] == ["step-00002-1.pt"]
     assert groups() == ["step-00002", "validation-00000", "validation-00004"]
     rewind(folder, None)  # no checkpoint: the first step and its validation are made again
     assert (read_history(folder).step, groups()) == (0, [])
