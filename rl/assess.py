@@ -6,7 +6,7 @@ its contribution, and the policy loss of the batch at ratio 1 is minus the sum o
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, NamedTuple
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from rl.scoring import Scorer
 
 Group = Sequence[Trajectory]
+#: Predicted returns of groups: per trajectory float64[its tokens], before each sampled token.
+Predict = Callable[[Sequence[Group]], Sequence[Floats]]
 
 
 class Dropped(NamedTuple):
@@ -91,6 +93,7 @@ def assess(
     spec: Assessment,
     context: RewardContext | None = None,
     scorer: Scorer | None = None,
+    values: Predict | None = None,
 ) -> Assessed:
     """Rewards, advantages and loss weights of one batch.
 
@@ -102,6 +105,7 @@ def assess(
         spec: the recipe.
         context: what rewards read; probes it does not have yet are computed.
         scorer: computes probes; needed where a reward reads them and `context` lacks some.
+        values: predicts returns; needed where the estimator reads them.
 
     Raises:
         UsageError: a reward needs what neither context nor scorer provides.
@@ -122,6 +126,8 @@ def assess(
             kept.append(tuple(fit))
             rows.append(parts)
     batch = make_batch(kept, spec.reward, rows)
+    if values is not None:
+        batch = replace(batch, values=tuple(values(kept)))
     credit = estimate(spec.credit.estimator, batch, **spec.credit.options)
     weights = token_weights(batch.sampled, spec.loss.aggregation, spec.loss.constant)
     return Assessed(spec, tuple(kept), batch, credit, weights, given, tuple(dropped))

@@ -11,7 +11,7 @@ import logging
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -42,8 +42,20 @@ class Checkpoint:
         self._keep = keep
         self._failures = 0
 
-    def save(self, engine: Any, step: int, state: dict[str, Any]) -> bool:
+    def save(
+        self,
+        engine: Any,
+        step: int,
+        state: dict[str, Any],
+        beside: Mapping[str, Any] | None = None,
+    ) -> bool:
         """Save the engine and what belongs to it; whether it worked.
+
+        Args:
+            engine: of DeepSpeed.
+            step: updates done.
+            state: JSON values.
+            beside: other engines by name, saved within the same checkpoint.
 
         Called by every process. A disk that is full is told as a warning once and as an error the
         second time in a row; the last complete checkpoint stays.
@@ -53,13 +65,9 @@ class Checkpoint:
         """
         tag, problem = f"step-{step:05d}", ""
         try:
-            engine.save_checkpoint(
-                str(self.folder),
-                tag=tag,
-                client_state={"step": step, **state},
-                exclude_frozen_parameters=True,
-                save_latest=False,
-            )
+            self._write(engine, self.folder, tag, {"step": step, **state})
+            for name, other in (beside or {}).items():
+                self._write(other, self.folder / tag, name, {})
         except (OSError, RuntimeError) as error:
             problem = (str(error).splitlines() or [type(error).__name__])[0]
             if ranks.launched():  # the others wait inside DeepSpeed: the launcher has to end them
@@ -84,6 +92,15 @@ class Checkpoint:
         log.warning("%s; going on, %s stays", message, self._current() or "nothing")
         return False
 
+    def _write(self, engine: Any, folder: Path, tag: str, state: dict[str, Any]) -> None:
+        engine.save_checkpoint(
+            str(folder),
+            tag=tag,
+            client_state=state,
+            exclude_frozen_parameters=True,
+            save_latest=False,
+        )
+
     def _point_at(self, tag: str, step: int) -> str:
         """Make a complete checkpoint the current one; what went wrong, "" for nothing."""
         try:
@@ -92,8 +109,12 @@ class Checkpoint:
             return error.message
         return ""
 
-    def load(self, engine: Any) -> dict[str, Any]:
+    def load(self, engine: Any, beside: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """Restore the newest complete checkpoint; gives its state, empty when there is none.
+
+        Args:
+            engine: as it was saved.
+            beside: the other engines that were saved with it, by name.
 
         Raises:
             CheckpointError: the checkpoint that is named is not there or broken.
@@ -101,21 +122,24 @@ class Checkpoint:
         tag = self._current()
         if not tag:
             return {}
+        wanted = [(engine, self.folder, tag)]
+        wanted += [(one, self.folder / tag, name) for name, one in (beside or {}).items()]
         try:
             with _no_code():
-                path, state = engine.load_checkpoint(
-                    str(self.folder), tag=tag, load_module_strict=False
-                )
+                found = [
+                    one.load_checkpoint(str(folder), tag=name, load_module_strict=False)
+                    for one, folder, name in wanted
+                ]
         except Exception as error:  # torch, zipfile and DeepSpeed each raise their own
             alien = _ALIEN.search(str(error))
             cause = f"it holds '{alien[1]}', no part of a checkpoint" if alien else error
             raise CheckpointError(
                 f"the checkpoint {self.folder / tag} is broken: {cause}"
             ) from error
-        if path is None:
-            raise CheckpointError(f"the checkpoint {self.folder / tag} is not there")
+        if any(path is None for path, _ in found):
+            raise CheckpointError(f"the checkpoint {self.folder / tag} is not there, or not whole")
         log.info("going on from %s", tag)
-        return dict(state)
+        return dict(found[0][1])
 
     @property
     def step(self) -> int | None:

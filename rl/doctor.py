@@ -30,12 +30,13 @@ from rl.assess import assess
 from rl.batches import TreeBatch, lay_out, update_batch
 from rl.checkup import HeadWatch
 from rl.curriculum import Drawn
-from rl.learner import Learner, UpdateStats
+from rl.learner import Learner
 from rl.question_sets import Notify, QuestionSet, load_sets, open_sets
 from rl.recipe import Worlds
 from rl.rewards import Part
 from rl.rollouts import Stage, groups_of
 from rl.sampler import hand_over, open_sampler
+from rl.step import UpdateStats
 from rl.sync import Canary, SyncError
 from rl.train_recipe import Assessment, CreditChoice, Tasks, TrainRecipe
 

@@ -47,6 +47,30 @@ def load_trainable(
         PolicyUnavailableError: the folder does not hold a model.
         UsageError: a model whose computation differs from what is trained here.
     """
+    model = _loaded(folder, dtype, longest, attention, checkpointing)
+    return TargetLogprobs(_adapted(model, lora, init).train())
+
+
+def load_critic(
+    folder: Path, lora: Lora | None, dtype: torch.dtype, checkpointing: bool = False
+) -> TokenValues:
+    """The model of a folder with a head that predicts returns, over token trees; see `load_trainable`.
+
+    Raises:
+        PolicyUnavailableError: the folder does not hold a model.
+        UsageError: a model whose computation differs from what is trained here.
+    """
+    model = _loaded(folder, dtype, 0, "tree", checkpointing)
+    return TokenValues(_adapted(model, lora, None)).train()
+
+
+def _loaded(
+    folder: Path,
+    dtype: torch.dtype,
+    longest: int,
+    attention: Literal["packed", "tree"],
+    checkpointing: bool,
+) -> Any:
     from transformers import AutoModelForCausalLM
 
     register()
@@ -62,9 +86,7 @@ def load_trainable(
     require_plain(model.config, longest)
     if checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
-    if lora is None:
-        return TargetLogprobs(model.train())
-    return TargetLogprobs(_adapted(model, lora, init).train())
+    return model
 
 
 class TargetLogprobs(torch.nn.Module):
@@ -103,12 +125,7 @@ class TargetLogprobs(torch.nn.Module):
             predictors: int64[m], the token before each target; the one in front of it when None.
             entropy: also give the entropy of each prediction, in nats: float32[2, m].
         """
-        model: Any = self.model
-        base = model.get_base_model() if hasattr(model, "peft_config") else model
-        again = tree_attention.captured() if base.is_gradient_checkpointing else {}
-        hidden = base.get_decoder()(
-            input_ids=ids[None], position_ids=positions[None], use_cache=False, **again
-        ).last_hidden_state[0]
+        hidden, base = _hidden(self.model, ids, positions), _below(self.model)
         before = targets - 1 if predictors is None else predictors
         in_parts = torch.is_grad_enabled() and len(targets) > self.chunk
 
@@ -127,12 +144,67 @@ class TargetLogprobs(torch.nn.Module):
 _LOGITS = 2**24
 
 
+class TokenValues(torch.nn.Module):
+    """A prediction of the return before each token: a causal language model with a linear head on its
+    last hidden state. A new head predicts 0 everywhere.
+
+    Args:
+        model: a transformers causal language model, with or without adapters; its vocabulary projection
+            is not used.
+    """
+
+    def __init__(self, model: torch.nn.Module) -> None:
+        super().__init__()
+        self.model = model
+        config: Any = model.config
+        like = next(model.parameters())
+        self.head = torch.nn.Linear(
+            config.get_text_config().hidden_size, 1, dtype=like.dtype, device=like.device
+        )
+        torch.nn.init.zeros_(self.head.weight)
+        torch.nn.init.zeros_(self.head.bias)
+        below = _below(model)
+        if below.lm_head.weight is not below.get_input_embeddings().weight:
+            below.lm_head.requires_grad_(False)
+
+    def forward(
+        self, ids: torch.Tensor, positions: torch.Tensor, sources: torch.Tensor
+    ) -> torch.Tensor:
+        """float32[m]: the value after each token in `sources`.
+
+        Args:
+            ids: int64[n], a token tree (set by `on_tree`).
+            positions: int64[n], position within the own path.
+            sources: int64[m], indices into `ids`.
+        """
+        found: torch.Tensor = self.head(_hidden(self.model, ids, positions)[sources])
+        return found.float()[:, 0]
+
+
+def _hidden(model: Any, ids: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+    """[n, hidden]: last hidden states."""
+    base = _below(model)
+    again = tree_attention.captured() if base.is_gradient_checkpointing else {}
+    found: torch.Tensor = base.get_decoder()(
+        input_ids=ids[None], position_ids=positions[None], use_cache=False, **again
+    ).last_hidden_state[0]
+    return found
+
+
+def _below(model: Any) -> Any:
+    """A model without its adapters' wrapper."""
+    return model.get_base_model() if hasattr(model, "peft_config") else model
+
+
 def _read(logits: torch.Tensor, ids: torch.Tensor, entropy: bool) -> torch.Tensor:
     logprobs = -torch.nn.functional.cross_entropy(logits, ids, reduction="none")
     return torch.stack([logprobs, entropy_from_logits(logits)]) if entropy else logprobs
 
 
-def _adapted(model: Any, lora: Lora, init: Path | None) -> torch.nn.Module:
+def _adapted(model: Any, lora: Lora | None, init: Path | None) -> Any:
+    """A model with the adapters that it is to be trained with, if any."""
+    if lora is None:
+        return model
     from peft import LoraConfig, PeftModel, get_peft_model
 
     if init is not None:

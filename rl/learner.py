@@ -6,10 +6,9 @@ process makes the same number of passes. Knows nothing of rewards, rollouts and 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,37 +16,14 @@ import numpy as np
 import torch
 
 from agent.policies.chat import ChatTemplate
-from kg.errors import TurnwiseError
 from rl import losses, ranks
 from rl.batches import Floats, Ids, TreeBatch, UpdateBatch
 from rl.engine import load_trainable, start_engine
 from rl.scoring import Scorer
+from rl.step import UpdateStats, take_step
 from rl.train_recipe import LossChoice, Update
 from rl.tree import TokenTree
 from rl.tree_attention import on_tree
-
-
-class UnequalPassesError(TurnwiseError):
-    """The processes of a run would make different numbers of passes, which ZeRO 3 never survives."""
-
-
-@dataclass(frozen=True)
-class UpdateStats:
-    """One optimizer step, of all processes together.
-
-    Attributes:
-        loss: of the whole step; NaN when the step was skipped.
-        applied: whether the weights changed; not when a loss was no number.
-        figures: means over loss tokens by name, and `grad_norm`, `lr`, `gap_mean`, `gap_max` (nats,
-            engine against learner), `tokens`, `computed` (tokens of the trees), `shared` (tokens of all
-            calls one by one over those of the trees), `passes`, `silent`.
-        broken: trees of this process whose loss was no number.
-    """
-
-    loss: float
-    applied: bool
-    figures: dict[str, float]
-    broken: tuple[TreeBatch, ...] = ()
 
 
 class Learner:
@@ -114,48 +90,15 @@ class Learner:
             UnequalPassesError: the processes were given different batches.
         """
         live = [tree for tree in batch.trees if self._speaks(tree)]
-        mine = self._share(live)
-        tally = _Tally()
-        for index, (item, counts) in enumerate(mine):
-            self.engine.set_gradient_accumulation_boundary(index == len(mine) - 1)
-            found = self._pass(item, batch, None if old is None else old[id(item)])
-            if counts:
-                tally.add(item, found)
-            world = torch.distributed.get_world_size()
-            with _repeatable(self.engine.device):
-                self.engine.backward(found.value * (world if counts else 0))
-            if index < len(mine) - 1:
-                self.engine.step()
-        return self._finish(batch, live, tally)
-
-    def _finish(self, batch: UpdateBatch, live: Sequence[TreeBatch], tally: _Tally) -> UpdateStats:
-        """Change the weights, unless a loss was no number."""
-        device = self.engine.device
-        figures = tally.figures(device)
-        loss = ranks.total(tally.loss, device)
-        broken = ranks.anybody(bool(tally.broken), device)
-        rate = float(self.engine.get_lr()[0])
-        norm = _plain_norm(self.engine) if live else 0.0
-        broken = broken or ranks.anybody(not math.isfinite(norm or 0.0), device)
-        before = self.engine.skipped_steps
-        if live:
-            with _muted(self.engine, broken):
-                self.engine.step()
-        if norm is None:  # ZeRO drops a gradient that is no number by itself
-            norm = float(self.engine.get_global_grad_norm() or 0.0)
-            broken = broken or self.engine.skipped_steps > before or not math.isfinite(norm)
-        computed = sum(len(tree.tree) for tree in live)
-        figures |= {
-            "grad_norm": math.nan if broken else norm,
-            "lr": rate,
-            "tokens": float(batch.tokens),
-            "computed": float(computed),
-            "shared": sum(t.tree.sequence_tokens for t in live) / max(1, computed),
-            "passes": float(len(live)),
-            "silent": float(len(batch.trees) - len(live)),
-        }
-        applied = bool(live) and not broken
-        return UpdateStats(math.nan if broken else loss, applied, figures, tuple(tally.broken))
+        stats = take_step(
+            self.engine,
+            live,
+            lambda item: self._pass(item, batch, None if old is None else old[id(item)]),
+        )
+        silent = float(len(batch.trees) - len(live))
+        return replace(
+            stats, figures=stats.figures | {"tokens": float(batch.tokens), "silent": silent}
+        )
 
     def _pass(self, item: TreeBatch, batch: UpdateBatch, old: Floats | None) -> losses.LossOutput:
         """The loss of one tree, as its part of the whole step."""
@@ -184,16 +127,6 @@ class Learner:
         loss = self._loss
         held = loss.anchor is not None and loss.anchor.into == "loss"
         return held or not tree.silent or loss.entropy > 0
-
-    def _share(self, trees: Sequence[TreeBatch]) -> list[tuple[TreeBatch, bool]]:
-        """This process's trees, and passes that count for nothing up to the other processes' number."""
-        rank, world = torch.distributed.get_rank(), torch.distributed.get_world_size()
-        counts = ranks.gathered((len(trees), sum(map(len, trees))))
-        if len(set(counts)) > 1:
-            raise UnequalPassesError(f"the processes hold different batches: {counts}")
-        mine = [(tree, True) for tree in trees[rank::world]]
-        missing = math.ceil(len(trees) / world) - len(mine)
-        return mine + [(tree, False) for tree in list(trees[:1]) * missing]
 
     def _inputs(self, tree: TokenTree, rows: Ids) -> list[torch.Tensor]:
         parts = (tree.ids, tree.positions, rows, tree.predictors()[rows])
@@ -299,90 +232,3 @@ def _gap(
         figures["weight_min"] = weights.min()
         figures["masked"] = (weights == 0).float().mean()
     return figures
-
-
-class _Tally:
-    """Figures of the passes of a step: means weighted by tokens, maxima, minima."""
-
-    def __init__(self) -> None:
-        self.loss = 0.0
-        self.broken: list[TreeBatch] = []
-        self._tokens = 0
-        self._sums: dict[str, float] = {}
-        self._tops: dict[str, float] = {}
-
-    def add(self, item: TreeBatch, found: losses.LossOutput) -> None:
-        value = float(found.value.detach())
-        if not math.isfinite(value):
-            self.broken.append(item)
-            return
-        self.loss += value
-        self._tokens += len(item)
-        for name, tensor in found.diagnostics.items():
-            one = float(tensor)
-            if name.endswith("_max"):
-                self._tops[name] = max(one, self._tops.get(name, one))
-            elif name.endswith("_min"):
-                self._tops[name] = min(one, self._tops.get(name, one))
-            elif name not in ("tokens", "sequences"):
-                self._sums[name] = self._sums.get(name, 0.0) + one * len(item)
-
-    def figures(self, device: torch.device) -> dict[str, float]:
-        """Of all processes."""
-        mine = (self._tokens, self._sums, self._tops)
-        every = ranks.gathered(mine)
-        tokens = max(1, sum(count for count, _, _ in every))
-        out: dict[str, float] = {}
-        for name in sorted({name for _, sums, _ in every for name in sums}):
-            out[name] = sum(sums.get(name, 0.0) for _, sums, _ in every) / tokens
-        for name in sorted({name for _, _, tops in every for name in tops}):
-            found = [tops[name] for _, _, tops in every if name in tops]
-            out[name] = min(found) if name.endswith("_min") else max(found)
-        return out
-
-
-@contextmanager
-def _repeatable(device: torch.device) -> Iterator[None]:
-    """Within, sums on a CPU are taken in one order.
-
-    The gradient of a gathered row is otherwise added up by whichever thread comes first, and a run that
-    is repeated drifts in the last bits.
-    """
-    if device.type != "cpu":
-        yield
-        return
-    before = torch.are_deterministic_algorithms_enabled()
-    warned = torch.is_deterministic_algorithms_warn_only_enabled()
-    memory: Any = torch.utils.deterministic
-    fill = memory.fill_uninitialized_memory
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    memory.fill_uninitialized_memory = False
-    try:
-        yield
-    finally:
-        torch.use_deterministic_algorithms(before, warn_only=warned)
-        memory.fill_uninitialized_memory = fill
-
-
-def _plain_norm(engine: Any) -> float | None:
-    """Norm of the gradients before clipping; None where DeepSpeed keeps them and tells it later."""
-    if engine.zero_optimization() or engine.bfloat16_enabled():
-        return None
-    found = [p.grad for p in engine.module.parameters() if p.grad is not None]
-    return float(torch.nn.utils.get_total_norm(found))
-
-
-@contextmanager
-def _muted(engine: Any, on: bool) -> Iterator[None]:
-    """Within, a step of the engine clears gradients and changes nothing: DeepSpeed has no way of its own
-    to drop what was accumulated that works with every ZeRO stage."""
-    if not on:
-        yield
-        return
-    inner = getattr(engine.optimizer, "optimizer", engine.optimizer)
-    before = inner.step
-    inner.step = lambda *_, **__: None
-    try:
-        yield
-    finally:
-        inner.step = before

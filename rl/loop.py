@@ -15,7 +15,7 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -30,10 +30,11 @@ from rl.assess import Assessed, assess
 from rl.batches import lay_out, minibatches
 from rl.best import Best
 from rl.checkpoint import Checkpoint, CheckpointError
+from rl.critic import Critic, CriticStats
 from rl.fit import TrainingError
 from rl.inputs import claim_inputs
 from rl.interrupt import graceful
-from rl.learner import Learner, LearnerScorer, UpdateStats
+from rl.learner import Learner, LearnerScorer
 from rl.leash import turn_kl
 from rl.observer import Observer
 from rl.reward_models import functions
@@ -41,7 +42,16 @@ from rl.rewards import RewardContext
 from rl.rewind import rewind
 from rl.run_report import write_report
 from rl.sampler import hand_over, open_sampler
-from rl.step_metrics import Metrics, Validated, facts_of, of_credit, of_updates, staleness
+from rl.step import UpdateStats
+from rl.step_metrics import (
+    Metrics,
+    Validated,
+    facts_of,
+    of_credit,
+    of_critic,
+    of_updates,
+    staleness,
+)
 from rl.sync import Canary
 from rl.train_recipe import TrainRecipe
 from rl.tripwires import require_known
@@ -138,6 +148,18 @@ def _taken_up(
     return tripped
 
 
+class Learnt(NamedTuple):
+    """What a step's batch taught: one entry an optimizer step of the policy, and the critic."""
+
+    policy: list[UpdateStats]
+    critic: CriticStats | None
+
+    @property
+    def updates(self) -> list[UpdateStats]:
+        """Of both."""
+        return [*self.policy, *(self.critic.updates if self.critic is not None else ())]
+
+
 class _Run:
     """One run; see `train`. The main process alone has an actor, and a policy while the run goes on."""
 
@@ -159,6 +181,9 @@ class _Run:
         self.learner = Learner(
             self.base, update, recipe.loss, recipe.steps * update.epochs * update.minibatches
         )
+        self.critic = None
+        if recipe.critic is not None:
+            self.critic = Critic(self.base, recipe.critic, update, recipe.steps)
         self.canary = Canary.of(self.learner.template)
         self.checkpoint = Checkpoint(run, recipe.checkpoints.keep)
         self.best = Best(run)
@@ -167,6 +192,11 @@ class _Run:
         self.bad = 0
         self.gap = 0.0  # of the last sync, nats
         self.versions: dict[str, int] = {}  # of weights, to the updates that made them
+
+    @property
+    def _beside(self) -> dict[str, Any]:
+        """Engines besides the learner's, which checkpoints hold too."""
+        return {} if self.critic is None else {"critic": self.critic.engine}
 
     async def carry_out(self) -> TrainReport:
         """All steps that are left."""
@@ -186,7 +216,7 @@ class _Run:
             self.policy = open_sampler(self.recipe.rollouts, self.recipe.base, self.base)
             known = await self.actor.open(self.policy)
         self.context = replace(self.context, known=ranks.shared(known))
-        state = self.checkpoint.load(self.learner.engine)
+        state = self.checkpoint.load(self.learner.engine, self._beside)
         start = int(state.get("step", 0))
         self.scores = [tuple(score) for score in state.get("scores", [])]
         self.bad = int(state.get("bad", 0))
@@ -219,9 +249,9 @@ class _Run:
                 groups = ranks.shared(await self.actor.collect(step) if self.actor else None)
             stale = staleness(groups, self.versions, step - 1)
             if recipe.rollouts.ahead and not last:
-                assessed, updates = await self._learn_beside(groups, step, clock)
+                assessed, learnt = await self._learn_beside(groups, step, clock)
             else:
-                assessed, updates = self._learn(groups, step, clock)
+                assessed, learnt = self._learn(groups, step, clock)
             if self.actor is not None:
                 with clock("collect"):  # what the update did not cover of the next step's
                     await self.actor.finish(lambda: self.interrupted() or late())
@@ -233,12 +263,12 @@ class _Run:
             if every and (last or step % every == 0):
                 with clock("validate"):
                     await self._validate(step)
-            metrics = self._metrics(step, groups, assessed, updates, clock)
+            metrics = self._metrics(step, groups, assessed, learnt, clock)
             metrics["staleness"] = stale
             file.add(metrics)
             if ranks.is_main():
                 self.observer.step(metrics)
-            ruined = self._count_broken(updates, step)
+            ruined = self._count_broken(learnt.updates, step)
             tripped = None if last else self._tripped()
             if ends or tripped or ruined or step % recipe.checkpoints.every == 0:
                 self._save(step)
@@ -250,7 +280,7 @@ class _Run:
 
     async def _learn_beside(
         self, groups: Sequence[Sequence[Trajectory]], step: int, clock: _Clock
-    ) -> tuple[Assessed, list[UpdateStats]]:
+    ) -> tuple[Assessed, Learnt]:
         """Learn from a step's groups while the next one's are played."""
         if self.actor is None:
             return self._learn(groups, step, clock)
@@ -259,7 +289,7 @@ class _Run:
 
     def _learn(
         self, groups: Sequence[Sequence[Trajectory]], step: int, clock: _Clock
-    ) -> tuple[Assessed, list[UpdateStats]]:
+    ) -> tuple[Assessed, Learnt]:
         """Rewards, credit and the updates of one batch; in every process alike."""
         recipe = self.recipe
         whole = [[t for t in group if t.status is not Status.FAILED] for group in groups]
@@ -269,10 +299,14 @@ class _Run:
                 kl = turn_kl(self.learner, whole, recipe.update.tree_tokens)
                 context = replace(context, anchor_kl=kl)
             scorer = LearnerScorer(self.learner) if recipe.needs_probes else None
-            assessed = assess([group for group in whole if group], recipe, context, scorer)
+            values = self.critic.values if self.critic is not None else None
+            assessed = assess([group for group in whole if group], recipe, context, scorer, values)
             trees = lay_out(assessed, recipe.update.tree_tokens)
         with clock("update"):
-            return assessed, self._update(trees, step)
+            updates, taught = self._update(trees, step), None
+            if self.critic is not None and assessed.credit.targets is not None:
+                taught = self.critic.fit(trees, assessed.credit.targets, (recipe.seed, step))
+            return assessed, Learnt(updates, taught)
 
     def _update(self, trees: Sequence[Any], step: int) -> list[UpdateStats]:
         update = self.recipe.update
@@ -336,7 +370,7 @@ class _Run:
     def _save(self, step: int) -> None:
         state = {"scores": self.scores, "bad": self.bad}
         try:
-            if self.checkpoint.save(self.learner.engine, step, state):
+            if self.checkpoint.save(self.learner.engine, step, state, self._beside):
                 self.best.commit()
             else:
                 run_folder.note(self.run, step, "checkpoint", "it could not be saved; see the log")
@@ -356,7 +390,7 @@ class _Run:
         step: int,
         groups: Sequence[Sequence[Trajectory]],
         assessed: Assessed,
-        updates: Sequence[UpdateStats],
+        learnt: Learnt,
         clock: _Clock,
     ) -> Metrics:
         behaviour = self.actor.behaviour(groups) if self.actor is not None else {}
@@ -365,7 +399,8 @@ class _Run:
             "steps": self.recipe.steps,
             **of_credit(assessed),
             **behaviour,
-            **of_updates(updates),
+            **of_updates(learnt.policy),
+            **(of_critic(learnt.critic) if learnt.critic is not None else {}),
             "sync_gap": self.gap,
             "seconds": sum(clock.seconds.values()),
             **{f"seconds/{name}": value for name, value in clock.seconds.items()},

@@ -224,7 +224,17 @@ def _gradient(
 
 
 def _off_policy(recipe: TrainRecipe, wanted: Wanted) -> TrainRecipe:
-    """The recipe with importance weights, and with the named reward where there is one."""
+    """The recipe with importance weights, and with the named reward where there is one.
+
+    Raises:
+        UsageError: its estimator reads values, which few logged episodes could teach.
+    """
+    if recipe.critic is not None:
+        raise UsageError(
+            f"{recipe.credit.estimator} needs a critic, which retraining has none of",
+            "take an estimator that compares the rollouts of a task: --set credit.estimator=rloo "
+            "--set critic=null",
+        )
     correction = recipe.loss.correction or Correction()
     loss = recipe.loss.model_copy(update={"correction": correction})
     changes: dict[str, Any] = {"loss": loss}

@@ -16,8 +16,9 @@ from eval.metrics.usage import usage
 from eval.sample import Sample, score_one
 from eval.stats import Interval, bootstrap
 from rl.assess import Assessed
-from rl.learner import UpdateStats
+from rl.critic import CriticStats
 from rl.recovery import WhenMisled
+from rl.step import UpdateStats
 
 Metrics = dict[str, float]
 
@@ -208,6 +209,14 @@ def of_updates(updates: Sequence[UpdateStats]) -> Metrics:
         out[name] = tops.get(name.rpartition("_")[2], _mean)(values)
     out["skipped"] = float(sum(not one.applied for one in updates))
     return out
+
+
+def of_critic(taught: CriticStats) -> Metrics:
+    """Figures of the critic, under `critic/`."""
+    updates = of_updates(taught.updates)
+    kept = {n: v for n, v in updates.items() if n in ("grad_norm", "lr", "skipped")}
+    found = {"error": taught.error, "explained": taught.explained, **kept}
+    return {f"critic/{name}": value for name, value in found.items()}
 
 
 def _mean(values: Sequence[float]) -> float:

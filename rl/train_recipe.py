@@ -262,6 +262,24 @@ class Update(Strict):
         return self
 
 
+class CriticChoice(Strict):
+    """The model that predicts returns, for estimators that read values: the base with a head of its own,
+    in the type, ZeRO stage and trees of `update`.
+
+    Attributes:
+        optimizer: AdamW, warm-up and decay over all its optimizer steps.
+        lora: adapters; null trains all weights. The head is trained either way.
+        epochs, minibatches: as in `update`.
+        clip: a value may not move further than this from what it was before the step; null for no limit.
+    """
+
+    optimizer: Optimizer
+    lora: Lora | None = None
+    epochs: int = Field(1, ge=1)
+    minibatches: int = Field(1, ge=1)
+    clip: float | None = Field(None, gt=0, allow_inf_nan=False)
+
+
 class HeldOut(Tasks):
     """The same for tasks that are measured on."""
 
@@ -339,6 +357,7 @@ class TrainRecipe(Assessment):
 
     Attributes:
         models: what rewards ask besides the trajectories.
+        critic: for estimators that read values, and for no others.
         base: model to start from, as `agent models` knows it, or a folder.
         steps: of collecting and updating.
         seed: of everything drawn.
@@ -354,6 +373,7 @@ class TrainRecipe(Assessment):
     models: Models = Models()
     rollouts: Rollouts = Rollouts()
     update: Update
+    critic: CriticChoice | None = None
     validation: Validation = Validation()
     checkpoints: Checkpoints = Checkpoints()
     tripwires: Tripwires = Tripwires()
@@ -362,6 +382,15 @@ class TrainRecipe(Assessment):
     def _corrected(self) -> Self:
         if self.rollouts.ahead and self.loss.correction is None:
             raise ValueError("rollouts.ahead trains on stale episodes: loss.correction must be set")
+        return self
+
+    @model_validator(mode="after")
+    def _criticised(self) -> Self:
+        name = self.credit.estimator
+        if find(name).values and self.critic is None:
+            raise ValueError(f"{name} reads values: add critic: {{optimizer: {{lr: ...}}}}")
+        if self.critic is not None and not find(name).values:
+            raise ValueError(f"critic: {name} reads no values; remove it")
         return self
 
     @property

@@ -6,11 +6,13 @@ values are never read. With gamma = lambda = 1 and no whitening every estimator 
 any fixed values, since each subtracts from a return a number settled before the token; values that
 are off then cost variance only. lambda < 1 trades variance for the values' error; whitening, the
 default as in the field, divides by a std that depends on the batch, which biases the scale.
+What the values are to learn, A + V before whitening, is in `Credit.targets`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 
@@ -83,12 +85,14 @@ def turn_gae(
     check(batch, gamma=gamma, lam=lam)
     predicted = _values(batch)
     before, advantage = np.zeros(batch.turn_mask.shape), np.zeros(batch.turn_mask.shape)
+    targets = tuple(np.full(len(values), np.nan) for values in predicted)
     for i in range(len(batch)):
         live, rewards = _live_turns(batch, i)
         edges = np.array([_steps(batch, i, k)[0] for k in live], dtype=np.int64)
         values = predicted[i][edges]
         before[i, live] = values
         advantage[i, live] = _backward(rewards, values, gamma, lam)
+        targets[i][edges] = advantage[i, live] + values
     live_mask = batch.tokens > 0
     pool = advantage[live_mask]
     center = mean(pool) if whiten else 0.0
@@ -103,7 +107,7 @@ def turn_gae(
         scale=np.where(live_mask, scale, 1.0),
         discount=None,
     )
-    return per_turn(batch, (one,))
+    return replace(per_turn(batch, (one,)), targets=targets)
 
 
 def bilevel_gae(
@@ -168,7 +172,8 @@ def _over_tokens(
     center = mean(pool) if whiten else 0.0
     scale = deviation(pool, std) + eps if whiten else 1.0
     returns = tuple(a + v for a, v in zip(raw, values, strict=True))
-    return per_token(batch, returns, values, center, scale)
+    targets = tuple(np.where(m, r, np.nan) for m, r in zip(batch.sampled, returns, strict=True))
+    return replace(per_token(batch, returns, values, center, scale), targets=targets)
 
 
 def _values(batch: Batch) -> tuple[Floats, ...]:

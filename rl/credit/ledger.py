@@ -183,11 +183,14 @@ class Credit:
         ledger: where they came from.
         dropped: one error per trajectory that was left out; its advantages are all 0 and its turns
             are not in the ledger's mask.
+        targets: of an estimator that reads values, per trajectory float64[its tokens]: the return that
+            the value before a token is to predict, NaN where no value was read.
     """
 
     advantages: tuple[Floats, ...]
     ledger: Ledger
     dropped: tuple[CreditError, ...] = ()
+    targets: tuple[Floats, ...] | None = None
 
 
 def _term_receipt(term: Term, at: tuple[int, int]) -> TermReceipt:

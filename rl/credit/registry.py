@@ -37,12 +37,14 @@ class Estimator:
         compute: from a batch and keyword options to credit.
         unit: what one return is counted for.
         unbiased: whether its defaults give the gradient of the expected reward.
+        values: whether it reads the predictions of a critic.
     """
 
     name: str
     compute: Callable[..., Credit]
     unit: Unit
     unbiased: bool
+    values: bool = False
 
     @property
     def options(self) -> tuple[str, ...]:
@@ -85,9 +87,9 @@ ESTIMATORS = {
         Estimator("turn_rloo", turn_rloo, Unit.TURN, True),
         Estimator("gigpo", gigpo, Unit.TURN, False),
         Estimator("stopping", stopping, Unit.TURN, True),
-        Estimator("token_gae", token_gae, Unit.TOKEN, False),
-        Estimator("turn_gae", turn_gae, Unit.TURN, False),
-        Estimator("bilevel_gae", bilevel_gae, Unit.TOKEN, False),
+        Estimator("token_gae", token_gae, Unit.TOKEN, False, values=True),
+        Estimator("turn_gae", turn_gae, Unit.TURN, False, values=True),
+        Estimator("bilevel_gae", bilevel_gae, Unit.TOKEN, False, values=True),
     )
 }
 

@@ -54,8 +54,12 @@ def drop_and_count(estimator: Callable[[Batch], Credit], batch: Batch) -> Credit
     advantages = [np.zeros(len(mask)) for mask in batch.sampled]
     for row, values in zip(kept, credit.advantages, strict=True):
         advantages[row] = values
-    ledger = _widen(credit.ledger, batch, kept)
-    return Credit(tuple(advantages), ledger, tuple(bad.values()))
+    ledger, targets = _widen(credit.ledger, batch, kept), credit.targets
+    if targets is not None:
+        given = dict(zip(kept.tolist(), targets, strict=True))
+        nothing = [np.full(len(mask), np.nan) for mask in batch.sampled]
+        targets = tuple(given.get(row, none) for row, none in enumerate(nothing))
+    return Credit(tuple(advantages), ledger, tuple(bad.values()), targets)
 
 
 def raw_accounts(batch: Batch) -> tuple[PartAccount, ...]:

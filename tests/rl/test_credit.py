@@ -321,6 +321,30 @@ def test_bilevel_gae_sees_a_turn_with_reward_zero():
     assert abs(one_turn.advantages[0][1] - got[1]) > 0.05
 
 
+def test_values_are_to_predict_the_return_where_they_are_read():
+    batch = Batch.ragged(
+        [0, 1],
+        {"r": [[0.5, 1.0], [np.nan]]},
+        spans=[[(0, 2), (3, 4)], [(0, 1)]],
+        sampled=[[True, True, False, True], [True]],
+        values=[[0.2, 9.0, 9.0, 0.6], [0.0]],
+    )
+    options = {"gamma": 0.9, "lam": 0.8}
+    none = np.nan
+    for name, read in (
+        ("token_gae", [True, True, False, True]),
+        ("turn_gae", [True, False, False, True]),
+        ("bilevel_gae", [True, True, False, True]),
+    ):
+        plain = estimate(name, batch, whiten=False, **options)
+        expected = np.where(read, plain.advantages[0] + batch.values[0], none)
+        for whiten in (False, True):  # whitening scales advantages, not what is learnt
+            found = estimate(name, batch, whiten=whiten, **options).targets
+            assert found[0] == pytest.approx(expected, nan_ok=True), name
+            assert np.isnan(found[1]).all()  # it was dropped: its reward is not finite
+    assert estimate("grpo", batch).targets is None
+
+
 def test_gae_without_values_is_an_error():
     for function in (token_gae, turn_gae, bilevel_gae):
         with pytest.raises(CreditError, match="values"):

@@ -239,7 +239,7 @@ from pathlib import Path
 import torch
 torch.set_num_threads(1)
 from rl.batches import update_batch
-from rl.learner import UnequalPassesError
+from rl.step import UnequalPassesError
 from tests.rl.learning import learner, trees_of
 made = learner(Path(sys.argv[1]), zero=3)
 trees = trees_of(1)

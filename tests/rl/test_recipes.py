@@ -20,7 +20,7 @@ from rl.train_recipe import load_assessment, load_train
 
 METHODS = (
     "abstain", "attrilens", "grpo", "igpo", "igpo_reseek_ikea", "ikea", "knowrl_fact", "lite_ppo",
-    "mppreasoner", "reseek", "rest", "search_r1",
+    "mppreasoner", "ppo", "reseek", "rest", "search_r1",
 )  # fmt: skip
 MOLECULES = ("attrilens", "mppreasoner")
 
@@ -41,6 +41,15 @@ PUBLISHED = {
         "loss.low": 0.2,
         "loss.anchor.coefficient": 0.001,
         "loss.anchor.value": "k3",
+    },
+    "ppo": {
+        "rewards.answer.reward": "exact_match",
+        "credit.options": {"gamma": 1.0, "lam": 1.0},
+        "rollouts.size": 1,
+        "rollouts.agent.budgets.tool_calls": 4,
+        "loss.anchor.coefficient": 0.001,
+        "update.minibatches": 2,
+        "critic.optimizer.warmup": 0.015,
     },
     "grpo": {
         "credit.estimator": "grpo",
@@ -152,6 +161,11 @@ def scorer(micro):
     return load_scorer(micro, "micro")
 
 
+def guessed(groups):
+    """What a critic would say that expects a little everywhere."""
+    return [0.3 * t.sampled for group in groups for t in group]
+
+
 @pytest.mark.parametrize("name", [name for name in METHODS if name not in MOLECULES])
 def test_a_recipe_judges_real_rollouts_and_its_receipts_add_up(name, played, scorer):
     recipe = load_train(name)
@@ -160,7 +174,8 @@ def test_a_recipe_judges_real_rollouts_and_its_receipts_add_up(name, played, sco
     promised = replace(context, promised=recipe.provides)
     assert missing(recipe.reward.rewards.values(), promised, tasks) == ""
     groups = played.groups[:2] if recipe.needs_probes else played.groups
-    found = assess(groups, recipe, context, scorer if recipe.needs_probes else None)
+    values = None if recipe.critic is None else guessed
+    found = assess(groups, recipe, context, scorer if recipe.needs_probes else None, values)
     assert {one.reason for one in found.dropped} <= {"its task has no gold answer to probe for"}
     assert len(found.batch) >= 4
     assert found.batch.rewards.any()

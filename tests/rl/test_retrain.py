@@ -178,6 +178,12 @@ def test_a_gradient_learns_from_attached_rewards(logged, micro, models_dir, tmp_
     assert lines[0]["weight_mean"] == pytest.approx(1.0, abs=0.05)  # the same weights drew them
 
 
+def test_a_gradient_that_needs_a_critic_is_refused(logged, models_dir, tmp_path):
+    url = stored(tmp_path / "log.sqlite", logged)
+    with pytest.raises(UsageError, match="token_gae needs a critic"):
+        retrain(url, load_train("ppo"), settings_of(models_dir), tmp_path / "run", "gradient")
+
+
 def test_a_store_without_anything_to_learn_from_says_why(logged, models_dir, tmp_path):
     url = stored(tmp_path / "log.sqlite", [replace(t, policy="gpt@1") for t in logged])
     with pytest.raises(UsageError, match=r"none of 16 .*another policy: gpt \(16\)"):
