@@ -1,0 +1,50 @@
+"""A whole run in two processes, as a launcher starts it: one samples, both learn."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from agent.store import TrajectoryStore
+from rl.run_history import read_history
+from tests.rl.training_run import run
+
+CHANGES = {
+    "steps": 2,
+    "rollouts": {"tasks": 3, "size": 3, "concurrency": 9},
+    "update": {"zero": 1, "optimizer": {"lr": 1e-4, "warmup": 0.0, "final": 1.0}},
+    "validation": {
+        "every": 2,
+        "tasks": {
+            "worlds": {"count": 1, "first_seed": 5002, "entities": 80, "questions": 60},
+            "split": "test",
+            "limit": 4,
+        },
+    },
+}
+
+
+def rows(out):
+    return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_two_processes_run_as_one_does(tmp_path):
+    """The same episodes and rewards in the first step; what follows differs by rounding alone."""
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    command = [*launcher, "-m", "tests.rl.training_run", str(tmp_path / "two")]
+    command += [f"{key}={json.dumps(value)}" for key, value in CHANGES.items()]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr[-3000:]
+    said = done.stdout.splitlines()
+    assert [line for line in said if line.startswith("step")] == ["step 1", "step 2"]
+    assert run(tmp_path / "one", tmp_path / "home", **CHANGES).finished
+    two, one = rows(tmp_path / "two"), rows(tmp_path / "one")
+    for name in ("reward", "right", "turns", "tokens", "passes"):
+        assert two[0][name] == one[0][name], name
+    for name in ("loss", "grad_norm", "gap_mean", "advantage_abs"):
+        assert two[0][name] == pytest.approx(one[0][name], rel=1e-3, abs=1e-5), name
+    assert [row["sync_gap"] < 1e-3 for row in two] == [True, True]
+    assert [v.step for v in read_history(tmp_path / "two").validations] == [0, 2]
+    with TrajectoryStore.open(tmp_path / "two" / "trajectories.sqlite") as store:
+        assert store.count() == 2 * 9 + 2 * 4
