@@ -34,14 +34,14 @@ VALIDATION = {
 }
 
 
-def started(out, *options):
+def started(out, *options, engine="vllm"):
     return subprocess.Popen(
         [
             sys.executable,
             "-m",
             "tests.rl.training_run",
             str(out),
-            'rollouts={"tasks": 2}',
+            f"rollouts={json.dumps({'tasks': 2, 'engine': engine})}",
             *options,
         ],
         stdout=subprocess.PIPE,
@@ -95,7 +95,8 @@ def test_a_killed_run_ends_with_the_numbers_of_one_that_was_not(tmp_path):
 
 def test_ctrl_c_finishes_the_step_and_the_same_command_goes_on(tmp_path):
     out = tmp_path / "run"
-    process = started(out, "steps=2", f"validation={json.dumps(VALIDATION)}")
+    options = ("steps=2", f"validation={json.dumps(VALIDATION)}")
+    process = started(out, *options, engine="transformers")
     for line in process.stdout:
         if line.startswith("stage collect"):
             process.send_signal(signal.SIGINT)
@@ -105,7 +106,7 @@ def test_ctrl_c_finishes_the_step_and_the_same_command_goes_on(tmp_path):
     assert "step 1\n" in rest
     assert "step 2\n" not in rest
     assert json.loads((out / "report.json").read_text())["interrupted"]
-    again = started(out, "steps=2", f"validation={json.dumps(VALIDATION)}")
+    again = started(out, *options, engine="transformers")
     text = again.stdout.read()
     assert again.wait(timeout=300) == 0
     assert [line for line in text.splitlines() if line.startswith("step")] == ["step 2"]
