@@ -34,14 +34,14 @@ class CriticStats:
     """What a batch taught the critic.
 
     Attributes:
-        error: mean squared error of the values that the batch's credit was computed with.
-        explained: share of the returns' variance that those values explain; at most 1, below 0 for
-            values that are worse than a constant, NaN where the returns do not vary.
+        mse: mean squared error of the values that the batch's credit was computed with.
+        explained_variance: share of the returns' variance that those values explain; at most 1, below 0
+            for values that are worse than a constant, NaN where the returns do not vary.
         updates: one an optimizer step; the loss is half the mean squared error.
     """
 
-    error: float
-    explained: float
+    mse: float
+    explained_variance: float
     updates: tuple[UpdateStats, ...]
 
 
@@ -85,19 +85,24 @@ class Critic:
         return out
 
     def fit(
-        self, trees: Sequence[TreeBatch], targets: Sequence[Floats], seed: Sequence[int]
+        self,
+        trees: Sequence[TreeBatch],
+        values: Sequence[Floats],
+        targets: Sequence[Floats],
+        seed: Sequence[int],
     ) -> CriticStats:
         """Train on the returns of a batch.
 
         Args:
             trees: of the batch, those without advantages too: see `rl.batches.lay_out`.
+            values: per trajectory of the batch float64[its tokens], what `values` gave.
             targets: per trajectory of the batch float64[its tokens], NaN where nothing is to be learnt;
                 see `rl.credit.Credit.targets`.
             seed: of the order of minibatches.
         """
-        wanted = {id(tree): _wanted(tree, targets) for tree in trees}
+        wanted = {id(tree): _of_tree(tree, targets) for tree in trees}
         live = [tree for tree in trees if np.isfinite(wanted[id(tree)]).any()]
-        before = {id(tree): self._of_rows(tree.tree, tree.rows)[tree.place] for tree in live}
+        before = {id(tree): _of_tree(tree, values) for tree in live}
         updates = []
         for epoch in range(self._choice.epochs):
             order = np.random.default_rng([*seed, epoch]).permutation(len(live)).tolist()
@@ -124,9 +129,9 @@ class Critic:
         place = torch.from_numpy(tree.place[chosen]).to(device)
         target = torch.from_numpy(wanted[chosen].astype(np.float32)).to(device)
         error = (found[place] - target).square()
-        if self._choice.clip is not None:
+        if (clip := self._choice.value_clip) is not None:
             old = torch.from_numpy(before[chosen].astype(np.float32)).to(device)
-            held = old + (found[place] - old).clamp(-self._choice.clip, self._choice.clip)
+            held = old + (found[place] - old).clamp(-clip, clip)
             error = torch.maximum(error, (held - target).square())
         return LossOutput(0.5 * error.sum() / count, {})
 
@@ -154,9 +159,9 @@ class Critic:
         return [torch.from_numpy(one).to(self.engine.device) for one in inputs]
 
 
-def _wanted(tree: TreeBatch, targets: Sequence[Floats]) -> Floats:
-    """float64[k]: targets of a tree's loss tokens, in their order."""
-    return np.concatenate([np.zeros(0), *(targets[number][at] for number, at in tree.where)])
+def _of_tree(tree: TreeBatch, given: Sequence[Floats]) -> Floats:
+    """float64[k]: per-trajectory numbers at a tree's loss tokens, in their order."""
+    return np.concatenate([np.zeros(0), *(given[number][at] for number, at in tree.where)])
 
 
 def _errors(pairs: Sequence[tuple[Floats, Floats]]) -> tuple[float, float]:

@@ -290,7 +290,7 @@ _SHOWN = (
     ("gap_mean", "gap", _short),
     ("sync_gap", "sync gap", _short),
     ("grad_norm", "gradient", _short),
-    ("critic/explained", "critic", _share),
+    ("critic/explained_variance", "critic", _share),
     ("turns", "turns", _one),
     ("searches", "searches", _one),
     ("rate", "tokens/s", _rate),

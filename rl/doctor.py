@@ -29,6 +29,7 @@ from rl import checkup, ranks
 from rl.assess import assess
 from rl.batches import TreeBatch, lay_out, update_batch
 from rl.checkup import HeadWatch
+from rl.critic import Critic, Floats
 from rl.curriculum import Drawn
 from rl.learner import Learner
 from rl.question_sets import Notify, QuestionSet, load_sets, open_sets
@@ -135,6 +136,7 @@ async def _examined(
             patient = Patient(recipe, learner, policy, base, setup, groups, trees)
             found += await of_rollouts(patient)
             found += await of_step(patient, folder / "policy")
+            found += of_critic(patient)
     finally:
         if policy is not None:
             await policy.aclose()
@@ -227,6 +229,31 @@ async def of_step(patient: Patient, folder: Path) -> list[Check]:
         checkup.passes_check([passes for passes, _ in told], len(patient.trees)),
         sync,
     ]
+
+
+def of_critic(patient: Patient) -> list[Check]:
+    """One batch of the critic, where the recipe has one; every process must call it."""
+    recipe = patient.recipe
+    if recipe.critic is None:
+        return []
+    critic = Critic(patient.base, recipe.critic, recipe.update, 1)
+    told = critic.fit(patient.trees, *_returns_of_one(patient.trees), (recipe.seed, 0))
+    moved = any(values.any() for values in critic.values(patient.groups))
+    if patient.policy is None:
+        return []
+    detail = f"{len(told.updates)} steps from values that were off by {told.mse:.3g} (mean square)"
+    if moved and all(one.applied for one in told.updates):
+        return [Check("critic", "ok", detail)]
+    return [Check("critic", "fail", f"it learnt nothing: {detail}", "change critic.optimizer.lr")]
+
+
+def _returns_of_one(trees: Sequence[TreeBatch]) -> tuple[list[Floats], list[Floats]]:
+    """Values of a new critic, 0, and returns of 1, per trajectory at its loss tokens."""
+    ends: dict[int, int] = {}
+    for number, at in (one for tree in trees for one in tree.where):
+        ends[number] = max(ends.get(number, 0), int(at.max(initial=-1)) + 1)
+    sizes = [ends.get(number, 0) for number in range(max(ends, default=-1) + 1)]
+    return [np.zeros(size) for size in sizes], [np.ones(size) for size in sizes]
 
 
 async def _delivered(patient: Patient, folder: Path, stats: UpdateStats) -> Check:

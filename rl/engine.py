@@ -61,7 +61,8 @@ def load_critic(
         UsageError: a model whose computation differs from what is trained here.
     """
     model = _loaded(folder, dtype, 0, "tree", checkpointing)
-    return TokenValues(_adapted(model, lora, None)).train()
+    model.lm_head = torch.nn.Identity()
+    return TokenValues(_adapted(model, lora, None)).to(dtype).train()
 
 
 def _loaded(
@@ -150,22 +151,16 @@ class TokenValues(torch.nn.Module):
 
     Args:
         model: a transformers causal language model, with or without adapters; its vocabulary projection
-            is not used.
+            is not used and may be gone.
     """
 
     def __init__(self, model: torch.nn.Module) -> None:
         super().__init__()
         self.model = model
         config: Any = model.config
-        like = next(model.parameters())
-        self.head = torch.nn.Linear(
-            config.get_text_config().hidden_size, 1, dtype=like.dtype, device=like.device
-        )
+        self.head = _Head(config.get_text_config().hidden_size, 1)
         torch.nn.init.zeros_(self.head.weight)
         torch.nn.init.zeros_(self.head.bias)
-        below = _below(model)
-        if below.lm_head.weight is not below.get_input_embeddings().weight:
-            below.lm_head.requires_grad_(False)
 
     def forward(
         self, ids: torch.Tensor, positions: torch.Tensor, sources: torch.Tensor
@@ -178,7 +173,15 @@ class TokenValues(torch.nn.Module):
             sources: int64[m], indices into `ids`.
         """
         found: torch.Tensor = self.head(_hidden(self.model, ids, positions)[sources])
-        return found.float()[:, 0]
+        return found[:, 0]
+
+
+class _Head(torch.nn.Linear):
+    """Computes in float32 whatever its type is: bfloat16 would round a return to 8 bits."""
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        bias = None if self.bias is None else self.bias.float()
+        return torch.nn.functional.linear(hidden.float(), self.weight.float(), bias)
 
 
 def _hidden(model: Any, ids: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:

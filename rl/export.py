@@ -23,8 +23,7 @@ from agent.settings import Settings, isolated_settings
 from kg.errors import UsageError
 from rl import run_folder
 from rl.best import Best
-from rl.model_files import ADAPTER
-from rl.sft import copy_tokenizer
+from rl.model_files import ADAPTER, copy_tokenizer, require_base
 
 Notify = Callable[[str], None]
 Which = Literal["best", "last"]
@@ -152,10 +151,11 @@ def _write_weights(
     copy_tokenizer(source, out)
     alone = (source / ADAPTER_CONFIG).is_file()
     if adapter:
-        _write_adapter(source if alone else source / ADAPTER, out, recipe)
+        _write_adapter(source if alone else source / ADAPTER, out, recipe, settings, notify)
         return "adapter"
     if alone:
         base = resolve(str(recipe["base"]), settings.models_dir, notify)
+        require_base(source, base)
         notify(f"merging the adapter into {base.name}")
         merge_adapter(base, source, out)
         return "merged"
@@ -165,16 +165,24 @@ def _write_weights(
     return "merged"
 
 
-def _write_adapter(trained: Path, out: Path, recipe: Mapping[str, Any]) -> None:
+def _write_adapter(
+    trained: Path, out: Path, recipe: Mapping[str, Any], settings: Settings, notify: Notify
+) -> None:
     """The adapter as peft reads it, for the plain model below: one that the run's base has is in it.
 
     Raises:
-        UsageError: the run trained all weights, or the base's adapter is no plain LoRA.
+        UsageError: the run trained all weights, or wrote its policy before adapters were kept; the
+            base's adapter is no plain LoRA, or not the one that the run began with.
     """
     if not (trained / ADAPTER_CONFIG).is_file():
-        raise UsageError("this run trained all weights: there is no adapter", "export it merged")
+        lora = recipe.get("lora") or recipe.get("update", {}).get("lora")
+        why = (
+            "its policy was written before adapters were kept" if lora else "it trained all weights"
+        )
+        raise UsageError(f"this run has no adapter: {why}", "export it merged")
     below = adapter_behind(str(recipe["base"]))
     if below is not None:
+        require_base(trained, resolve(str(recipe["base"]), settings.models_dir, notify))
         stack(below, trained, out)
     else:
         shutil.copyfile(trained / ADAPTER_WEIGHTS, out / ADAPTER_WEIGHTS)

@@ -38,14 +38,17 @@ def claim_inputs(
     """
     found = {f"the training set '{one.name}'": digest_of(one) for one in asked}
     found |= {f"the validation set '{one.name}'": digest_of(one) for one in held}
-    found |= {
-        f"'{path.name}' of the set '{one.name}'": _digest(path)
+    passages = {
+        f"what is searched for '{one.name}' ({path.name}, {number})": _of_file_or_folder(path)
         for one in (*asked, *held)
-        for path in (*one.corpus, *one.graph)
+        for number, path in enumerate((*one.corpus, *one.graph), start=1)
     }
+    found |= passages
     found |= {f"the base's {name}": value for name, value in files_of(base).items()}
     path = run / _FILE
     before = _read(path) if path.is_file() else found
+    if not any(name in before for name in passages):  # there was a time when they were not noted
+        before = {**before, **passages}
     if changed := sorted(
         name for name in before.keys() | found.keys() if before.get(name) != found.get(name)
     ):
@@ -53,7 +56,7 @@ def claim_inputs(
             f"{run} was begun with other data: {_listed(changed)} changed since",
             "put it back as it was, or begin a run of its own with another --out",
         )
-    if not path.is_file():
+    if not path.is_file() or _read(path) != found:
         run_folder.write(path, found)
 
 
@@ -68,6 +71,14 @@ def files_of(base: Path) -> Digests:
     skipped = {MANIFEST, *(path.name for path in weight_files(base))}
     beside = (p for p in sorted(base.iterdir()) if p.suffix in _BESIDE and p.name not in skipped)
     return {"weights": weights_version(base), **{p.name: _digest(p) for p in beside}}
+
+
+def _of_file_or_folder(path: Path) -> str:
+    if not path.is_dir():
+        return _digest(path)
+    files = sorted(one for one in path.rglob("*") if one.is_file())
+    lines = "".join(f"{one.relative_to(path)} {_digest(one)}\n" for one in files)
+    return hashlib.sha256(lines.encode()).hexdigest()[:12]
 
 
 def _digest(path: Path) -> str:

@@ -154,11 +154,6 @@ class Learnt(NamedTuple):
     policy: list[UpdateStats]
     critic: CriticStats | None
 
-    @property
-    def updates(self) -> list[UpdateStats]:
-        """Of both."""
-        return [*self.policy, *(self.critic.updates if self.critic is not None else ())]
-
 
 class _Run:
     """One run; see `train`. The main process alone has an actor, and a policy while the run goes on."""
@@ -268,7 +263,7 @@ class _Run:
             file.add(metrics)
             if ranks.is_main():
                 self.observer.step(metrics)
-            ruined = self._count_broken(learnt.updates, step)
+            ruined = self._count_broken(assessed, learnt, step)
             tripped = None if last else self._tripped()
             if ends or tripped or ruined or step % recipe.checkpoints.every == 0:
                 self._save(step)
@@ -304,8 +299,9 @@ class _Run:
             trees = lay_out(assessed, recipe.update.tree_tokens)
         with clock("update"):
             updates, taught = self._update(trees, step), None
-            if self.critic is not None and assessed.credit.targets is not None:
-                taught = self.critic.fit(trees, assessed.credit.targets, (recipe.seed, step))
+            before, targets = assessed.batch.values, assessed.credit.targets
+            if self.critic is not None and before is not None and targets is not None:
+                taught = self.critic.fit(trees, before, targets, (recipe.seed, step))
             return assessed, Learnt(updates, taught)
 
     def _update(self, trees: Sequence[Any], step: int) -> list[UpdateStats]:
@@ -323,22 +319,27 @@ class _Run:
                 out.append(self.learner.step(batch, old))
         return out
 
-    def _count_broken(self, updates: Sequence[UpdateStats], step: int) -> TrainingError | None:
+    def _count_broken(self, assessed: Assessed, learnt: Learnt, step: int) -> TrainingError | None:
         """Keep what broke for inspection; what ends the run after too many in a row."""
-        broken = [tree for one in updates for tree in one.broken]
-        self.bad = self.bad + 1 if any(math.isnan(one.loss) for one in updates) else 0
-        if broken:
-            path = self.run / "broken" / f"step-{step:05d}-{torch.distributed.get_rank()}.pt"
-            path.parent.mkdir(exist_ok=True)
-            torch.save([asdict(tree) for tree in broken], path)
-            said = f"the loss is no number; nothing changed; see {path.relative_to(self.run)}"
+        kinds = {"policy": learnt.policy, "critic": learnt.critic.updates if learnt.critic else ()}
+        whose = [name for name, all_ in kinds.items() if any(math.isnan(one.loss) for one in all_)]
+        for name in whose:
+            said = f"the {name}'s loss is no number; it did not change"
+            if broken := [asdict(tree) for one in kinds[name] for tree in one.broken]:
+                place = f"step-{step:05d}-{torch.distributed.get_rank()}-{name}.pt"
+                (self.run / "broken").mkdir(exist_ok=True)
+                targets = assessed.credit.targets if name == "critic" else None
+                torch.save({"trees": broken, "targets": targets}, self.run / "broken" / place)
+                said += f"; see broken/{place}"
             run_folder.note(self.run, step, "skipped", said)
             self.observer.notify(f"step {step}: {said}")
+        self.bad = self.bad + 1 if whose else 0
         if self.bad < self.recipe.update.bad_steps:
             return None
+        key = "update.optimizer.lr" if "policy" in whose else "critic.optimizer.lr"
         return TrainingError(
             f"the loss was no number in {self.bad} steps in a row, the last one {step}",
-            "lower update.optimizer.lr; the batches are in the run's folder, under broken/",
+            f"lower {key}; the batches are in the run's folder, under broken/",
         )
 
     async def _sync(self, step: int) -> None:

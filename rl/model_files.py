@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from agent.policies.merge import ADAPTER_CONFIG, ADAPTER_WEIGHTS
+from agent.policies.model_folder import weights_version
 from kg.errors import UsageError
 from rl import run_folder
-from rl.sft import copy_tokenizer
 
 if TYPE_CHECKING:
     import torch
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from rl.engine import Adapter
 
 _WEIGHTS = "model.safetensors"
+BASE = "base.json"
 #: Folder of the adapter within that of the policy that it is merged into.
 ADAPTER = "adapter"
 
@@ -57,7 +58,7 @@ def write_model(
             shutil.copyfile(like / "generation_config.json", partial / "generation_config.json")
         copy_tokenizer(like, partial)
         if adapter is not None:
-            _write_adapter(adapter, partial / ADAPTER)
+            _write_adapter(adapter, partial / ADAPTER, like)
         run_folder.put(partial, folder)
     except OSError as error:
         shutil.rmtree(partial, ignore_errors=True)
@@ -65,7 +66,7 @@ def write_model(
     return folder
 
 
-def _write_adapter(adapter: Adapter, folder: Path) -> None:
+def _write_adapter(adapter: Adapter, folder: Path, like: Path) -> None:
     from safetensors.torch import save_file
 
     folder.mkdir()
@@ -73,3 +74,33 @@ def _write_adapter(adapter: Adapter, folder: Path) -> None:
     save_file(tensors, folder / ADAPTER_WEIGHTS, metadata={"format": "pt"})
     text = json.dumps(adapter.fields, indent=2)
     (folder / ADAPTER_CONFIG).write_text(text + "\n", "utf-8")
+    note_base(folder, like)
+
+
+def note_base(adapter: Path, base: Path) -> None:
+    """Write beside an adapter which weights it was trained on, whatever their name comes to mean."""
+    (adapter / BASE).write_text(json.dumps({"weights": weights_version(base)}) + "\n", "utf-8")
+
+
+def require_base(adapter: Path, base: Path) -> None:
+    """Refuse to put an adapter on other weights than it was trained on, where it tells.
+
+    Raises:
+        UsageError: they are others.
+    """
+    path = adapter / BASE
+    if not path.is_file():
+        return
+    trained, found = json.loads(path.read_text("utf-8"))["weights"], weights_version(base)
+    if trained != found:
+        raise UsageError(
+            f"the adapter was trained on the weights {trained}; the base is {found} now",
+            "export with the version of turnwise that trained it, or give its base as a folder",
+        )
+
+
+def copy_tokenizer(source: Path, out: Path) -> None:
+    """Put a model folder's tokenizer and chat template beside new weights."""
+    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+        if (source / name).is_file():
+            shutil.copyfile(source / name, out / name)

@@ -48,11 +48,18 @@ def load_sets(
         worlds: folder of the run's worlds; one that is there already is used.
         notify: gets one line a stage.
 
+    Returns:
+        The sets, narrowed to the tasks that are asked for, with the corpus that will be searched.
+
     Raises:
         UsageError: an unknown set, or one without a task that is asked for.
     """
     loaded = _loaded(tasks, settings, data, worlds, notify)
-    return tuple(_narrowed(one, tasks) for one in loaded)
+    searched = settings.corpus
+    return tuple(
+        replace(found, corpus=searched or found.corpus)
+        for found in (_narrowed(one, tasks) for one in loaded)
+    )
 
 
 def open_sets(

@@ -227,12 +227,12 @@ def _off_policy(recipe: TrainRecipe, wanted: Wanted) -> TrainRecipe:
     """The recipe with importance weights, and with the named reward where there is one.
 
     Raises:
-        UsageError: its estimator reads values, which few logged episodes could teach.
+        UsageError: its estimator reads values, and there is no critic here.
     """
     if recipe.critic is not None:
         raise UsageError(
             f"{recipe.credit.estimator} needs a critic, which retraining has none of",
-            "take an estimator that compares the rollouts of a task: --set credit.estimator=rloo "
+            "take one that compares the rollouts of a task: --set 'credit={estimator: rloo}' "
             "--set critic=null",
         )
     correction = recipe.loss.correction or Correction()

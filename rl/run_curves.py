@@ -45,7 +45,7 @@ CURVES = (
         log=True,
     ),
     Curve("gradient norm", {"grad_norm": "policy", "critic/grad_norm": "critic"}, log=True),
-    Curve("critic", {"critic/explained": "variance of returns explained"}, "share"),
+    Curve("critic", {"critic/explained_variance": "variance of returns explained"}, "share"),
     Curve(
         "clipped",
         {"clip_low": "low", "clip_high": "high", "clip_dual": "dual", "masked": "masked"},

@@ -13,7 +13,7 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO
@@ -64,7 +64,15 @@ def claim(run: Path, recipe: Strict, free: Sequence[str] = ()) -> None:
         UsageError: it is another recipe's, or cannot be written.
     """
     value = json.loads(recipe.model_dump_json())
-    _keep(run, "recipe.json", value, "a run of another recipe", free)
+
+    def today(there: Any) -> Any:
+        """A recipe that was written before a key was there has that key's default."""
+        try:
+            return json.loads(type(recipe).model_validate(there).model_dump_json())
+        except (ValueError, UsageError):
+            return there
+
+    _keep(run, "recipe.json", value, "a run of another recipe", free, today)
 
 
 def claim_rows(run: Path, train: Sequence[Row], held: Sequence[Row]) -> None:
@@ -80,10 +88,17 @@ def claim_rows(run: Path, train: Sequence[Row], held: Sequence[Row]) -> None:
     _keep(run, "rows.json", facts, "a run that was begun on other data")
 
 
-def _keep(run: Path, name: str, value: Any, other: str, free: Sequence[str] = ()) -> None:
+def _keep(
+    run: Path,
+    name: str,
+    value: Any,
+    other: str,
+    free: Sequence[str] = (),
+    today: Callable[[Any], Any] = lambda there: there,
+) -> None:
     path = run / name
     try:
-        there = json.loads(path.read_text("utf-8")) if path.is_file() else None
+        there = today(json.loads(path.read_text("utf-8"))) if path.is_file() else None
     except (OSError, json.JSONDecodeError) as error:
         raise UsageError(f"{path} cannot be read: {error}", "choose another --out") from error
     if there is not None and _without(there, free) != _without(value, free):

@@ -18,6 +18,7 @@ from kg.errors import UsageError
 from rl import ranks
 from rl.engine import load_trainable, whole
 from rl.fit import FitReport, Progress, fit
+from rl.model_files import copy_tokenizer, note_base
 from rl.packing import Row, rows
 from rl.recipe import SftRecipe
 
@@ -84,11 +85,6 @@ def _export(engine: Any, run: Path, base: str, folder: Path) -> Path:
             model.save_pretrained(str(out))
             if out.name == "model":
                 copy_tokenizer(folder, out)
+            else:
+                note_base(out, folder)
     return out
-
-
-def copy_tokenizer(source: Path, out: Path) -> None:
-    """Put a model folder's tokenizer and chat template beside new weights."""
-    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
-        if (source / name).is_file():
-            shutil.copyfile(source / name, out / name)

@@ -30,9 +30,9 @@ class UpdateStats:
     Attributes:
         loss: of the whole step; NaN when the step was skipped.
         applied: whether the weights changed; not when a loss was no number.
-        figures: means over loss tokens by name, and `grad_norm`, `lr`, `gap_mean`, `gap_max` (nats,
-            engine against learner), `tokens`, `computed` (tokens of the trees), `shared` (tokens of all
-            calls one by one over those of the trees), `passes`, `silent`.
+        figures: means over loss tokens of what the loss tells, by name, and `grad_norm`, `lr`,
+            `computed` (tokens of the trees), `shared` (tokens of all calls one by one over those of
+            the trees), `passes`; of a policy also `tokens` (loss tokens) and `silent` (trees left out).
         broken: trees of this process whose loss was no number.
     """
 

@@ -214,8 +214,8 @@ def of_updates(updates: Sequence[UpdateStats]) -> Metrics:
 def of_critic(taught: CriticStats) -> Metrics:
     """Figures of the critic, under `critic/`."""
     updates = of_updates(taught.updates)
-    kept = {n: v for n, v in updates.items() if n in ("grad_norm", "lr", "skipped")}
-    found = {"error": taught.error, "explained": taught.explained, **kept}
+    kept = {n: v for n, v in updates.items() if n in ("loss", "grad_norm", "lr", "skipped")}
+    found = {"mse": taught.mse, "explained_variance": taught.explained_variance, **kept}
     return {f"critic/{name}": value for name, value in found.items()}
 
 

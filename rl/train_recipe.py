@@ -270,14 +270,21 @@ class CriticChoice(Strict):
         optimizer: AdamW, warm-up and decay over all its optimizer steps.
         lora: adapters; null trains all weights. The head is trained either way.
         epochs, minibatches: as in `update`.
-        clip: a value may not move further than this from what it was before the step; null for no limit.
+        value_clip: a value that is further than this from what it was when the batch was judged, on the
+            side of its target, gets no gradient; null for no limit.
     """
 
     optimizer: Optimizer
     lora: Lora | None = None
     epochs: int = Field(1, ge=1)
     minibatches: int = Field(1, ge=1)
-    clip: float | None = Field(None, gt=0, allow_inf_nan=False)
+    value_clip: float | None = Field(None, gt=0, allow_inf_nan=False)
+
+    @model_validator(mode="after")
+    def _repeatable(self) -> Self:
+        if self.lora is not None and self.lora.dropout:
+            raise ValueError("lora.dropout: values are needed twice alike; use 0")
+        return self
 
 
 class HeldOut(Tasks):
@@ -388,9 +395,12 @@ class TrainRecipe(Assessment):
     def _criticised(self) -> Self:
         name = self.credit.estimator
         if find(name).values and self.critic is None:
-            raise ValueError(f"{name} reads values: add critic: {{optimizer: {{lr: ...}}}}")
+            raise ValueError(
+                f"{name} reads values: add critic: {{optimizer: {{lr: ...}}}}, or compare the rollouts "
+                "of a question: credit: {estimator: rloo}, with rollouts.size above 1"
+            )
         if self.critic is not None and not find(name).values:
-            raise ValueError(f"critic: {name} reads no values; remove it")
+            raise ValueError(f"critic: {name} reads no values; give null")
         return self
 
     @property

@@ -351,10 +351,10 @@ def adapter_behind(name: str) -> Path | None:
     folder = Path(name).expanduser()
     if is_model_folder(folder):
         return None
-    if not (folder / ADAPTER_CONFIG).is_file():
-        folder = ADAPTER
-    given = (name == DEFAULT or folder != ADAPTER) and (folder / ADAPTER_CONFIG).is_file()
-    return folder if given else None
+    for found in (folder, *([ADAPTER] if name == DEFAULT else [])):
+        if (found / ADAPTER_CONFIG).is_file():
+            return found
+    return None
 
 
 def _resolve_adapter(adapter: Path, cache: Path, progress: Progress) -> Path:

@@ -17,12 +17,13 @@ if TYPE_CHECKING:
     import torch
 
 _B = ".lora_B.weight"
-#: What makes an adapter more than s (B A) on matrices, by its field in peft's configuration.
-_MORE = (
-    "rank_pattern", "alpha_pattern", "use_rslora", "use_dora", "use_qalora", "use_bdlora",
-    "fan_in_fan_out", "modules_to_save", "layer_replication", "target_parameters",
-    "trainable_token_indices", "lora_bias",
-)  # fmt: skip
+#: Fields of peft's configuration that leave an adapter s (B A) on every matrix of its names, whatever
+#: they hold; any other must be empty.
+_PLAIN = frozenset((
+    "base_model_name_or_path", "revision", "auto_mapping", "inference_mode", "task_type", "peft_type",
+    "peft_version", "r", "lora_alpha", "lora_dropout", "target_modules", "megatron_core",
+    "qalora_group_size",
+))  # fmt: skip
 
 
 def stack(first: Path, second: Path, out: Path) -> None:
@@ -90,12 +91,15 @@ def _plain_fields(adapter: Path) -> dict[str, Any]:
     """
     adapter_digest(adapter)  # refuses what is not whole
     fields = adapter_fields(adapter)
-    more = [key for key in _MORE if fields.get(key)]
-    if fields.get("bias", "none") != "none":
-        more.append("bias")
-    if more or fields.get("peft_type") != "LORA":
+    nothing = {"bias": "none", "init_lora_weights": True}
+    more = [k for k, v in fields.items() if k not in _PLAIN and v and v != nothing.get(k)]
+    if fields.get("peft_type") != "LORA" or not fields.get("lora_alpha"):
+        more.append("another kind")
+    if isinstance(fields.get("target_modules"), str):
+        more.append("a pattern of names")
+    if more:
         raise UsageError(
-            f"the adapter in {adapter} is no plain LoRA ({', '.join(more) or 'another kind'})",
+            f"the adapter in {adapter} is no plain LoRA ({', '.join(more)})",
             "export the policy merged",
         )
     return fields

@@ -12,10 +12,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from agent.policies.catalog import resolve
 from agent.settings import isolated_settings
 from kg.errors import UsageError
 from rl.export import export
 from rl.loop import train
+from rl.model_files import note_base
 from rl.train_recipe import load_train
 from tests.rl.conftest import WORLD
 
@@ -136,6 +138,7 @@ def test_the_adapter_of_a_run_from_an_adapter_holds_both(trained, home, micro, t
     shutil.copytree(trained[0], run)
     recipe = json.loads((run / "recipe.json").read_text())
     (run / "recipe.json").write_text(json.dumps(recipe | {"base": str(first)}))
+    note_base(run / "policy" / "adapter", resolve(str(first), home.models_dir))
     both = export(run, tmp_path / "both", home, which="last", adapter=True).out
     told = json.loads((both / "adapter_config.json").read_text())
     assert (told["r"], told["base_model_name_or_path"]) == (8, "micro")
@@ -148,6 +151,17 @@ def test_the_adapter_of_a_run_from_an_adapter_holds_both(trained, home, micro, t
         assert torch.allclose(twice[name], tensor.float() + 2 * delta, atol=1e-5), name
         moved += bool(delta.any())
     assert moved
+
+
+def test_an_adapter_is_not_put_on_another_base_than_it_was_trained_on(trained, home, tmp_path):
+    """As when the policy that a name stands for has changed since."""
+    first = export(trained[0], tmp_path / "first", home, which="last", adapter=True).out
+    run = tmp_path / "run"
+    shutil.copytree(trained[0], run)
+    recipe = json.loads((run / "recipe.json").read_text())
+    (run / "recipe.json").write_text(json.dumps(recipe | {"base": str(first)}))
+    with pytest.raises(UsageError, match="was trained on the weights"):
+        export(run, tmp_path / "both", home, which="last", adapter=True)
 
 
 def test_the_best_weights_have_their_adapter(trained, home, micro, tmp_path):
@@ -197,7 +211,7 @@ def test_vllm_loads_it(merged):
     assert len(asyncio.run(ask()).token_ids) > 0
 
 
-@pytest.mark.parametrize("what", ["nothing", "full", "whole"])
+@pytest.mark.parametrize("what", ["nothing", "full", "whole", "old"])
 def test_what_cannot_be_exported_is_told(what, trained, home, tmp_path):
     run, out, adapter, message = trained[0], tmp_path / "out", False, "is no folder of a run"
     if what == "nothing":
@@ -206,11 +220,15 @@ def test_what_cannot_be_exported_is_told(what, trained, home, tmp_path):
         (tmp_path / "out").mkdir()
         (tmp_path / "out" / "mine").touch()
         message = "is there already"
-    if what == "whole":
+    if what in ("whole", "old"):
         run = tmp_path / "run"
         shutil.copytree(trained[0], run)
         shutil.rmtree(run / "policy" / "adapter")
-        adapter, message = True, "trained all weights"
+        recipe = json.loads((run / "recipe.json").read_text())
+        recipe["update"]["lora"] = None if what == "whole" else recipe["update"]["lora"]
+        (run / "recipe.json").write_text(json.dumps(recipe))
+        adapter = True
+        message = "trained all weights" if what == "whole" else "before adapters were kept"
     with pytest.raises(UsageError, match=message):
         export(run, out, home, which="last", adapter=adapter)
     assert not (tmp_path / ".out.part").exists()

@@ -1,11 +1,14 @@
-"""A whole run in two processes, as a launcher starts it: one samples, both learn."""
+"""A whole run in two processes, as a launcher starts it: one samples, both learn: policy and critic."""
 
 import json
 import subprocess
 import sys
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
+from agent.policies.merge import merged_model
 from agent.store import TrajectoryStore
 from rl.run_history import read_history
 from tests.rl.training_run import run
@@ -13,7 +16,14 @@ from tests.rl.training_run import run
 CHANGES = {
     "steps": 2,
     "rollouts": {"tasks": 3, "size": 3, "concurrency": 9},
-    "update": {"zero": 1, "optimizer": {"lr": 1e-4, "warmup": 0.0, "final": 1.0}},
+    "rewards": {"searches": {"reward": "tool_cost", "options": {"price": 0.2, "most": 1.0}}},
+    "credit": {"estimator": "token_gae"},
+    "update": {
+        "zero": 3,
+        "lora": {"rank": 4},
+        "optimizer": {"lr": 1e-3, "warmup": 0.0, "final": 1.0},
+    },
+    "critic": {"optimizer": {"lr": 1e-3, "warmup": 0.0, "final": 1.0}},
     "validation": {
         "every": 2,
         "tasks": {
@@ -29,7 +39,7 @@ def rows(out):
     return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
 
 
-def test_two_processes_run_as_one_does(tmp_path):
+def test_two_processes_run_as_one_does(tmp_path, micro):
     """The same episodes and rewards in the first step; what follows differs by rounding alone."""
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     command = [*launcher, "-m", "tests.rl.training_run", str(tmp_path / "two")]
@@ -42,9 +52,17 @@ def test_two_processes_run_as_one_does(tmp_path):
     two, one = rows(tmp_path / "two"), rows(tmp_path / "one")
     for name in ("reward", "right", "turns", "tokens", "passes"):
         assert two[0][name] == one[0][name], name
-    for name in ("loss", "grad_norm", "gap_mean", "advantage_abs"):
+    for name in ("loss", "grad_norm", "advantage_abs", "critic/mse", "critic/grad_norm"):
         assert two[0][name] == pytest.approx(one[0][name], rel=1e-3, abs=1e-5), name
-    assert [row["sync_gap"] < 1e-3 for row in two] == [True, True]
+    assert all(row["sync_gap"] < 1e-3 and row["gap_mean"] < 1e-4 for row in two)
+    made = tmp_path / "two" / "policy"
+    whole, again = (
+        load_file(made / "model.safetensors"),
+        merged_model(micro, made / "adapter").state_dict(),
+    )
+    assert all(
+        torch.allclose(again[name].float(), t.float(), atol=1e-5) for name, t in whole.items()
+    )
     assert [v.step for v in read_history(tmp_path / "two").validations] == [0, 2]
     with TrajectoryStore.open(tmp_path / "two" / "trajectories.sqlite") as store:
         assert store.count() == 2 * 9 + 2 * 4

@@ -167,7 +167,11 @@ def share_right(model, lessons, settings):
 
     async def asked():
         policy = TransformersPolicy(Path(model), name="it", dtype="float32")
-        short = {"budgets": Budgets(turns=1), "sampling": Sampling(max_tokens=24), "final_tokens": 1}
+        short = {
+            "budgets": Budgets(turns=1),
+            "sampling": Sampling(max_tokens=24),
+            "final_tokens": 1,
+        }
         setup = Setup(policy, TagsFormat(Toolbox()), Toolbox(), **short)
         found = [one async for one in rollout(plays(lessons, 1, 0), setup, concurrency=64)]
         await policy.aclose()

@@ -150,8 +150,8 @@ def test_losses_that_are_no_numbers_are_kept_and_end_the_run(tmp_path, no_number
     rows = metrics(out)
     assert [row["skipped"] for row in rows] == [2.0, 2.0]
     assert sorted(path.name for path in (out / "broken").iterdir()) == [
-        "step-00001-0.pt",
-        "step-00002-0.pt",
+        "step-00001-0-policy.pt",
+        "step-00002-0-policy.pt",
     ]
     assert all(row["sync_gap"] < 1e-3 for row in rows)
 

@@ -48,8 +48,11 @@ PUBLISHED = {
         "rollouts.size": 1,
         "rollouts.agent.budgets.tool_calls": 4,
         "loss.anchor.coefficient": 0.001,
+        "loss.anchor.into": "reward",
+        "loss.entropy": 0.001,
         "update.minibatches": 2,
         "critic.optimizer.warmup": 0.015,
+        "critic.value_clip": 0.5,
     },
     "grpo": {
         "credit.estimator": "grpo",

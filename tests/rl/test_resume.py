@@ -77,7 +77,9 @@ def test_other_passages_behind_the_same_questions_are_refused(tmp_path, base):
     claim_inputs(tmp_path / "run", mine, (), base)
     claim_inputs(tmp_path / "run", mine, (), base)
     corpus.write_text('{"id": "1", "text": "Ada is a programmer."}\n')
-    with pytest.raises(UsageError, match=r"'passages.jsonl' of the set 'mine' changed"):
+    with pytest.raises(
+        UsageError, match=r"what is searched for 'mine' \(passages.jsonl, 1\) changed"
+    ):
         claim_inputs(tmp_path / "run", mine, (), base)
 
 

@@ -75,7 +75,16 @@ def test_two_adapters_as_one_are_the_same_policy(base, tmp_path, dtype, alpha):
     assert {t.dtype for t in load_file(out / "adapter_model.safetensors").values()} == {kept}
 
 
-@pytest.mark.parametrize("more", [{"use_rslora": True}, {"bias": "all"}, {"use_dora": True}])
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"use_rslora": True},
+        {"bias": "all"},
+        {"use_dora": True},
+        {"layers_to_transform": [0]},
+        {"exclude_modules": ["layers.0.self_attn.q_proj"]},
+    ],
+)
 def test_what_is_no_plain_lora_is_refused(base, tmp_path, more):
     plain = adapter(base, tmp_path / "plain", 4, 8, ["q_proj"], torch.float32)
     odd = adapter(base, tmp_path / "odd", 4, 8, ["q_proj"], torch.float32, **more)
