@@ -24,7 +24,7 @@ from rl import checkup
 from rl.batches import update_batch
 from rl.checkup import HeadWatch, Measured
 from rl.curriculum import Drawn
-from rl.doctor import Patient, examine, laid_out, learner_of, of_rollouts, of_step
+from rl.doctor import Patient, examine, laid_out, learner_of, of_critic, of_rollouts, of_step
 from rl.rollouts import Play, Stage, groups_of
 from rl.sync import weights_of
 from rl.train_recipe import Rollouts, load_train
@@ -291,6 +291,17 @@ def test_what_cannot_be_examined_is_refused(tmp_path):
         examine(recipe(base="http://localhost/v1"), settings, lambda line: None)
     with pytest.raises(UsageError, match="nowhere"):
         examine(recipe(base="./nowhere"), settings, lambda line: None)
+
+
+def test_a_critic_is_started_and_taught(well, played):
+    policy, critic = played.sets[0].setup.policy, {"optimizer": {"lr": 1e-4}}
+    assert of_critic(replace(well, policy=policy)) == []  # this recipe has none
+    made = load_train("ppo", [f"critic={json.dumps(critic)}"])
+    [check] = of_critic(replace(well, recipe=made, policy=policy))
+    assert (check.name, check.status) == ("critic", "ok")
+    assert "1 steps from values that were off by 1 " in check.detail
+    [check] = of_critic(replace(well, recipe=made, policy=policy, trees=()))
+    assert check.status == "fail"
 
 
 def test_a_part_that_does_not_start_is_red_and_the_last(micro, tmp_path):
