@@ -53,6 +53,7 @@ class Actor:
     ) -> None:
         self._recipe, self._run, self._observer = recipe, run, observer
         self._settings = isolated_settings(**recipe.rollouts.agent, home=settings.home)
+        self.api_key = settings.api_key
         self.opened = False
         self._ahead: asyncio.Task[Groups] | None = None
         worlds = run / "worlds"

@@ -117,7 +117,9 @@ async def _examined(
 ) -> None:
     notify(f"starting {recipe.rollouts.engine} and the learner")
     learner = learner_of(recipe, base)
-    policy = open_sampler(recipe.rollouts, recipe.base, base) if ranks.is_main() else None
+    policy = None
+    if ranks.is_main():
+        policy = open_sampler(recipe.rollouts, recipe.base, base, settings.api_key)
     try:
         setup, groups, trouble = None, None, None
         if policy is not None:

@@ -208,7 +208,8 @@ class _Run:
         """Engine, tools and the last checkpoint's state; gives the steps that are done."""
         known = None
         if self.actor is not None:
-            self.policy = open_sampler(self.recipe.rollouts, self.recipe.base, self.base)
+            rollouts, key = self.recipe.rollouts, self.actor.api_key
+            self.policy = open_sampler(rollouts, self.recipe.base, self.base, key)
             known = await self.actor.open(self.policy)
         self.context = replace(self.context, known=ranks.shared(known))
         state = self.checkpoint.load(self.learner.engine, self._beside)

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import SecretStr
 
 from agent.policies.base import Policy
 from rl import ranks
@@ -15,18 +16,32 @@ from rl.sync import Canary, Delivery, deliver, learner_logprobs, weights_of
 from rl.train_recipe import Rollouts
 
 
-def open_sampler(rollouts: Rollouts, name: str, folder: Path) -> Policy:
+def open_sampler(
+    rollouts: Rollouts, name: str, folder: Path, api_key: SecretStr | None = None
+) -> Policy:
     """The engine of a run, with the weights of a model folder.
 
     Args:
         rollouts: which engine, in which type, for how many episodes at once.
         name: how trajectories call it.
         folder: of the model.
+        api_key: of a server.
 
     Raises:
         MissingExtraError: vLLM is not installed.
-        PolicyUnavailableError: the engine does not start.
+        PolicyUnavailableError: the engine does not start, or there is no such server.
     """
+    if rollouts.server is not None:
+        from agent.policies.vllm_server import VllmServerPolicy
+
+        return VllmServerPolicy(
+            rollouts.server.url,
+            folder,
+            name=name,
+            transfer=rollouts.server.transfer,
+            api_key=api_key,
+            concurrency=rollouts.concurrency,
+        )
     if rollouts.engine == "vllm":
         from agent.policies.vllm import VllmPolicy
 

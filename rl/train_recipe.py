@@ -177,6 +177,19 @@ class Tasks(Strict):
         return self
 
 
+class Server(Strict):
+    """A vLLM server that samples; see `agent.policies.vllm_server` for how it is started.
+
+    Attributes:
+        url: without `/v1`; its key is `AGENT_API_KEY`.
+        transfer: how weights get there: `files` that it reads itself, on this machine or a shared disk,
+            or `nccl` from GPU to GPU.
+    """
+
+    url: str = Field(pattern=r"^https?://[^@]+$")
+    transfer: Literal["files", "nccl"] = "files"
+
+
 class Rollouts(Strict):
     """How a step's episodes are played.
 
@@ -184,7 +197,9 @@ class Rollouts(Strict):
         tasks: of a step; each is a group.
         size: rollouts of a task.
         concurrency: episodes at once.
-        engine: what samples.
+        engine: what samples: vLLM or transformers in this process, or a vLLM `server`, which does not
+            wait for all episodes: its runs do not repeat to the last bit.
+        server: of the engine `server`.
         dtype: of the engine; `auto` is float32 on a CPU and bfloat16 on a GPU.
         deterministic: vLLM takes a step only when every running episode waits for it, so that the same
             run gives the same tokens to the last bit; costs some speed. The engine `transformers` cannot
@@ -200,7 +215,8 @@ class Rollouts(Strict):
     tasks: int = Field(16, ge=1)
     size: int = Field(8, ge=1)
     concurrency: int = Field(64, ge=1)
-    engine: Literal["vllm", "transformers"] = "vllm"
+    engine: Literal["vllm", "transformers", "server"] = "vllm"
+    server: Server | None = None
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     deterministic: bool = True
     ahead: bool = False
@@ -212,6 +228,12 @@ class Rollouts(Strict):
         odd = self.agent.keys() & {"api_key", "home", "model", "policy", "store"}
         if odd:
             raise ValueError(f"'{min(odd)}' is no setting of a recipe: it is this machine's")
+        return self
+
+    @model_validator(mode="after")
+    def _served(self) -> Self:
+        if (self.engine == "server") is not (self.server is not None):
+            raise ValueError("engine: server and server: {url: ...} go together")
         return self
 
     @model_validator(mode="after")

@@ -35,7 +35,6 @@ _ENVIRONMENT = {
 _CACHE_VARIABLE = "VLLM_CPU_KVCACHE_SPACE"
 _RANKS = re.compile(r"(LOCAL_|GROUP_|ROLE_)?(RANK|WORLD_SIZE)|MASTER_(ADDR|PORT)|TORCHELASTIC_.*")
 _GIB = 2**30
-_TIED = "lm_head.weight"
 _BATCHED_TOKENS = 2048  # of prompts in one step; more only makes the others wait longer
 
 
@@ -146,7 +145,8 @@ class Engine:
             PolicyUnavailableError: the folder cannot be read or does not fit; the old weights stay
                 unless a file breaks off while it is read.
         """
-        self._check_fit(weights)
+        tied = getattr(self._engine.model_config.hf_text_config, "tie_word_embeddings", False)
+        weight_reader.require_fit(self._folder, weights, tied)
         try:
             self._engine.collective_rpc("turnwise_reload", args=(str(weights),))
         except Exception as error:
@@ -181,27 +181,6 @@ class Engine:
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
-
-    def _check_fit(self, weights: Path) -> None:
-        """Compare names and shapes before anything is touched: vLLM skips what it does not find."""
-        try:
-            ours, theirs = weight_reader.shapes(self._folder), weight_reader.shapes(weights)
-        except Exception as error:  # safetensors has its own errors
-            raise PolicyUnavailableError(
-                f"the weights in {weights} cannot be read: {error}"
-            ) from error
-        if not theirs:
-            raise PolicyUnavailableError(f"{weights} holds no model weights (*.safetensors)")
-        if getattr(self._engine.model_config.hf_text_config, "tie_word_embeddings", False):
-            ours.pop(_TIED, None)
-            theirs.pop(_TIED, None)
-        for name in sorted(ours.keys() | theirs.keys()):
-            if ours.get(name) != theirs.get(name):
-                raise PolicyUnavailableError(
-                    f"the weights in {weights} do not fit: '{name}' is {_shape(theirs.get(name))}, "
-                    f"the model's {_shape(ours.get(name))}",
-                    "load weights of the same architecture; merge an adapter first",
-                )
 
 
 def _arguments(folder: Path, options: EngineOptions) -> dict[str, Any]:
@@ -302,10 +281,6 @@ def unranked(environment: Mapping[str, str]) -> dict[str, str]:
     """The variables that say nothing of a launcher's world of processes: what a child may inherit
     that is to be a world of its own."""
     return {key: value for key, value in environment.items() if not _RANKS.fullmatch(key)}
-
-
-def _shape(shape: tuple[int, ...] | None) -> str:
-    return "absent" if shape is None else "x".join(map(str, shape))
 
 
 def _shield_llvmlite() -> None:

@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from agent.policies.model_folder import weight_files
+from kg.errors import PolicyUnavailableError
 
+_HEAD = "lm_head.weight"
 _TYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
 
@@ -43,6 +45,40 @@ def dtypes(folder: Path) -> dict[str, str]:
         for name in opened.keys()  # noqa: SIM118
         if opened.get_slice(name).get_dtype() in _TYPES
     }
+
+
+def require_fit(folder: Path, weights: Path, tied: bool) -> None:
+    """Refuse weights of other names and shapes than a model's, before anything is touched: engines skip
+    what they do not find.
+
+    Args:
+        folder: of the model.
+        weights: folder of the weights that are to take its place.
+        tied: whether the head is the embedding, so that it may be there or not.
+
+    Raises:
+        PolicyUnavailableError: names the first tensor that differs; or they cannot be read.
+    """
+    try:
+        ours, theirs = shapes(folder), shapes(weights)
+    except Exception as error:  # safetensors has its own errors
+        raise PolicyUnavailableError(f"the weights in {weights} cannot be read: {error}") from error
+    if not theirs:
+        raise PolicyUnavailableError(f"{weights} holds no model weights (*.safetensors)")
+    if tied:
+        ours.pop(_HEAD, None)
+        theirs.pop(_HEAD, None)
+    for name in sorted(ours.keys() | theirs.keys()):
+        if ours.get(name) != theirs.get(name):
+            raise PolicyUnavailableError(
+                f"the weights in {weights} do not fit: '{name}' is {_shape(theirs.get(name))}, "
+                f"the model's {_shape(ours.get(name))}",
+                "load weights of the same architecture; merge an adapter first",
+            )
+
+
+def _shape(shape: tuple[int, ...] | None) -> str:
+    return "absent" if shape is None else "x".join(map(str, shape))
 
 
 def _opened(folder: Path) -> Iterator[Any]:
