@@ -12,7 +12,7 @@ import email.utils
 import json
 import random
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -174,6 +174,18 @@ async def persist(attempt: Callable[[], Awaitable[T]], retry: Retry, what: str) 
                     _HINTS.get(error.status, "is the server running, and is the URL right?"),
                 ) from error
         await asyncio.sleep(wait)
+
+
+async def together(works: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
+    """What all give, in order. Where one fails, or the caller is cancelled, the others are cancelled too,
+    and have ended when this returns."""
+    tasks = [asyncio.create_task(work) for work in works]
+    try:
+        return list(await asyncio.gather(*tasks))
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 def complaint(text: str) -> str:

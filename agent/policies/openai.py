@@ -18,7 +18,7 @@ from typing import Any, Literal
 import httpx
 from pydantic import SecretStr
 
-from agent.http import PassingError, Retry, client, complaint, endpoint, persist, post
+from agent.http import PassingError, Retry, client, complaint, endpoint, persist, post, together
 from agent.policies.base import Completion, Policy, Request
 from agent.policies.openai_reply import Reply, read
 from kg.errors import PolicyUnavailableError
@@ -97,13 +97,7 @@ class OpenAIPolicy(Policy):
     async def generate(self, requests: Sequence[Request]) -> list[Completion]:
         """See `Policy.generate`. Cancelling the call, or one failure in it, closes the connections
         of all its requests."""
-        tasks = [asyncio.create_task(self._one(request)) for request in requests]
-        try:
-            return list(await asyncio.gather(*tasks))
-        finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+        return await together(self._one(request) for request in requests)
 
     async def aclose(self) -> None:
         """Close the connections."""

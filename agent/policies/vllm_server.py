@@ -18,7 +18,7 @@ from typing import Any, Literal
 import httpx
 from pydantic import SecretStr
 
-from agent.http import PassingError, Retry, client, complaint, endpoint, persist, post
+from agent.http import PassingError, Retry, client, complaint, endpoint, persist, post, together
 from agent.policies import weight_reader
 from agent.policies.base import Completion, FinishReason, Policy, Request
 from agent.policies.catalog import weights_version
@@ -82,13 +82,7 @@ class VllmServerPolicy(Policy):
     async def generate(self, requests: Sequence[Request]) -> list[Completion]:
         """See `Policy.generate`. Cancelling the call, or one failure in it, closes the connections
         of all its requests."""
-        tasks = [asyncio.create_task(self._one(request)) for request in requests]
-        try:
-            return list(await asyncio.gather(*tasks))
-        finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+        return await together(self._one(request) for request in requests)
 
     async def load(self, weights: Path) -> None:
         """Replace the weights by those in `weights`, once what runs now has ended.
