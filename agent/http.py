@@ -177,8 +177,8 @@ async def persist(attempt: Callable[[], Awaitable[T]], retry: Retry, what: str) 
 
 
 async def together(works: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
-    """What all give, in order. Where one fails, or the caller is cancelled, the others are cancelled too,
-    and have ended when this returns."""
+    """What all give, in order. Where one fails, or the caller is cancelled, the others are cancelled
+    too, and have ended when this returns."""
     tasks = [asyncio.create_task(work) for work in works]
     try:
         return list(await asyncio.gather(*tasks))
