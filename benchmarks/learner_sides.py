@@ -210,14 +210,16 @@ def _after_backward(engine: Any) -> list[float]:
 
 def _write_down(learner: Any, found: Found, lay_out: Callable[[], Sequence[Any]]) -> None:
     """Log-probabilities, loss and gradients of the first step."""
+    from rl import step
+
     passes: list[Any] = []
     hook = learner.engine.module.register_forward_hook(lambda *given: passes.append(given[2]))
-    inner = learner._finish
+    inner = step._finish
 
-    def finish(batch: Any, live: Any, tally: Any) -> Any:
+    def finish(engine: Any, live: Any, tally: Any) -> Any:
         hook.remove()
-        learner._finish = inner
-        assert len(batch.trees) == len(live) == len(passes)
+        step._finish = inner
+        assert len(lay_out()) == len(live) == len(passes)
         for tree, out in zip(live, passes, strict=True):
             values = (out[0] if out.dim() > 1 else out).detach()[tree.place].tolist()
             for number, reply in tree.where:
@@ -225,9 +227,9 @@ def _write_down(learner: Any, found: Found, lay_out: Callable[[], Sequence[Any]]
                 values = values[len(reply) :]
         found.loss = tally.loss
         found.grads = plain(learner.engine.module, "grad")
-        return inner(batch, live, tally)
+        return inner(engine, live, tally)
 
-    learner._finish = finish
+    step._finish = finish
 
 
 def plain(module: Any, what: str) -> dict[str, Any]:

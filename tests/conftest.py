@@ -1,4 +1,5 @@
 import os
+import signal
 from pathlib import Path
 
 import hypothesis
@@ -8,6 +9,11 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("DS_ACCELERATOR", "cpu")
 if "PYTEST_XDIST_WORKER" in os.environ:  # before torch is imported: two processes share the cores
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+if (
+    signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+):  # a shell's background job; children inherit it
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # the time that an example takes says nothing while other tests run beside it
 hypothesis.settings.register_profile("beside others", deadline=None)

@@ -405,7 +405,7 @@ def test_ctrl_c_reports_what_is_finished(store, world, episode):
         if line.startswith("finishing: ") and not line.startswith("finishing: 0/"):
             break
     running.send_signal(signal.SIGINT)
-    out, err = running.communicate(timeout=240)
+    out, err = running.communicate(timeout=60)
     assert running.returncode == 130, seen + err
     found = json.loads(out)["result"]
     assert found["interrupted"]

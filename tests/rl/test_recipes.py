@@ -155,7 +155,8 @@ def test_every_method_ships_and_names_its_paper():
 def test_a_recipe_holds_what_its_paper_prints(name):
     recipe = load_train(name)
     assert {path: at(recipe, path) for path in PUBLISHED[name]} == PUBLISHED[name]
-    assert load_assessment(name).reward.parts.keys() == recipe.rewards.keys()
+    leash = {"kl"} if recipe.needs_anchor else set()
+    assert load_assessment(name).reward.parts.keys() == recipe.rewards.keys() | leash
     isolated_settings(**recipe.rollouts.agent)  # settings that exist
 
 
@@ -173,7 +174,9 @@ def guessed(groups):
 def test_a_recipe_judges_real_rollouts_and_its_receipts_add_up(name, played, scorer):
     recipe = load_train(name)
     tasks = [task for one in played.sets for task in one.tasks]
-    context = RewardContext(progress=0.5, known={t.id: i % 2 == 0 for i, t in enumerate(tasks)})
+    known = {t.id: i % 2 == 0 for i, t in enumerate(tasks)}
+    still = {t.id: np.zeros(len(t.turns)) for group in played.groups for t in group}
+    context = RewardContext(progress=0.5, known=known, anchor_kl=still)
     promised = replace(context, promised=recipe.provides)
     assert missing(recipe.reward.rewards.values(), promised, tasks) == ""
     groups = played.groups[:2] if recipe.needs_probes else played.groups
@@ -185,7 +188,7 @@ def test_a_recipe_judges_real_rollouts_and_its_receipts_add_up(name, played, sco
     assert found.credit.ledger.residual() < 1e-9
     receipts = [make_receipt(found, id) for id in found.batch.ids]
     assert sum(one.contribution for one in receipts) == pytest.approx(-found.loss, abs=1e-9)
-    assert set(plain(receipts[0])["turns"][0]["parts"]) <= set(recipe.rewards)
+    assert set(plain(receipts[0])["turns"][0]["parts"]) <= {*recipe.rewards, "kl"}
 
 
 def test_the_filter_of_rest_is_the_likelihood_of_what_is_right(played):

@@ -154,7 +154,7 @@ async def test_what_does_not_fit_is_refused_and_the_server_goes_on(url, micro, t
 async def test_a_call_that_is_cancelled_leaves_the_server_to_others(url, micro):
     policy = VllmServerPolicy(url, micro, concurrency=2)
     long = asyncio.create_task(policy.generate(requests(policy, max_tokens=1500, temperature=1.0)))
-    await asyncio.sleep(0.5)
+    await asyncio.sleep(0.03)
     long.cancel()
     with pytest.raises(asyncio.CancelledError):
         await long
