@@ -50,7 +50,7 @@ from rl.train_recipe import Tripwires  # noqa: E402
 
 STEPS, TASKS, SIZE = 20, 16, 8
 SMOOTH = 4  # steps whose mean is a point of a learning curve
-BASELINE, COMBINATION = "outcome", "combination"
+BASELINE, COMBINATION, BEFORE = "outcome", "combination", "before"
 
 _OUTCOME = "rewards={answer: {reward: exact_match, options: {declined: 0.0}}}"
 _BASELINE = ("search_r1", (_OUTCOME, "credit={estimator: grpo}"))
@@ -221,17 +221,17 @@ def _run(command: Sequence[str], env: Mapping[str, str]) -> bool:
 # ---- reading -------------------------------------------------------------------------------------
 
 
-def read_run(folder: Path) -> Finished:
-    """What a finished run left."""
+def read_run(folder: Path, step: int = STEPS) -> Finished:
+    """What a finished run left; before its first step, as the arm `before`, when `step` is 0."""
     name, _, seed = folder.name.rpartition("-")
     rows = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
     curve = tuple(float(row["right_answerable"]) for row in rows)
-    facts = json.loads((folder / "validation" / f"step-{STEPS:05d}.json").read_text())
+    facts = json.loads((folder / "validation" / f"step-{step:05d}.json").read_text())
     again = (facts.get("misled") or {}).get("questions", [])
     known = _known(folder)
     clean = [_question(row, known, misled=False) for row in facts["questions"]]
     questions = (*clean, *(_question(row, known, misled=True) for row in again))
-    return Finished(f"{folder.parent.name}/{name}", int(seed), curve, questions)
+    return Finished(f"{folder.parent.name}/{name if step else BEFORE}", int(seed), curve, questions)
 
 
 def _known(folder: Path) -> set[str]:
@@ -276,6 +276,21 @@ def recovered(question: Question) -> float | None:
     return question.right if question.answerable and question.astray else None
 
 
+def searched_again(question: Question) -> float | None:
+    """Whether the policy searched once more after the bad result."""
+    return float(question.searches > 1) if question.answerable and question.astray else None
+
+
+def right_again(question: Question) -> float | None:
+    """Right, of those that searched once more."""
+    return question.right if searched_again(question) else None
+
+
+def declined(question: Question) -> float | None:
+    """Declined although there is an answer; not misled."""
+    return question.declined if question.answerable and not question.misled else None
+
+
 def invented(question: Question) -> float | None:
     """An answer where there is none."""
     return None if question.answerable or question.misled else 1.0 - question.right
@@ -294,6 +309,9 @@ MEASURES: dict[str, Measure] = {
     "accuracy": right,
     "right when misled": misled_right,
     "recovered": recovered,
+    "searched again": searched_again,
+    "right, searched again": right_again,
+    "declined": declined,
     "invented": invented,
     "searches, known": searches_known,
     "searches, unknown": searches_unknown,
@@ -371,9 +389,10 @@ def speed(
 
 def report(runs: Sequence[Finished]) -> dict[str, Any]:
     """Print levels and differences; the same as JSON values."""
-    arms = {arm: [run for run in runs if run.arm == arm] for arm in ARMS}
+    names = (f"plain/{BEFORE}", f"taught/{BEFORE}", *ARMS)
+    arms = {arm: [run for run in runs if run.arm == arm] for arm in names}
     arms = {arm: found for arm, found in arms.items() if found}
-    facts: dict[str, Any] = {"levels": {}, "differences": {}, "speed": {}}
+    facts: dict[str, Any] = {"levels": {}, "seeds": {}, "differences": {}, "speed": {}}
     for name, measure in MEASURES.items():
         print(f"\n{name}")
         for arm, found in arms.items():
@@ -382,7 +401,10 @@ def report(runs: Sequence[Finished]) -> dict[str, Any]:
                 continue
             facts["levels"][f"{arm} {name}"] = _plain(value)
             seeds = {run.seed for run in found}
-            line = f"  {arm:<18} {_shown(name, value)}  seeds {sorted(seeds)}, n {value.n}"
+            each = [level([run], measure) for run in sorted(found, key=lambda run: run.seed)]
+            facts["seeds"][f"{arm} {name}"] = [one.mean if one else None for one in each]
+            apart = ", ".join(_shown(name, one).partition("[")[0].strip() for one in each if one)
+            line = f"  {arm:<18} {_shown(name, value)}  by seed {apart}, n {value.n}"
             for other in _others(arm, arms):
                 gap = difference(found, arms[other], measure)
                 if gap is None:
@@ -404,7 +426,10 @@ def report(runs: Sequence[Finished]) -> dict[str, Any]:
 def _others(arm: str, arms: Mapping[str, object]) -> list[str]:
     """What an arm is compared with: the baseline of its worlds; the combination with all of them."""
     worlds, _, name = arm.partition("/")
-    beside = [other for other in arms if other != arm and other.startswith(f"{worlds}/")]
+    if name == BEFORE:
+        return []
+    untrained = f"{worlds}/{BEFORE}"
+    beside = [one for one in arms if one.startswith(f"{worlds}/") and one not in (arm, untrained)]
     if name == COMBINATION:
         return beside
     return [other for other in beside if other.endswith(f"/{BASELINE}")]
@@ -432,7 +457,9 @@ def main() -> None:
     if args.what == "run":
         sys.exit(run_all(list(waiting(args.runs, args.arms, args.seeds)), args.jobs) > 0)
     folders = [f for f in sorted(args.runs.glob("*/*-*")) if f.is_dir() and _finished(f)]
-    facts = report([read_run(folder) for folder in folders])
+    first = [folder for folder in folders if folder.name.startswith(f"{BASELINE}-")]
+    before = [read_run(folder, 0) for folder in first]
+    facts = report([*before, *map(read_run, folders)])
     args.out.parent.mkdir(parents=True, exist_ok=True)
     args.out.write_text(json.dumps(facts, indent=1))
 

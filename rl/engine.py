@@ -180,8 +180,8 @@ class _Head(torch.nn.Linear):
     """Computes in float32 whatever its type is: bfloat16 would round a return to 8 bits."""
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
-        bias = None if self.bias is None else self.bias.float()
-        return torch.nn.functional.linear(hidden.float(), self.weight.float(), bias)
+        weight, bias = self.weight.float(), self.bias.float()
+        return torch.nn.functional.linear(hidden.float(), weight, bias)
 
 
 def _hidden(model: Any, ids: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:

@@ -38,6 +38,7 @@ __all__ = [
     "CorruptModelError",
     "ModelEntry",
     "Progress",
+    "adapter_behind",
     "list_models",
     "merge_adapter",
     "pull",

@@ -4,6 +4,8 @@ import itertools
 import json
 import sys
 
+import pytest
+
 from benchmarks import claims
 from benchmarks.claims import Finished, Question
 
@@ -42,7 +44,8 @@ def test_each_measure_reads_its_questions_only():
             asked("a", 1, known=True, searches=2),
             asked("b", 0, searches=4),
             asked("a", 0, misled=True),
-            asked("b", 1, misled=True, astray=True),
+            asked("b", 1, misled=True, astray=True, searches=2),
+            asked("e", 0, misled=True, astray=True, searches=1),
             asked("c", 1, answerable=False),
             asked("d", 0, answerable=False),
         ),
@@ -50,8 +53,11 @@ def test_each_measure_reads_its_questions_only():
     found = {name: claims.level([run], measure) for name, measure in claims.MEASURES.items()}
     assert {name: (one.mean, one.n) for name, one in found.items()} == {
         "accuracy": (0.5, 2),
-        "right when misled": (0.5, 2),
-        "recovered": (1.0, 1),
+        "right when misled": (pytest.approx(1 / 3), 3),
+        "recovered": (0.5, 2),
+        "searched again": (0.5, 2),
+        "right, searched again": (1.0, 1),
+        "declined": (0.0, 2),
         "invented": (0.5, 2),
         "searches, known": (2.0, 1),
         "searches, unknown": (4.0, 1),
@@ -138,3 +144,10 @@ def test_a_command_that_fails_is_counted_and_the_others_run(tmp_path):
     assert [(tmp_path / "plain" / f"arm-{n}.log").read_text() for n in (1, 2, 3)] == [
         "0\n", "3\n", "0\n",
     ]  # fmt: skip
+
+
+def test_what_was_before_training_is_compared_with_nothing():
+    arms = dict.fromkeys(["plain/before", "plain/outcome", "plain/igpo", "plain/combination"])
+    assert claims._others("plain/before", arms) == []
+    assert claims._others("plain/igpo", arms) == ["plain/outcome"]
+    assert claims._others("plain/combination", arms) == ["plain/outcome", "plain/igpo"]
