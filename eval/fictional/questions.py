@@ -1,12 +1,13 @@
 """Questions about a world, each with its answer, gold evidence and gold tool sequence.
 
-A question is made from its number alone: the kind and what it is about follow from chance, tried again
-under the next key where the world does not know enough.
+A question is made from its number alone: the kind, the split and what it is about follow from chance,
+tried again under the next key where the world does not know enough, or where the things whose facts it
+needs are of different splits.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,6 +15,7 @@ from agent.task import Task
 from eval.fictional.graph import select
 from eval.fictional.passages import former_source_of, passages_of, source_of
 from eval.fictional.schema import KINDS, RELATIONS, Relation, relation, relations_of
+from eval.fictional.split import TEST_SHARE, split_of
 from eval.fictional.world import Entity, World, path, told
 
 # share of each kind of question
@@ -31,8 +33,14 @@ SHARES = {
     "unanswerable": 0.06,
 }
 _TRIES = 40
-_TEST_SHARE = 0.3
 _WHAT = {"person": "Who", "city": "Which city", "country": "Which country", "year": "Which year"}
+# one search shows too few passages for five books: a wording each, and what passages say besides
+_BOOKS = (
+    "a book by {p}, first published",
+    "{p} wrote the book, published",
+    "The book was written by {p}, first edition",
+)
+_NUMBERS = ("one", "two", "three", "four", "five")
 _ELEMENTS = (
     ("C", "carbon"),
     ("N", "nitrogen"),
@@ -60,7 +68,7 @@ class Question:
     """One question.
 
     Attributes:
-        anchor: what it is about; decides the split.
+        things: whose facts are needed, all of one split in a question that `questions` gives.
         answers: accepted; none when the right reply is to decline.
         evidence: ids of passages that hold what is needed.
         calls: gold tool sequence.
@@ -71,7 +79,7 @@ class Question:
 
     kind: str
     text: str
-    anchor: str
+    things: tuple[Entity, ...]
     answers: tuple[str, ...]
     evidence: tuple[str, ...]
     calls: tuple[Call, ...]
@@ -91,7 +99,7 @@ class Question:
             kind=self.kind,
             evidence=self.evidence,
             meta={
-                "split": split_of(world, self.anchor),
+                "split": split_of(world, self.things),
                 "difficulty": self.difficulty,
                 "calls": [{"tool": call.tool, "query": call.query} for call in self.calls],
                 "taught": list(self.taught),
@@ -102,22 +110,29 @@ class Question:
         )
 
 
-def split_of(world: World, anchor: str) -> str:
-    """`train` or `test`, by what a question is about."""
-    return "test" if world.chance.share("split", anchor) < _TEST_SHARE else "train"
-
-
 def questions(world: World, count: int) -> Iterator[Question]:
     """Up to `count` different questions; fewer when a small world has no more."""
     seen: set[str] = set()
     for number in range(count):
-        kind = _kind(world, number)
-        for attempt in range(_TRIES):
-            made = _MAKERS[kind](world, (number, attempt))
-            if made is not None and made.text not in seen:
-                seen.add(made.text)
-                yield made
-                break
+        made = _made(world, number, seen)
+        if made is not None:
+            seen.add(made.text)
+            yield made
+
+
+def _made(world: World, number: int, seen: Collection[str]) -> Question | None:
+    """A new question of the split that chance gives, of the other where none is found."""
+    maker = _MAKERS[_kind(world, number)]
+    wanted = "test" if world.chance.share("split", number) < TEST_SHARE else "train"
+    other = None
+    for attempt in range(_TRIES):
+        made = maker(world, (number, attempt))
+        split = None if made is None or made.text in seen else split_of(world, made.things)
+        if split == wanted:
+            return made
+        if split is not None and other is None:
+            other = made
+    return other
 
 
 def wordings(world: World, subject: Entity, of: Relation) -> tuple[str, ...]:
@@ -174,7 +189,7 @@ def _chain(world: World, kind: str, start: Entity, names: tuple[str, ...]) -> Qu
     return Question(
         kind=kind,
         text=plan[0] if len(steps) == 1 else _nested(world, start, relations),
-        anchor=start.id,
+        things=tuple(subjects),
         answers=(world.name(values[-1]),),
         evidence=tuple(dict.fromkeys(source_of(world, s, of) for s, of in steps)),
         calls=tuple(Call("search", query) for query in plan),
@@ -209,7 +224,7 @@ def _comparison(world: World, key: Key) -> Question | None:
     return Question(
         kind="comparison",
         text=of.order.format(a=world.name(a), b=world.name(b)),
-        anchor=min(a.id, b.id),
+        things=(a, b),
         answers=(world.name(winner),),
         evidence=(source_of(world, a, of), source_of(world, b, of)),
         calls=tuple(Call("search", query) for query in plan),
@@ -224,22 +239,18 @@ def _comparison(world: World, key: Key) -> Question | None:
 
 
 def _counting(world: World, key: Key) -> Question | None:
-    book = _some(
-        world, "book", *key
-    )  # from a book to its author: people without any are not asked for
-    author = world.value(book, relation("book", "author"))
+    """How many books somebody wrote; people without any are not asked for."""
+    of = relation("book", "author")
+    author = world.value(_some(world, "book", *key), of)
     assert isinstance(author, Entity)
-    books = world.books_of(author)
-    if not 1 <= len(books) <= 3:
-        return None
-    name, of = world.name(author), relation("book", "author")
+    name, books = world.name(author), world.books_of(author)
     return Question(
         kind="counting",
         text=f"How many books did {name} write?",
-        anchor=author.id,
-        answers=(str(len(books)), ("one", "two", "three")[len(books) - 1]),
+        things=tuple(books),
+        answers=(str(len(books)), _NUMBERS[len(books) - 1]),
         evidence=tuple(source_of(world, one, of) for one in books),
-        calls=(Call("search", f"a book by {name}"),),
+        calls=tuple(Call("search", query.format(p=name)) for query in _BOOKS),
         difficulty=1 + len(books),
         taught=tuple(world.taught(one, of) for one in books),
         plan=(f"Which books did {name} write?",),
@@ -265,7 +276,7 @@ def _temporal(world: World, key: Key) -> Question | None:
     return Question(
         kind="temporal",
         text=asked,
-        anchor=subject.id,
+        things=(subject,),
         answers=(world.name(change.before if past else now),),
         evidence=(source, now_source) if past else (now_source,),
         calls=(Call("search", of.question.format(s=name)),),
@@ -293,15 +304,16 @@ def _graph(world: World, key: Key) -> Question | None:
     values = path(world, start, names)
     if values is None:
         return None
-    at, relations = start, []
+    at, relations, things = start, [], []
     for name, value in zip(names, values, strict=True):
         relations.append(relation(at.kind, name))
+        things.append(at)
         at = value if isinstance(value, Entity) else at
     single = relations[0].question.format(s=world.name(start))
     return Question(
         kind="graph",
         text=single if len(names) == 1 else _nested(world, start, relations),
-        anchor=start.id,
+        things=tuple(things),
         answers=(world.name(values[-1]),),
         evidence=(),
         calls=(Call("graph", select(world.name(start), names)),),
@@ -329,7 +341,7 @@ def _chemistry(world: World, key: Key) -> Question | None:
     return Question(
         kind="chemistry",
         text=text,
-        anchor=compound.id,
+        things=(compound,),
         answers=(answer,),
         evidence=(source_of(world, compound, of),),
         calls=(Call("search", of.question.format(s=name)), Call("chemistry", query)),
@@ -351,7 +363,7 @@ def _false_premise(world: World, key: Key) -> Question | None:
     return Question(
         kind="false_premise",
         text=text,
-        anchor=subject.id,
+        things=(subject,),
         answers=(),
         evidence=(source_of(world, subject, relation(thing, of)),),
         calls=(Call("search", text),),
@@ -374,7 +386,7 @@ def _unanswerable(world: World, key: Key) -> Question | None:
     return Question(
         kind="unanswerable",
         text=text,
-        anchor=subject.id,
+        things=(subject,),
         answers=(),
         evidence=(),
         calls=(Call("search", text),),
