@@ -20,8 +20,8 @@ from eval.fictional.world import Entity, World, path, told
 
 # share of each kind of question
 SHARES = {
-    "1hop": 0.22,
-    "2hop": 0.18,
+    "1hop": 0.20,
+    "2hop": 0.16,
     "3hop": 0.10,
     "4hop": 0.06,
     "comparison": 0.09,
@@ -30,6 +30,7 @@ SHARES = {
     "graph": 0.06,
     "chemistry": 0.05,
     "false_premise": 0.05,
+    "true_premise": 0.04,
     "unanswerable": 0.06,
 }
 _TRIES = 40
@@ -354,7 +355,7 @@ def _chemistry(world: World, key: Key) -> Question | None:
 
 def _false_premise(world: World, key: Key) -> Question | None:
     """A question about something that did not happen: the wrong author, the wrong founder."""
-    thing, of, asks = world.chance.pick(_PREMISES, "premise", *key)
+    thing, of, _, asks = world.chance.pick(_PREMISES, "premise", *key)
     subject, person = _some(world, thing, *key), _some(world, "person", "wrong", *key)
     truth = world.value(subject, relation(thing, of))
     if truth == person:
@@ -369,6 +370,36 @@ def _false_premise(world: World, key: Key) -> Question | None:
         calls=(Call("search", text),),
         difficulty=2,
         plan=(relation(thing, of).question.format(s=world.name(subject)),),
+    )
+
+
+def _true_premise(world: World, key: Key) -> Question | None:
+    """The same about what did happen: the words alone do not say that there is no answer."""
+    thing, of, then, asks = world.chance.pick(_PREMISES, "premise", *key)
+    subject = _some(world, thing, *key)
+    person = world.value(subject, relation(thing, of))
+    assert isinstance(person, Entity)
+    about = person if then == "studied" else subject
+    answer = world.value(about, relation(about.kind, then))
+    if answer is None:
+        return None
+    text = asks.format(s=world.name(subject), p=world.name(person))
+    steps = ((subject, relation(thing, of)), (about, relation(about.kind, then)))
+    plan = tuple(fact.question.format(s=world.name(one)) for one, fact in steps)
+    return Question(
+        kind="true_premise",
+        text=text,
+        things=tuple(dict.fromkeys((subject, about))),
+        answers=(world.name(answer),),
+        evidence=tuple(dict.fromkeys(source_of(world, *step) for step in steps)),
+        calls=tuple(Call("search", query) for query in plan),
+        difficulty=2,
+        taught=tuple(world.taught(*step) for step in steps),
+        plan=plan,
+        knowledge=tuple(
+            f"{fact.noun.format(s=world.name(one))}: {world.name(value)}"
+            for (one, fact), value in zip(steps, (person, answer), strict=True)
+        ),
     )
 
 
@@ -397,9 +428,9 @@ def _unanswerable(world: World, key: Key) -> Question | None:
 
 
 _PREMISES = (
-    ("book", "author", "In which year did {p} publish {s}?"),
-    ("company", "founder", "In which year did {p} found {s}?"),
-    ("compound", "discoverer", "Where did {p} study before discovering {s}?"),
+    ("book", "author", "published", "In which year did {p} publish {s}?"),
+    ("company", "founder", "founded", "In which year did {p} found {s}?"),
+    ("compound", "discoverer", "studied", "Where did {p} study before discovering {s}?"),
 )
 _MAKERS: dict[str, Maker] = {
     **{f"{length}hop": _hops(length) for length in range(1, 5)},
@@ -409,6 +440,7 @@ _MAKERS: dict[str, Maker] = {
     "graph": _graph,
     "chemistry": _chemistry,
     "false_premise": _false_premise,
+    "true_premise": _true_premise,
     "unanswerable": _unanswerable,
 }
 

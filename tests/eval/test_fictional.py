@@ -107,7 +107,7 @@ KNOWN_NAMES = ["Truso Flobregra", "Kuzhiskux", "The Voyage of Lusalo"]
 KNOWN = {
     "corpus": "e2094b5cde2d8955",
     "graph": "d6d29171a806d52f",
-    "tasks": "b24719f475f675b1",
+    "tasks": "e8294d75499be0b0",
 }
 
 
@@ -288,6 +288,18 @@ def test_neither_place_nor_time_gives_an_answer_away(asked):
     assert min(total["comparison"], total["temporal"]) > 300
     assert 0.42 < first / total["comparison"] < 0.58
     assert 0.4 < current / total["temporal"] < 0.6
+
+
+def test_no_wording_says_by_itself_that_there_is_no_answer(asked):
+    declined, total = Counter(), Counter()
+    for _, made in asked:
+        for one in made:
+            wording = " ".join(word for word in one.text.split() if word.islower())
+            total[wording] += 1
+            declined[wording] += not one.answers
+    for wording in declined:
+        assert declined[wording] / total[wording] <= 0.75 or total[wording] < 15, wording
+    assert sum(declined[wording] > 10 for wording in declined) >= 6
 
 
 def test_a_count_is_that_of_the_graph_and_its_words_agree(worlds):
