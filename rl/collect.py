@@ -1,7 +1,8 @@
 """Collection: groups of rollouts of many tasks, into a trajectory store.
 
-Every episode has an id that follows from what shapes it and its seed, so that nothing is collected
-twice and a collection that was killed ends with the same ids as one that was not. Episodes in mid-air
+Every episode has an id that follows from what shapes it, from all that its task holds and from its
+seed, so that nothing is collected twice, a corrected gold answer makes other episodes, and a collection
+that was killed ends with the same ids as one that was not. Episodes in mid-air
 are checkpointed after each step, beside the user's data; they go on from there, with the tokens and
 log-probabilities that they had.
 """
@@ -74,7 +75,8 @@ class CollectReport:
     """What a collection did.
 
     Attributes:
-        groups, episodes: asked for in all; `known` of the episodes were there before.
+        groups, episodes: asked for in all, an episode of two sets counted once; `known` of the episodes
+            were there before, or were stored by another process meanwhile.
         resumed: episodes that went on from a killed process.
         statuses: of the new episodes.
         sampled_tokens, prompt_tokens: of the new episodes; a prompt that is read again counts again.
@@ -132,8 +134,19 @@ def collect(
         PolicyUnavailableError: the policy cannot be had, or failed many times in a row; what is
             finished is kept.
     """
+    return carry_out(request, settings, out, notify, advance)[0]
+
+
+def carry_out(
+    request: CollectRequest, settings: Settings, out: str, notify: Notify, advance: Advance
+) -> tuple[CollectReport, list[Plan]]:
+    """What `collect` does; gives also the plan of each set, in order, in which the ids stand.
+
+    Raises:
+        UsageError, PolicyUnavailableError: as `collect`.
+    """
     require_untruncated(settings)
-    sets = [load_set(name, request, settings) for name in request.tasks]
+    sets = load_sets(request, settings)
     with TrajectoryStore.open(out) as store:
         if request.actors:
             from rl.collect_ray import play
@@ -155,6 +168,21 @@ def require_untruncated(settings: Settings) -> None:
             f"temperature {sampling.temperature:g}, top_p {sampling.top_p:g}, top_k {sampling.top_k}",
             "leave these settings out; agent eval takes any",
         )
+
+
+def load_sets(request: CollectRequest, settings: Settings) -> list[Benchmark]:
+    """The sets of a request; two files of one name are two sets as long as their tasks differ.
+
+    Raises:
+        UsageError: as `load_set`, or a set is named twice.
+    """
+    sets: list[Benchmark] = []
+    for name in request.tasks:
+        found = load_set(name, request, settings)
+        if any((one.name, one.tasks) == (found.name, found.tasks) for one in sets):
+            raise UsageError(f"a set is named twice: {found.name}", "name each set once")
+        sets.append(found)
+    return sets
 
 
 def load_set(name: str, request: CollectRequest, settings: Settings) -> Benchmark:
@@ -194,7 +222,10 @@ def make_plan(
 
 def _episodes(found: Benchmark, digest: str, request: CollectRequest) -> Iterator[Episode]:
     for task in found.tasks:
-        group = f"{found.name}/{task.id}/{digest}/{request.seed}"
+        # files of one name share task ids, and a stored task must not outlive a corrected one
+        content = json.dumps(task.to_dict(), sort_keys=True)
+        which = hashlib.sha256(f"{digest}/{content}".encode()).hexdigest()[:12]
+        group = f"{found.name}/{task.id}/{which}/{request.seed}"
         for seed in range(request.seed, request.seed + request.group):
             id = hashlib.sha256(f"{group}/{seed}".encode()).hexdigest()[:32]
             yield Episode(task, seed=seed, group=group, meta={"id": id})
@@ -242,7 +273,7 @@ class Tally:
 
     def __init__(self, plans: Sequence[Plan], missing: int, begun: int, advance: Advance) -> None:
         self._plans = plans
-        self._total = sum(len(plan.episodes) for plan in plans)
+        self._total = len({episode.meta["id"] for plan in plans for episode in plan.episodes})
         self._known = self._total - missing
         self._resumed = begun
         self._advance = advance
@@ -252,15 +283,22 @@ class Tally:
         self._failures = 0
         advance(_STAGE, self._known, self._total)
 
-    def add(self, done: Trajectory) -> None:
+    def add(self, done: Trajectory, new: bool) -> None:
         """Count an episode.
+
+        Args:
+            done: the episode.
+            new: whether the store took it; one that another process stored meanwhile was there.
 
         Raises:
             PolicyUnavailableError: the policy failed too often in a row.
         """
-        self._statuses[done.status] = self._statuses.get(done.status, 0) + 1
-        self._tokens[0] += sum(turn.reply_tokens for turn in done.turns)
-        self._tokens[1] += sum(turn.prompt_tokens for turn in done.turns)
+        if new:
+            self._statuses[done.status] = self._statuses.get(done.status, 0) + 1
+            self._tokens[0] += sum(turn.reply_tokens for turn in done.turns)
+            self._tokens[1] += sum(turn.prompt_tokens for turn in done.turns)
+        else:
+            self._known += 1
         self._advance(_STAGE, self._known + sum(self._statuses.values()), self._total)
         failed = done.stop_reason is StopReason.POLICY_ERROR
         self._failures = self._failures + 1 if failed else 0
@@ -289,13 +327,18 @@ class Tally:
 
 
 def missing_of(plans: Sequence[Plan], store: TrajectoryStore) -> list[list[Episode]]:
-    """For each plan the episodes that the store lacks; failed ones are removed from it."""
+    """For each plan the episodes that the store lacks and no plan before it has; failed ones are
+    removed from the store."""
     known = store.statuses()
     wanted = {episode.meta["id"] for plan in plans for episode in plan.episodes}
     failed = [id for id, status in known.items() if id in wanted and status == Status.FAILED]
     store.delete(failed)
-    there = known.keys() - set(failed)
-    return [[e for e in plan.episodes if e.meta["id"] not in there] for plan in plans]
+    taken, missing = known.keys() - set(failed), list[list[Episode]]()
+    for plan in plans:
+        lacking = {e.meta["id"]: e for e in plan.episodes if e.meta["id"] not in taken}
+        taken |= lacking.keys()
+        missing.append(list(lacking.values()))
+    return missing
 
 
 async def _collect(
@@ -305,7 +348,7 @@ async def _collect(
     store: TrajectoryStore,
     notify: Notify,
     advance: Advance,
-) -> CollectReport:
+) -> tuple[CollectReport, list[Plan]]:
     policy = policy_of(settings, notify)
     try:
         plans = [make_plan(one, policy, request, settings, notify) for one in sets]
@@ -316,10 +359,9 @@ async def _collect(
         for plan, episodes in zip(plans, missing, strict=True):
             async with aclosing(played(episodes, plan.setup, request.concurrency, path)) as done:
                 async for trajectory in done:
-                    await asyncio.to_thread(store.add, trajectory)
-                    tally.add(trajectory)
+                    tally.add(trajectory, await asyncio.to_thread(store.add, trajectory))
         await asyncio.to_thread(clean, path, plans, [[] for _ in plans])
-        return tally.report()
+        return tally.report(), plans
     finally:
         await policy.aclose()
 

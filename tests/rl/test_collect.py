@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,7 @@ from agent.threads import Threads
 from agent.trajectory import Status
 from eval.fictional.make import make_world
 from kg.errors import PolicyUnavailableError, UsageError
-from rl.collect import CollectRequest, collect, journal
+from rl.collect import CollectRequest, collect, journal, load_sets, make_plan
 from tests.agent.scripted import ScriptedPolicy
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -231,6 +232,82 @@ def test_a_slow_tool_holds_nobody(world, home, tmp_path, template, monkeypatch):
 def test_what_cannot_be_trained_on_is_refused(world, home, tmp_path, flags, message):
     with pytest.raises(UsageError, match=message):
         collect(request_of(world), settings_of(home, **flags), str(tmp_path / "s.sqlite"))
+
+
+def asked(folder, name, **fields):
+    """A file of one question."""
+    row = {"id": "1", "question": f"Who made {name}?", "answers": ["Ada"], **fields}
+    path = folder / name / "train.jsonl"
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(json.dumps(row) + "\n")
+    return str(path)
+
+
+def test_files_of_one_name_and_corrected_answers_make_episodes_of_their_own(
+    home, tmp_path, template, monkeypatch
+):
+    policy = Stubborn(template, after=10**9)
+    monkeypatch.setattr("rl.collect.policy_of", lambda *_, **__: policy)
+    out = tmp_path / "store.sqlite"
+
+    def again(*tasks):
+        report = collect(CollectRequest(tasks=tasks, group=2), settings_of(home), str(out))
+        assert len(contents(out)) == report.known + sum(report.statuses.values()) + old
+        return report
+
+    old = 0
+    a, b = asked(tmp_path, "a"), asked(tmp_path, "b")
+    report = again(a, b)
+    assert (report.groups, report.episodes, report.known) == (2, 4, 0)
+    assert {t.task.question for t in contents(out).values()} == {"Who made a?", "Who made b?"}
+    assert again(a, b).known == 4
+    old = 4
+    report = again(asked(tmp_path, "a", answers=["Grace"]))
+    assert (report.known, sum(report.statuses.values())) == (0, 2)
+    golds = Counter(t.task.answers for t in contents(out).values())
+    assert golds == {("Ada",): 4, ("Grace",): 2}
+
+
+def test_a_task_of_two_sets_is_played_once_and_a_set_named_twice_is_refused(
+    home, tmp_path, template, monkeypatch
+):
+    policy = Stubborn(template, after=10**9)
+    monkeypatch.setattr("rl.collect.policy_of", lambda *_, **__: policy)
+    out = str(tmp_path / "store.sqlite")
+    a, b = asked(tmp_path, "a"), asked(tmp_path, "b")
+    Path(b).write_text(Path(a).read_text() + Path(b).read_text().replace('"1"', '"2"'))
+    request = CollectRequest(tasks=(a, b), group=2)
+    report = collect(request, settings_of(home), out)
+    assert (report.groups, report.episodes, sum(report.statuses.values())) == (2, 4, 4)
+    assert len(contents(out)) == 4
+    with pytest.raises(UsageError, match="a set is named twice: train"):
+        collect(CollectRequest(tasks=(a, a)), settings_of(home), out)
+
+
+def test_an_episode_that_another_process_stored_meanwhile_is_not_counted_as_new(
+    home, tmp_path, template, monkeypatch
+):
+    out = tmp_path / "store.sqlite"
+
+    class Beaten(Stubborn):
+        """The second episode is stored by somebody else while it is played."""
+
+        def _one(self, request):
+            found = contents(out) if out.is_file() else {}
+            if len(found) == 1:
+                [one] = found.values()
+                with TrajectoryStore.open(out) as store:
+                    store.add(replace(one, id=ids[1]))
+            return super()._one(request)
+
+    policy = Beaten(template, after=10**9)
+    monkeypatch.setattr("rl.collect.policy_of", lambda *_, **__: policy)
+    request = CollectRequest(tasks=(asked(tmp_path, "a"),), group=2, concurrency=1)
+    settings = settings_of(home)
+    [found] = load_sets(request, settings)
+    ids = [e.meta["id"] for e in make_plan(found, policy, request, settings, print).episodes]
+    report = collect(request, settings, str(out))
+    assert (report.episodes, report.known, sum(report.statuses.values())) == (2, 1, 1)
 
 
 def test_unknown_sets_and_sets_for_testing_are_refused(home, tmp_path):
