@@ -95,6 +95,13 @@ def probe(
     )
 
 
+def label_of(task: Task) -> bool | None:
+    """The label that `probe` stored with a task; None where there is none that can be read."""
+    found = task.meta.get(KNOWN)
+    known = found.get("known") if isinstance(found, dict) else None
+    return known if isinstance(known, bool) else None
+
+
 def read_known(path: Path, problems: list[str] | None = None) -> dict[str, bool]:
     """Task id to label, of a file that `probe` wrote.
 

@@ -53,7 +53,7 @@ def test_a_task_is_known_when_one_sample_is_right(tmp_path, template, monkeypatc
 
 
 def asked_of(tmp_path, monkeypatch, template):
-    """Gives `ask(rows, known, name)`: a probe of these rows, with a policy of that name, into one file."""
+    """Gives `ask(rows, known, name)`: a probe of these rows by a policy of that name, into one file."""
     settings = load_settings(home=tmp_path / "home", sampling={"temperature": 1.0})
     path, out = tmp_path / "set.jsonl", tmp_path / "known.jsonl"
     request = CollectRequest(tasks=(str(path),), group=3)

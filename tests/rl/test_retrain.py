@@ -178,6 +178,24 @@ def test_a_gradient_learns_from_attached_rewards(logged, micro, models_dir, tmp_
     assert lines[0]["weight_mean"] == pytest.approx(1.0, abs=0.05)  # the same weights drew them
 
 
+def test_tasks_without_a_label_and_labels_of_another_policy_are_told(logged):
+    from rl.retrain import _context
+
+    lines, label = [], {"known": {"policy": "gpt@1", "known": True}}
+    first = logged[0].task.id
+    some = [
+        replace(t, task=replace(t.task, meta={**t.task.meta, **label})) if t.task.id == first else t
+        for t in logged
+    ]
+    recipe = load_train("grpo", ["rewards={known: {reward: boundary_label}}"])
+    context = _context(recipe, some, isolated_settings(), lines.append)
+    assert context.known == {first: True}
+    assert lines[0] == "3 of 4 tasks have no label of agent probe and are left out"
+    assert lines[1].startswith("1 of 1 labels tell what another policy knows (gpt), not 'micro'")
+    with pytest.raises(UsageError, match="knowledge boundary labels"):
+        _context(recipe, logged, isolated_settings(), lines.append)
+
+
 def test_a_gradient_that_needs_a_critic_is_refused(logged, models_dir, tmp_path):
     url = stored(tmp_path / "log.sqlite", logged)
     with pytest.raises(UsageError, match="token_gae needs a critic"):
