@@ -15,7 +15,7 @@ import json
 import sqlite3
 import time
 from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import aclosing, closing
+from contextlib import AbstractContextManager, aclosing, closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -36,6 +36,7 @@ from eval.benchmarks import Benchmark, DataFolder, Split, load
 from eval.folder import shape_of
 from eval.run import setup_of, spread
 from kg.errors import PolicyUnavailableError, UsageError
+from rl import lock
 
 _STAGE = "collected"
 _GIVE_UP = 8  # policy failures in a row that end a collection
@@ -130,7 +131,8 @@ def collect(
         advance: gets a stage, finished episodes and their total.
 
     Raises:
-        UsageError: unknown names, no task, sampling or a policy that cannot be trained on.
+        UsageError: unknown names, no task, sampling or a policy that cannot be trained on, or another
+            process collects into the store.
         PolicyUnavailableError: the policy cannot be had, or failed many times in a row; what is
             finished is kept.
     """
@@ -147,7 +149,7 @@ def carry_out(
     """
     require_untruncated(settings)
     sets = load_sets(request, settings)
-    with TrajectoryStore.open(out) as store:
+    with TrajectoryStore.open(out) as store, _alone(store, settings):
         if request.actors:
             from rl.collect_ray import play
 
@@ -231,13 +233,26 @@ def _episodes(found: Benchmark, digest: str, request: CollectRequest) -> Iterato
             yield Episode(task, seed=seed, group=group, meta={"id": id})
 
 
+def _place(store: TrajectoryStore, settings: Settings) -> Path:
+    name = hashlib.sha256(store.identity.encode()).hexdigest()[:12]
+    return settings.data_dir / "collecting" / f"{name}.sqlite"
+
+
+def _alone(store: TrajectoryStore, settings: Settings) -> AbstractContextManager[None]:
+    """Keep other collections of this data folder off a store: they would share its journal."""
+    return lock.held(
+        _place(store, settings).with_suffix(".lock"),
+        f"another process is collecting into {store.identity}",
+        "wait for it, or choose another --out",
+    )
+
+
 def journal(store: TrajectoryStore, settings: Settings, notify: Notify = lambda line: None) -> Path:
     """The file of unfinished episodes of a store.
 
     One that is damaged is set aside and told: its episodes begin anew, and no finished one is lost.
     """
-    name = hashlib.sha256(repr(store).encode()).hexdigest()[:12]
-    path = settings.data_dir / "collecting" / f"{name}.sqlite"
+    path = _place(store, settings)
     if path.is_file() and (cause := _damage(path)):
         aside = path.with_suffix(".damaged")
         path.replace(aside)

@@ -195,6 +195,40 @@ def test_a_damaged_file_of_unfinished_episodes_is_set_aside_and_told(
     assert path.with_suffix(".damaged").read_bytes() == data[: len(data) // 2]
 
 
+def test_one_collection_at_a_time_writes_a_store_whatever_its_path_is_called(
+    home, tmp_path, template, monkeypatch
+):
+    (tmp_path / "there").mkdir()
+    monkeypatch.chdir(tmp_path)
+    request, refused = CollectRequest(tasks=(asked(tmp_path, "a"),), group=1), []
+    settings = settings_of(home)
+
+    class Doubled(Stubborn):
+        """Somebody collects into the same store while the first episode is played."""
+
+        def _one(self, asked_for):
+            with pytest.raises(UsageError, match="another process is collecting into") as error:
+                collect(request, settings, str(tmp_path / "s.sqlite"))
+            refused.append(error.value)
+            return super()._one(asked_for)
+
+    policy = Doubled(template, after=10**9)
+    monkeypatch.setattr("rl.collect.policy_of", lambda *_, **__: policy)
+    assert collect(request, settings, "s.sqlite").statuses
+    assert refused
+    paths = []
+    for folder, name in (
+        (tmp_path, "s.sqlite"),
+        (tmp_path, "there/../s.sqlite"),
+        (tmp_path / "there", "s.sqlite"),
+        (tmp_path, f"sqlite:///{tmp_path}/s.sqlite"),
+    ):
+        monkeypatch.chdir(folder)
+        with TrajectoryStore.open(name) as store:
+            paths.append(journal(store, settings))
+    assert paths[0] == paths[1] == paths[3] != paths[2]
+
+
 def test_a_slow_tool_holds_nobody(world, home, tmp_path, template, monkeypatch):
     """One episode's search hangs until its time-out; the others are done long before."""
     import asyncio
