@@ -53,7 +53,7 @@ def probe(
     settings: Settings,
     out: Path,
     notify: Notify = lambda line: None,
-    advance: Advance = lambda stage, done, total: None,
+    advance: Advance = lambda stage, done, total, spent: None,
 ) -> ProbeReport:
     """Sample every task closed-book, `request.group` times; writes the labelled tasks to `out`.
 
@@ -64,7 +64,7 @@ def probe(
         settings: the policy; its tools are left out.
         out: a JSONL file of tasks; `meta["known"]` holds policy, samples, share right and the label.
         notify: gets one line a stage.
-        advance: gets a stage, finished samples and their total.
+        advance: gets a stage, finished samples, their total, and the tokens of the new ones in words.
 
     Raises:
         UsageError: as `collect`, or no task has a gold answer.

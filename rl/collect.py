@@ -42,7 +42,7 @@ _STAGE = "collected"
 _GIVE_UP = 8  # policy failures in a row that end a collection
 
 Notify = Callable[[str], None]
-Advance = Callable[[str, int, int], None]
+Advance = Callable[[str, int, int, str], None]
 
 
 class CollectRequest(BaseModel):
@@ -54,7 +54,7 @@ class CollectRequest(BaseModel):
         split: part of each set; `train`, so that nothing is trained on what is tested.
         limit: tasks a set, spread evenly over it; 0 for all.
         group: rollouts a task, with seeds `seed`, `seed + 1`, …
-        seed: of each group's first rollout.
+        seed: of each group's first rollout; other seeds add rollouts to the same groups.
         concurrency: episodes at once.
         actors: Ray actors to spread them over, each with its own engine; 0 for this process.
     """
@@ -119,7 +119,7 @@ def collect(
     settings: Settings,
     out: str,
     notify: Notify = lambda line: None,
-    advance: Advance = lambda stage, done, total: None,
+    advance: Advance = lambda stage, done, total, spent: None,
 ) -> CollectReport:
     """Collect, or go on with a collection.
 
@@ -128,7 +128,7 @@ def collect(
         settings: policy, tools and budgets, as for `agent ask`; sampling must be the model's own.
         out: path or URL of the trajectory store.
         notify: gets one line a stage.
-        advance: gets a stage, finished episodes and their total.
+        advance: gets a stage, finished episodes, their total, and the tokens of the new ones in words.
 
     Raises:
         UsageError: unknown names, no task, sampling or a policy that cannot be trained on, or another
@@ -227,7 +227,7 @@ def _episodes(found: Benchmark, digest: str, request: CollectRequest) -> Iterato
         # files of one name share task ids, and a stored task must not outlive a corrected one
         content = json.dumps(task.to_dict(), sort_keys=True)
         which = hashlib.sha256(f"{digest}/{content}".encode()).hexdigest()[:12]
-        group = f"{found.name}/{task.id}/{which}/{request.seed}"
+        group = f"{found.name}/{task.id}/{which}"
         for seed in range(request.seed, request.seed + request.group):
             id = hashlib.sha256(f"{group}/{seed}".encode()).hexdigest()[:32]
             yield Episode(task, seed=seed, group=group, meta={"id": id})
@@ -296,7 +296,7 @@ class Tally:
         self._statuses: dict[str, int] = {}
         self._tokens = [0, 0]
         self._failures = 0
-        advance(_STAGE, self._known, self._total)
+        self._tell()
 
     def add(self, done: Trajectory, new: bool) -> None:
         """Count an episode.
@@ -314,7 +314,7 @@ class Tally:
             self._tokens[1] += sum(turn.prompt_tokens for turn in done.turns)
         else:
             self._known += 1
-        self._advance(_STAGE, self._known + sum(self._statuses.values()), self._total)
+        self._tell()
         failed = done.stop_reason is StopReason.POLICY_ERROR
         self._failures = self._failures + 1 if failed else 0
         if self._failures == _GIVE_UP:
@@ -322,6 +322,11 @@ class Tally:
                 f"the policy failed {_GIVE_UP} times in a row: {done.error}",
                 "run the same command again to go on from here",
             )
+
+    def _tell(self) -> None:
+        sampled, read = self._tokens
+        spent = f"{sampled:,} tokens sampled, {read:,} read"
+        self._advance(_STAGE, self._known + sum(self._statuses.values()), self._total, spent)
 
     def report(self) -> CollectReport:
         """The figures."""

@@ -85,6 +85,10 @@ def test_nothing_is_collected_twice_and_a_larger_group_adds_to_it(world, home, w
     assert {id: after[id].to_dict() for id in before} == {
         id: t.to_dict() for id, t in before.items()
     }
+    seeds = collect(request_of(world, limit=1, seed=2, group=3), settings_of(home), str(whole))
+    assert (seeds.episodes, seeds.known, sum(seeds.statuses.values())) == (3, 2, 1)
+    after = contents(whole)
+    assert len({(t.group, t.seed) for t in after.values()}) == len(after) == 15
     other = collect(request_of(world, limit=1), settings_of(home), str(tmp_path / "other.sqlite"))
     assert other.known == 0
     assert contents(tmp_path / "other.sqlite").keys() <= after.keys()

@@ -92,6 +92,14 @@ def test_a_greedy_draw_teaches_no_gradient(logged, template):
     assert [one.id for one in chosen.left_out] == ["greedy", "blind"]
 
 
+def test_one_draw_stored_twice_counts_once(logged, template):
+    again = replace(logged[0], id="again")
+    seed = replace(logged[0], id="seed", seed=logged[0].seed + 1000)
+    chosen = comparable([*logged, again, seed], Wanted(), template, "micro")
+    assert [one.id for one in chosen.used] == [*(one.id for one in logged), "seed"]
+    assert chosen.reasons == {"the same draw as another one": 1}
+
+
 def searched(logged):
     """An episode that was shown a passage and answered it by itself, and a word of the passage."""
     for one in logged:
