@@ -26,7 +26,7 @@ from kg.errors import UsageError
 from rl import ranks, run_folder
 from rl.assess import Assessed, assess
 from rl.batches import lay_out, minibatches
-from rl.closed_book import KNOWN
+from rl.boundary import foreign_labels, told_labels
 from rl.engine import adapter_of, whole
 from rl.fit import TrainingError
 from rl.interrupt import graceful
@@ -252,11 +252,18 @@ def _context(
     Raises:
         UsageError: a reward lacks something that a log does not have.
     """
-    tasks = {one.task.id: one.task for one in used}
-    known = {id: bool(t.meta[KNOWN]["known"]) for id, t in tasks.items() if KNOWN in t.meta}
+    tasks = list({one.task.id: one.task for one in used}.values())
+    known = told_labels(tasks)
     given = replace(functions(recipe, settings.models_dir, notify), known=known, progress=1.0)
     promised = replace(given, promised=recipe.provides - ({Need.KNOWN} if not known else set()))
-    require(recipe.reward.rewards.values(), promised)
+    rewards = recipe.reward.rewards.values()
+    require(rewards, promised)
+    if any(Need.KNOWN in reward.needs for reward in rewards):
+        lacking = len(tasks) - len(known)
+        bare = f"{lacking} of {len(tasks)} tasks have no label of agent probe and are left out"
+        for line in (bare if lacking else "", foreign_labels(tasks, recipe.base)):
+            if line:
+                notify(line)
     return given
 
 

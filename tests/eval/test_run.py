@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -234,6 +235,15 @@ def test_spread_takes_from_the_whole_set():
     assert spread(range(10), 0) == tuple(range(10))
     assert spread(range(100), 4) == (0, 25, 50, 75)
     assert len(set(spread(range(7), 5))) == 5
+    for size in (1, 2, 3, 7, 100, 1000, 1024):
+        found = [set(spread(range(size), limit)) for limit in range(1, size + 1)]
+        assert [len(one) for one in found] == list(range(1, size + 1))
+        assert all(small < large for small, large in pairwise(found))  # a larger limit adds
+    for limit in (10, 96, 100, 300):
+        chosen = spread(range(1000), limit)
+        gaps = [b - a for a, b in pairwise((*chosen, 1000))]
+        assert list(chosen) == sorted(chosen)
+        assert max(gaps) <= 2 * 1000 / limit + 1
 
 
 def test_a_wrong_answer_becomes_a_regression_task(policy, settings, tmp_path):
