@@ -20,6 +20,8 @@ class Sample:
     """One scored episode.
 
     Attributes:
+        abstained: whether the policy declined by its own act; no answer without one is a spent budget
+            or an error.
         excluded: why it has no answer score; empty when it has.
         right: the headline score, 0 to 1: the choice's, the abstention's, else exact match.
         evidence_recall: share of the gold passages that were shown; None without gold.
@@ -36,6 +38,7 @@ class Sample:
     seed: int
     id: str
     answer: str
+    abstained: bool
     status: str
     stop_reason: str
     error: str
@@ -58,7 +61,7 @@ class Sample:
 
 def score_one(benchmark: str, scorer: str, task: Task, done: Trajectory) -> Sample:
     """Score one episode of a task."""
-    answer = "" if done.status in (Status.FAILED, Status.ABSTAINED) else done.answer.strip()
+    answer = "" if done.status is Status.FAILED or done.abstained else done.answer.strip()
     excluded = "" if task.answers or task.answerable is False else NO_GOLD
     right, em, f1, cover = (
         (math.nan,) * 4 if excluded else _answer_scores(scorer, task, answer, done)
@@ -77,6 +80,7 @@ def score_one(benchmark: str, scorer: str, task: Task, done: Trajectory) -> Samp
         seed=done.seed,
         id=done.id,
         answer=answer,
+        abstained=done.abstained,
         status=done.status,
         stop_reason=done.stop_reason,
         error=done.error if done.status is Status.FAILED else "",
@@ -98,8 +102,7 @@ def _answer_scores(
 ) -> tuple[float, float, float, float]:
     """Headline, exact match, F1 and cover of an answer."""
     if task.answerable is False:
-        declined = float(done.status is not Status.FAILED and not answer)
-        return (declined,) * 4
+        return (float(done.abstained),) * 4
     if done.status is Status.FAILED:
         return (0.0,) * 4
     found = SCORERS[scorer](answer, task.answers)

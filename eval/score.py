@@ -189,7 +189,7 @@ def _grouped(samples: Sequence[Sample], by: Callable[[Sample], Any]) -> dict[Any
 
 def _reply(sample: Sample) -> Reply:
     right = sample.answerable and sample.right == 1
-    return Reply(bool(sample.answer), right, sample.answerable, sample.confidence)
+    return Reply(bool(sample.answer), right, sample.answerable, sample.confidence, sample.abstained)
 
 
 def _calibration(replies: Sequence[Reply]) -> dict[str, float]:

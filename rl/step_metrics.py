@@ -22,8 +22,6 @@ from rl.step import UpdateStats
 
 Metrics = dict[str, float]
 
-_NO_ANSWER = (Status.ABSTAINED, Status.FAILED)
-
 
 @dataclass(frozen=True)
 class Validated:
@@ -62,8 +60,8 @@ def validated(step: int, samples: Sequence[Sample]) -> Validated:
     kinds = sorted({sample.kind for sample in samples})
     asked = [sample for sample in samples if sample.answerable]
     unanswerable = [sample for sample in samples if not sample.answerable]
-    declined = [float(s.status == Status.ABSTAINED) for s in asked]
-    wrong = [float(s.status not in _NO_ANSWER and not s.right) for s in asked]
+    declined = [float(s.abstained) for s in asked]
+    wrong = [float(not (s.abstained or s.failed) and not s.right) for s in asked]
     whole = [s.right for s in samples if not s.failed]
     return Validated(
         step=step,
@@ -104,7 +102,7 @@ def _question(sample: Sample) -> dict[str, Any]:
         "kind": sample.kind,
         "answerable": sample.answerable,
         "right": sample.right,
-        "declined": sample.status == Status.ABSTAINED,
+        "declined": sample.abstained,
         "searches": sample.usage.searches,
         "episode": sample.id,
     }
@@ -143,7 +141,7 @@ def of_rollouts(
         "right_answerable": _mean(answerable),
         "solved_all": _mean([float(r == 1) for r in rights]),
         "solved_none": _mean([float(r == 0) for r in rights]),
-        "abstained": mean(lambda t: float(t.status is Status.ABSTAINED)),
+        "abstained": mean(lambda t: float(t.abstained)),
         "failed": mean(lambda t: float(t.status is Status.FAILED)),
         "capped": mean(lambda t: float(t.stop_reason in _CAPS)),
         "turns": mean(lambda t: len(t.turns)),

@@ -122,6 +122,13 @@ def test_abstention_by_hand():
     assert (found.answerable.precision, found.answerable.recall) == (3 / 4, 3 / 4)
 
 
+def test_what_is_neither_an_answer_nor_an_abstention_is_no_right_decline():
+    said = [Reply(False, False, False, declined=False), Reply(False, False, False, declined=True)]
+    found = abstention(said)
+    assert (found.coverage, found.accuracy) == (0, 0.5)
+    assert (found.unanswerable.precision, found.unanswerable.recall) == (1, 1 / 2)
+
+
 def test_always_abstaining_has_no_selective_accuracy():
     found = abstention([Reply(False, False, True)] * 3)
     assert (found.coverage, found.accuracy, found.simpleqa_f1) == (0, 0, 0)
