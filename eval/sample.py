@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 
 from agent.task import Task
 from agent.trajectory import Status, Trajectory
+from eval.analyses.given import OF, STEPS
 from eval.metrics import SCORERS
 from eval.metrics.choice import multiple_choice
 from eval.metrics.retrieval import hit_at_k, mrr, recall_at_k
@@ -20,6 +22,8 @@ class Sample:
     """One scored episode.
 
     Attributes:
+        of, steps: of a step of a decomposed question, that question's id and its number of steps; empty
+            and 0 otherwise.
         abstained: whether the policy declined by its own act; no answer without one is a spent budget
             or an error.
         excluded: why it has no answer score; empty when it has.
@@ -31,6 +35,8 @@ class Sample:
 
     benchmark: str
     task: str
+    of: str
+    steps: int
     kind: str
     question: str
     gold: tuple[str, ...]
@@ -54,9 +60,31 @@ class Sample:
     usage: Usage
 
     @property
+    def unit(self) -> str:
+        """The question that it counts for: a step counts for its own."""
+        return self.of or self.task
+
+    @property
     def failed(self) -> bool:
         """Whether the episode ended in an error."""
         return self.status == Status.FAILED
+
+
+def whole(samples: Iterable[Sample]) -> list[Sample]:
+    """Samples by question: the steps of one question and seed become one sample, right as far as the worst
+    of them is; left out where a step is missing. Others stay as they are."""
+    out = []
+    parts: dict[tuple[str, str, int], list[Sample]] = {}
+    for sample in samples:
+        if sample.of:
+            parts.setdefault((sample.benchmark, sample.of, sample.seed), []).append(sample)
+        else:
+            out.append(sample)
+    for (_, question, _), steps in parts.items():
+        if len(steps) == steps[0].steps:
+            worst = {name: min(getattr(s, name) for s in steps) for name in ("right", "em", "f1")}
+            out.append(replace(steps[-1], task=question, of="", steps=0, **worst))
+    return out
 
 
 def score_one(benchmark: str, scorer: str, task: Task, done: Trajectory) -> Sample:
@@ -73,6 +101,8 @@ def score_one(benchmark: str, scorer: str, task: Task, done: Trajectory) -> Samp
     return Sample(
         benchmark=benchmark,
         task=task.id,
+        of=str(task.meta.get(OF, "")),
+        steps=int(task.meta.get(STEPS, 0)) if OF in task.meta else 0,
         kind=task.kind,
         question=task.question,
         gold=task.answers,

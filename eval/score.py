@@ -168,7 +168,7 @@ def _field(name: str) -> Value:
 def _interval(samples: Sequence[Sample], value: Value) -> Interval | None:
     if not samples:
         return None
-    return bootstrap([value(s) for s in samples], clusters=[s.task for s in samples])
+    return bootstrap([value(s) for s in samples], clusters=[s.unit for s in samples])
 
 
 def _intervals(samples: Sequence[Sample], values: dict[str, Value]) -> dict[str, Interval]:
