@@ -26,6 +26,8 @@ class Sample:
             and 0 otherwise.
         abstained: whether the policy declined by its own act; no answer without one is a spent budget
             or an error.
+        vote: what the answer counts as among several of one question: its choice, or its text as the
+            scorer sees it, empty for a declined question; None when nothing was said.
         excluded: why it has no answer score; empty when it has.
         right: the headline score, 0 to 1: the choice's, the abstention's, else exact match.
         evidence_recall: share of the gold passages that were shown; None without gold.
@@ -45,6 +47,7 @@ class Sample:
     id: str
     answer: str
     abstained: bool
+    vote: str | None
     status: str
     stop_reason: str
     error: str
@@ -71,8 +74,8 @@ class Sample:
 
 
 def whole(samples: Iterable[Sample]) -> list[Sample]:
-    """Samples by question: the steps of one question and seed become one sample, right as far as the worst
-    of them is; left out where a step is missing. Others stay as they are."""
+    """Samples by question: the steps of one question and seed become one sample, right as far as the
+    worst of them is; left out where a step is missing. Others stay as they are."""
     out = []
     parts: dict[tuple[str, str, int], list[Sample]] = {}
     for sample in samples:
@@ -111,6 +114,7 @@ def score_one(benchmark: str, scorer: str, task: Task, done: Trajectory) -> Samp
         id=done.id,
         answer=answer,
         abstained=done.abstained,
+        vote="" if done.abstained else _vote(scorer, task, answer),
         status=done.status,
         stop_reason=done.stop_reason,
         error=done.error if done.status is Status.FAILED else "",
@@ -125,6 +129,16 @@ def score_one(benchmark: str, scorer: str, task: Task, done: Trajectory) -> Samp
         confidence=done.confidence if answer else None,
         usage=usage(done),
     )
+
+
+def _vote(scorer: str, task: Task, answer: str) -> str | None:
+    if not answer:
+        return None
+    choices = task.meta.get("choices", ())
+    for number in range(len(choices)):
+        if multiple_choice(answer, choices, number):
+            return f"choice {number}"
+    return SCORERS[scorer].normalise(answer) or answer.casefold()
 
 
 def _answer_scores(

@@ -14,7 +14,7 @@ import numpy as np
 from agent.trajectory import Status, StopReason, Trajectory
 from eval.metrics.usage import usage
 from eval.sample import Sample, score_one
-from eval.stats import Interval, bootstrap
+from eval.stats import Interval, estimate
 from rl.assess import Assessed
 from rl.critic import CriticStats
 from rl.recovery import WhenMisled
@@ -65,8 +65,8 @@ def validated(step: int, samples: Sequence[Sample]) -> Validated:
     whole = [s.right for s in samples if not s.failed]
     return Validated(
         step=step,
-        right=bootstrap([s.right for s in samples]),
-        kinds={kind: bootstrap([s.right for s in samples if s.kind == kind]) for kind in kinds},
+        right=estimate([s.right for s in samples]),
+        kinds={kind: estimate([s.right for s in samples if s.kind == kind]) for kind in kinds},
         searches=_mean([s.usage.searches for s in samples]),
         turns=_mean([s.usage.turns for s in samples]),
         wrong=_mean(wrong),
@@ -74,7 +74,7 @@ def validated(step: int, samples: Sequence[Sample]) -> Validated:
         hallucinated=_mean([float(not s.failed) * (1.0 - s.right) for s in unanswerable]),
         samples=tuple(samples),
         errors=len(samples) - len(whole),
-        without_errors=bootstrap(whole) if whole else None,
+        without_errors=estimate(whole) if whole else None,
     )
 
 

@@ -26,9 +26,10 @@ _CARRIED_BY = {
 def given(tasks: Iterable[Task], condition: Condition) -> Iterator[Task]:
     """The tasks under a condition; those that do not carry what it gives are left out.
 
-    A plan is `meta["plan"]`, knowledge is `meta["knowledge"]`. A decomposed task becomes one task for each
-    of `meta["steps"]` (sub-question, accepted answers, and evidence where it is known), with `#1`, `#2`, …
-    behind its id; its own id and the number of steps stand in `meta`, so that a run is compared by question.
+    A plan is `meta["plan"]`, knowledge is `meta["knowledge"]`. A decomposed task becomes one task for
+    each of `meta["steps"]` (sub-question, accepted answers, and evidence where it is known), with `#1`,
+    `#2`, … behind its id; its own id and the number of steps stand in `meta`, so that a run is compared
+    by question.
     """
     for task in tasks:
         if not condition:

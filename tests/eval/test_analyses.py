@@ -148,7 +148,10 @@ def test_the_boundary_table_by_hand(policy, settings, tmp_path):  # noqa: F811
     assert cells[True, True].n == known
     assert cells[False, True].n == len(tasks) - known
     assert cells[True, False].n == cells[False, False].n == 0
-    assert (one.needless, one.blind) == (1, 0)
+    assert (one.needless.mean, one.blind.mean) == (1, 0)
+    assert (one.needless.n, one.blind.n) == (known, len(tasks) - known)
+    assert one.needless.low < 1
+    assert one.blind.high > 0
     assert one.closed_book.mean == known / len(tasks)
     assert "| known, searched |" in table([one])
 
