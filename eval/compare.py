@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from eval.sample import Sample
+from eval.sample import Sample, whole
 from eval.score import score_run
 from eval.stats import Interval, holm, mcnemar_p, paired, permutation_p
 from kg.errors import UsageError
@@ -56,6 +56,8 @@ class SetComparison:
 def compare(a: Path, b: Path, scorer: str = "") -> list[SetComparison]:
     """Compare two run folders set by set.
 
+    A decomposed run is compared by question: it has one right when all its steps are.
+
     Raises:
         UsageError: not runs, or they have no scored question in common.
     """
@@ -90,7 +92,7 @@ def _alone(one: SetComparison) -> str:
 
 def _by_set(samples: Sequence[Sample]) -> dict[str, dict[str, list[Sample]]]:
     out: dict[str, dict[str, list[Sample]]] = {}
-    for sample in samples:
+    for sample in whole(samples):
         if not sample.excluded:
             out.setdefault(sample.benchmark, {}).setdefault(sample.task, []).append(sample)
     return out

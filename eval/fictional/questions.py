@@ -65,6 +65,23 @@ class Call:
 
 
 @dataclass(frozen=True)
+class Step:
+    """One sub-question with its answer, and the passage that holds it."""
+
+    question: str
+    answer: str
+    evidence: str
+
+    def row(self) -> dict[str, Any]:
+        """As in a task's `meta`; see `eval.analyses.given`."""
+        return {
+            "question": self.question,
+            "answers": [self.answer],
+            "evidence": [self.evidence],
+        }
+
+
+@dataclass(frozen=True)
 class Question:
     """One question.
 
@@ -76,6 +93,7 @@ class Question:
         difficulty: 1 (one passage) upwards.
         taught: for each fact on the way, whether it is one to be taught.
         plan: the question as sub-questions, and `knowledge` what they find.
+        steps: sub-questions that have one answer each, in order; none where one has a list, or two.
     """
 
     kind: str
@@ -88,6 +106,7 @@ class Question:
     taught: tuple[bool, ...] = ()
     plan: tuple[str, ...] = ()
     knowledge: tuple[str, ...] = ()
+    steps: tuple[Step, ...] = ()
     extra: dict[str, Any] = field(default_factory=dict)
 
     def task(self, world: World, number: int) -> Task:
@@ -106,6 +125,7 @@ class Question:
                 "taught": list(self.taught),
                 "plan": list(self.plan),
                 "knowledge": list(self.knowledge),
+                "steps": [step.row() for step in self.steps],
                 **self.extra,
             },
         )
@@ -201,6 +221,10 @@ def _chain(world: World, kind: str, start: Entity, names: tuple[str, ...]) -> Qu
             f"{of.noun.format(s=world.name(s))}: {world.name(v)}"
             for (s, of), v in zip(steps, values, strict=True)
         ),
+        steps=tuple(
+            Step(of.question.format(s=world.name(s)), world.name(v), source_of(world, s, of))
+            for (s, of), v in zip(steps, values, strict=True)
+        ),
     )
 
 
@@ -234,6 +258,10 @@ def _comparison(world: World, key: Key) -> Question | None:
         plan=plan,
         knowledge=tuple(
             f"{of.noun.format(s=world.name(one))}: {number}"
+            for one, number in zip((a, b), numbers, strict=True)
+        ),
+        steps=tuple(
+            Step(of.question.format(s=world.name(one)), str(number), source_of(world, one, of))
             for one, number in zip((a, b), numbers, strict=True)
         ),
     )
@@ -350,6 +378,13 @@ def _chemistry(world: World, key: Key) -> Question | None:
         taught=(world.taught(compound, of),),
         plan=(of.question.format(s=name), text),
         knowledge=(f"{of.noun.format(s=name)}: {molecule.smiles}",),
+        steps=tuple(
+            Step(question, found, source_of(world, compound, of))
+            for question, found in (
+                (of.question.format(s=name), molecule.smiles),
+                (text, answer),
+            )
+        ),
     )
 
 

@@ -38,9 +38,7 @@ def final_answer(trajectory: Trajectory) -> str:
 
 def abstained(trajectory: Trajectory) -> bool:
     """Whether the policy declined by its own act; running out of budget is no abstention."""
-    if trajectory.status is Status.ABSTAINED:
-        return True
-    return bool(trajectory.turns) and trajectory.turns[-1].action.kind is ActionKind.ABSTAIN
+    return trajectory.abstained
 
 
 def gold(trajectory: Trajectory) -> tuple[str, ...]:

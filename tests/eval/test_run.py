@@ -108,7 +108,7 @@ def test_a_run_is_scored_from_its_folder_alone(policy, settings, tmp_path):
     assert kind.usage.searches >= 1
     assert kind.usage.turns > kind.usage.searches
     assert sum(one.stop_reasons.values()) == 24
-    assert one.usage["sampled_tokens / question"] > 5
+    assert one.usage["sampled_tokens / question"].mean > 5
 
 
 def test_reports_hold_every_set_and_escape_what_was_said(policy, settings, tmp_path):
@@ -116,6 +116,11 @@ def test_reports_hold_every_set_and_escape_what_was_said(policy, settings, tmp_p
     text = evaluate(["library"], {"limit": 12}, settings, out, False, lambda line: None)
     assert "| library | squad2 | 12 |" in text
     assert (out / "report.md").read_text() == text
+    heads = [line for line in text.splitlines() if re.match(r"\| (set)? +\|", line)]
+    assert len(heads) >= 5
+    assert all("| n |" in head for head in heads)
+    [coverage] = re.findall(r"\| set \| n \| coverage .*\n.*\n\| library \| 12 \| (.*?) \|", text)
+    assert re.fullmatch(r"\d+\.\d \[ *\d+\.\d, *\d+\.\d\]", coverage)
     with TrajectoryStore.open(out / "trajectories.sqlite") as store:
         first = next(store.query())
         store.delete([first.id])
