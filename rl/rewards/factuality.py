@@ -17,6 +17,7 @@ from pydantic import Field, field_validator
 from agent.trajectory import Trajectory
 from eval.metrics import normalise, scorer
 from rl.rewards.base import (
+    Bools,
     Floats,
     Options,
     Range,
@@ -24,7 +25,9 @@ from rl.rewards.base import (
     RewardError,
     Values,
     at_end,
+    at_turns,
     nothing,
+    only_last,
     unit,
 )
 from rl.rewards.context import Need, RewardContext
@@ -107,6 +110,10 @@ class SupportCheck(Options):
             raise RewardError("no fact extractor", trajectory, turn)
         return list(dict.fromkeys(context.facts(text))) if text else []
 
+    def claims(self, text: str) -> bool:
+        """Whether a thought may state something: it does by sentences, or is there to extract from."""
+        return bool(statements(text) if self.extract == "sentences" else text)
+
     def supported(
         self, fact: str, texts: Sequence[str], context: RewardContext, trajectory: str, turn: int
     ) -> bool:
@@ -178,6 +185,13 @@ class Factuality(_Thoughts):
     def needs(self) -> tuple[Need, ...]:
         """Of the check."""
         return self.check.needs
+
+    def given(self, trajectory: Trajectory) -> Bools:
+        """The last turn, or the turns whose thought states something."""
+        if self.place == "last":
+            return only_last(trajectory)
+        told = (t for t, turn in enumerate(trajectory.turns) if self.check.claims(thought_of(turn)))
+        return at_turns(trajectory, told)
 
     def values(self, group: Sequence[Trajectory], context: RewardContext) -> Values:
         """The share, by turn or at the end."""
