@@ -264,6 +264,7 @@ class _Run:
             file.add(metrics)
             if ranks.is_main():
                 self.observer.step(metrics)
+            self._tell_faults(assessed, step)
             ruined = self._count_broken(assessed, learnt, step)
             tripped = None if last else self._tripped()
             if ends or tripped or ruined or step % recipe.checkpoints.every == 0:
@@ -319,6 +320,12 @@ class _Run:
             for batch in minibatches(trees, update.minibatches, dealt):
                 out.append(self.learner.step(batch, old))
         return out
+
+    def _tell_faults(self, assessed: Assessed, step: int) -> None:
+        """Write down which rewards failed in their own code."""
+        for fault in assessed.faults:
+            run_folder.note(self.run, step, "fault", fault)
+            self.observer.notify(f"step {step}: {fault}; its episodes are left out")
 
     def _count_broken(self, assessed: Assessed, learnt: Learnt, step: int) -> TrainingError | None:
         """Keep what broke for inspection; what ends the run after too many in a row."""

@@ -36,7 +36,7 @@ from rl.logged import Chosen, LeftOut, Wanted, by_task, comparable, demonstratio
 from rl.model_files import write_model
 from rl.recipe import SftRecipe
 from rl.reward_models import functions
-from rl.rewards import Need, Part, RewardContext, require
+from rl.rewards import Need, Part, RewardContext, missing, require
 from rl.sft import train as fine_tune
 from rl.step_metrics import of_credit, of_updates
 from rl.sync import weights_of
@@ -249,14 +249,18 @@ def _context(
 ) -> RewardContext:
     """What the rewards read besides the episodes.
 
+    A task that lacks what a reward reads is left out later, with its reason; a log may hold any.
+
     Raises:
-        UsageError: a reward lacks something that a log does not have.
+        UsageError: a reward lacks something that a log does not have, or that none of its tasks has.
     """
     tasks = {one.task.id: one.task for one in used}
     known = {id: bool(t.meta[KNOWN]["known"]) for id, t in tasks.items() if KNOWN in t.meta}
     given = replace(functions(recipe, settings.models_dir, notify), known=known, progress=1.0)
     promised = replace(given, promised=recipe.provides - ({Need.KNOWN} if not known else set()))
-    require(recipe.reward.rewards.values(), promised)
+    rewards = list(recipe.reward.rewards.values())
+    whole = [task for task in tasks.values() if not missing(rewards, promised, [task])]
+    require(rewards, promised, whole or list(tasks.values()))
     return given
 
 

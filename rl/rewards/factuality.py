@@ -32,7 +32,7 @@ from rl.rewards.base import (
 )
 from rl.rewards.context import Need, RewardContext
 from rl.rewards.format import FormatRules
-from rl.rewards.reading import abstained, is_right, passages, results, thought_of
+from rl.rewards.reading import abstained, is_right, judged, passages, results, thought_of
 from rl.rewards.registry import register
 
 _SENTENCE = re.compile(r"(?<=[.!?])\s+|\n+")
@@ -263,9 +263,6 @@ class FactualReasoning(_Thoughts):
         matched = is_right(trajectory, self.scorer)
         if self.correctness == "match" or not trajectory.answer or not trajectory.task.answers:
             return matched
-        if context.judge is None:
-            raise RewardError("no judge policy", trajectory.id, len(trajectory.turns) - 1)
         meaning = f"The answer means the same as: {' / '.join(trajectory.task.answers)}"
         text = f"Question: {trajectory.task.question}\nAnswer: {trajectory.answer}"
-        score = unit(context.judge(meaning, text), "the judge's score", trajectory.id)
-        return score >= 0.5
+        return judged(trajectory, meaning, text, context) >= 0.5

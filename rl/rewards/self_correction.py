@@ -89,11 +89,13 @@ class Usefulness(Options):
 
     def _score(self, trajectory: Trajectory, seen: Result, context: RewardContext) -> float | None:
         task, texts = trajectory.task, passages(seen.observation)
-        if task.answerable is False or not texts:
+        if task.answerable is False:
+            return 0.0
+        if self.by == "evidence" and not task.evidence:
+            raise RewardError(f"task {task.id} has no gold evidence", trajectory.id, seen.turn)
+        if not texts:
             return 0.0
         if self.by == "evidence":
-            if not task.evidence:
-                raise RewardError(f"task {task.id} has no gold evidence", trajectory.id, seen.turn)
             return _shows_evidence(trajectory, seen)
         answers = [a for a in gold(trajectory) if self._telling(a)]
         if not answers:
