@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from agent.trajectory import Trajectory, TrajectoryError
+from agent.trajectory import Status, Trajectory, TrajectoryError
 from kg.errors import TurnwiseError, UsageError
 from rl.credit import Batch, Credit, CreditError, RewardPart, estimate
 from rl.credit.group import Bools, Floats, Ints
@@ -103,8 +103,9 @@ def assess(
 ) -> Assessed:
     """Rewards, advantages and loss weights of one batch.
 
-    A trajectory that cannot be assessed (no tokens, no turns, a reward missing or not finite, or one
-    whose code fails) is left out and named; the others go on, compared among themselves.
+    A trajectory that cannot be assessed (failed for no fault of the policy, no tokens, no turns, a
+    reward missing or not finite, or one whose code fails) is left out and named; the others go on,
+    compared among themselves.
 
     Args:
         groups: each holds rollouts of one task.
@@ -214,6 +215,8 @@ def _unfit(trajectory: Trajectory, seen: set[str]) -> str:
     """Why it can carry no loss; "" when it can."""
     if trajectory.id in seen:
         return "it is in the batch already"
+    if trajectory.status is Status.FAILED:
+        return "the episode failed, for no fault of the policy"
     if not trajectory.has_tokens:
         return f"it has no token ids: the policy {trajectory.policy} gave none"
     if not trajectory.turns:

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from agent.policies.catalog import resolve
 from agent.task import Task
+from agent.trajectory import Status
 from kg.errors import PolicyUnavailableError, UsageError
 from rl.assess import assess, by_group
 from rl.credit import ESTIMATORS, CreditError
@@ -190,11 +191,14 @@ def test_what_cannot_be_assessed_is_left_out_and_named_and_the_rest_goes_on(
     nan = replace(rollouts[1], id="nan")
     probes = {**scored.context.gold_logprobs, "nan": np.full((2, len(nan.turns)), np.nan)}
     context = RewardContext(gold_logprobs=probes)
+    failed = replace(rollouts[0], id="failed", status=Status.FAILED)
     backwards = replace(rollouts[0], id="backwards", turns=rollouts[0].turns[::-1])
-    bad = [text, empty, foreign, nan, backwards, rollouts[0]]
+    bad = [text, empty, foreign, nan, backwards, failed, rollouts[0]]
     found = assess([[*rollouts, *bad]], load_assessment("igpo"), context, scorer)
     reasons = {drop.id: drop.reason for drop in found.dropped}
-    assert set(reasons) == {text.id, "empty", "foreign", "nan", "backwards", rollouts[0].id}
+    named = {"empty", "foreign", "nan", "backwards", "failed"}
+    assert set(reasons) == {text.id, rollouts[0].id, *named}
+    assert "the episode failed" in reasons["failed"]
     assert "span" in reasons["backwards"]
     assert "no token ids" in reasons[text.id]
     assert "no turns" in reasons["empty"]
@@ -415,6 +419,19 @@ def test_mistakes_in_a_recipe_are_named(overrides, message):
     with pytest.raises(UsageError) as caught:
         load_assessment("igpo", overrides)
     assert message in f"{caught.value.message} {caught.value.hint}"
+
+
+def test_the_examples_in_the_documentation_run(rollouts, scored, scorer):
+    page = Path("docs/credit.md").read_text("utf-8")
+    names = {"trajectories": rollouts, "scorer": scorer}
+    examples = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    assert len(examples) == 2
+    for code in examples:
+        exec(code, names)
+    assert names["found"].loss == pytest.approx(scored.loss)
+    advantages = names["credit"].advantages
+    assert [a.size for a in advantages] == [16, 8]  # as the comments say
+    assert (advantages[0] != 0).any()
 
 
 def test_the_recipe_in_the_documentation_loads(tmp_path):
