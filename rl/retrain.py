@@ -36,7 +36,7 @@ from rl.logged import Chosen, LeftOut, Wanted, by_task, comparable, demonstratio
 from rl.model_files import write_model
 from rl.recipe import SftRecipe
 from rl.reward_models import functions
-from rl.rewards import Need, Part, RewardContext, require
+from rl.rewards import Need, Part, RewardContext, missing, require
 from rl.sft import train as fine_tune
 from rl.step_metrics import of_credit, of_updates
 from rl.sync import weights_of
@@ -249,15 +249,18 @@ def _context(
 ) -> RewardContext:
     """What the rewards read besides the episodes.
 
+    A task that lacks what a reward reads is left out later, with its reason; a log may hold any.
+
     Raises:
-        UsageError: a reward lacks something that a log does not have.
+        UsageError: a reward lacks something that a log does not have, or that none of its tasks has.
     """
     tasks = list({one.task.id: one.task for one in used}.values())
     known = told_labels(tasks)
     given = replace(functions(recipe, settings.models_dir, notify), known=known, progress=1.0)
     promised = replace(given, promised=recipe.provides - ({Need.KNOWN} if not known else set()))
-    rewards = recipe.reward.rewards.values()
-    require(rewards, promised)
+    rewards = list(recipe.reward.rewards.values())
+    whole = [task for task in tasks if not missing(rewards, promised, [task])]
+    require(rewards, promised, whole or tasks)
     if any(Need.KNOWN in reward.needs for reward in rewards):
         lacking = len(tasks) - len(known)
         bare = f"{lacking} of {len(tasks)} tasks have no label of agent probe and are left out"
