@@ -124,7 +124,8 @@ def probe(
 
 @commands.command(
     epilog="Examples: agent train igpo --out runs/igpo · agent train my.yaml --out runs/mine "
-    "--set update.optimizer.lr=1e-5 · agent train grpo --from-store history.sqlite --out runs/again"
+    "--set update.optimizer.lr=1e-5 · agent train grpo --from-store history.sqlite --out runs/again · "
+    "agent train rest --from-store history.sqlite --from-policy . --reward thumb --out runs/liked"
 )
 def train(
     recipe: RecipeName,
@@ -147,6 +148,13 @@ def train(
     threshold: Annotated[
         float, typer.Option(help="Of --from-store: episodes with more are imitated.")
     ] = 0.5,
+    from_policy: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Of --from-store: take episodes of this policy too: its name, the version of its "
+            "weights, or name@version, as agent trace list shows them; repeatable."
+        ),
+    ] = None,
     json_: AsJson = False,
 ) -> None:
     """Improve a policy by reinforcement learning; the same command goes on after a kill or Ctrl-C.
@@ -160,17 +168,16 @@ def train(
     settings = settings_of()
     aside = redirect_stdout(sys.stderr)  # DeepSpeed logs to stdout, which is the result's alone
     if from_store:
-        wanted = {"reward": reward, "threshold": threshold}
+        wanted = {"reward": reward, "threshold": threshold, "policies": tuple(from_policy or ())}
         with aside:
-            text = retrained(
+            text, interrupted = retrained(
                 recipe, set_ or [], out, from_store, way, wanted, settings, json_, stderr
             )
-        typer.echo(text)
-        return
-    with aside:
-        text, interrupted = trained(
-            recipe, set_ or [], out, data or "", ignore or [], settings, json_
-        )
+    else:
+        with aside:
+            text, interrupted = trained(
+                recipe, set_ or [], out, data or "", ignore or [], settings, json_
+            )
     if text:
         typer.echo(text)
     if interrupted:

@@ -287,13 +287,14 @@ def model_card(run: Path, recipe: Mapping[str, Any], kind: str, step: int | None
 
 
 def _digest(run: Path) -> str:
-    """Of the recipe, as the run's report tells it; "unknown" before its end."""
+    """Of the recipe, as the run's report tells it; or the best policy in it; "unknown"
+    where neither does."""
     for name in ("report.json", "retrain.json"):
         if (run / name).is_file():
             found = _json(run / name, "cannot be read").get("recipe")
             if isinstance(found, str):
                 return found
-    return "unknown"
+    return Best(run).recipe or "unknown"
 
 
 def _use(kind: str, base: str) -> str:

@@ -1,8 +1,8 @@
 """The process of an isolated engine: it hears no Ctrl-C, and it ends when its parent does.
 
-A launcher, as a terminal, sends Ctrl-C to a whole group of processes. The run's own processes then finish
-their step, for which they need the engine: it must not be told. vLLM's child, in turn, waits for
-work for ever when its parent was killed: it has to look for itself.
+A launcher, as a terminal, sends Ctrl-C to a whole group of processes. The run's own processes then
+finish their step, for which they need the engine: it must not be told. vLLM's child, in turn, waits
+for work for ever when its parent was killed: it has to look for itself.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any
 
 
 def stand_alone() -> None:
-    """Make this process, a child by `multiprocessing`, a session of its own that ends with its parent."""
+    """Make this process, a child by `multiprocessing`, a session of its own; it ends with its parent."""
     if os.getpgrp() != os.getpid():
         os.setsid()
     parent = multiprocessing.parent_process()
