@@ -312,3 +312,45 @@ def trace_credit(
     with open_history(store) as opened:
         accountant = Accountant(opened, recipe, settings_of().models_dir, policy, stderr)
         typer.echo(credit_report(accountant, id, json_))
+
+
+@trace.command(
+    "reward",
+    epilog="Examples: agent trace reward 3f2a thumb=1 · "
+    "agent trace reward 3f2a thumb=0 style=-0.5 --store history.sqlite",
+)
+def trace_reward(
+    id: str,
+    rewards: Annotated[list[str], typer.Argument(help="NAME=VALUE, each.")],
+    store: Store = None,
+    json_: AsJson = False,
+) -> None:
+    """Attach rewards to an episode, for `agent train --from-store … --reward NAME`.
+
+    A reward of the same name is replaced. Exit codes: 0 attached, 2 usage.
+    """
+    from rl.attach import attach_rewards
+
+    with open_history(store) as opened:
+        full, there = attach_rewards(opened, id, rewards)
+    told = ", ".join(f"{name} {value:g}" for name, value in sorted(there.items()))
+    typer.echo(json.dumps({"id": full, "rewards": there}) if json_ else f"{full}: {told}")
+
+
+@trace.command("correct", epilog='Example: agent trace correct 3f2a --answer "Ada Lovelace"')
+def trace_correct(
+    id: str,
+    answer: Annotated[str, typer.Option(help="The right answer.")],
+    store: Store = None,
+    json_: AsJson = False,
+) -> None:
+    """Attach the right answer to an episode, for `agent train --from-store`.
+
+    It takes the place of the episode's own answer where a source that it was shown holds it. Exit codes:
+    0 attached, 2 usage.
+    """
+    from rl.attach import attach_correction
+
+    with open_history(store) as opened:
+        full = attach_correction(opened, id, answer)
+    typer.echo(json.dumps({"id": full, "correction": answer}) if json_ else f"{full}: corrected")

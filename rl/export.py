@@ -300,7 +300,7 @@ def _digest(run: Path) -> str:
 def _use(kind: str, base: str) -> str:
     lines = ['cd THIS_FOLDER && agent ask "..."', 'agent ask --policy THIS_FOLDER "..."']
     if kind == "merged":
-        lines += ["agent serve --policy vllm:THIS_FOLDER", "vllm serve THIS_FOLDER"]
+        lines += ['agent ask --policy vllm:THIS_FOLDER "..."', "vllm serve THIS_FOLDER"]
     told = (
         "" if kind == "merged" else f"The base `{base}` has to be there under that name or in that "
     )
