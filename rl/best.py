@@ -1,7 +1,8 @@
 """The policy of a run that validated best, kept so that a kill never leaves one of steps to come.
 
-`best/` is a model folder with its step in `step.json`. Until a checkpoint includes it, the one before is
-kept beside it; a run that goes on from the checkpoint before takes that one back.
+`best/` is a model folder; `step.json` in it holds its step and the digest of the recipe. Until a
+checkpoint includes it, the one before is kept beside it; a run that goes on from the checkpoint before
+takes that one back.
 """
 
 from __future__ import annotations
@@ -9,11 +10,14 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 from kg.errors import UsageError
 from rl import ranks, run_folder
+from rl.stamp import Stamp
 
 STEP = "step.json"
+_NOBODY = Stamp()
 
 
 class Best:
@@ -21,16 +25,22 @@ class Best:
 
     Args:
         run: the run's folder.
+        stamp: of the recipe; it is kept beside the step.
     """
 
-    def __init__(self, run: Path) -> None:
+    def __init__(self, run: Path, stamp: Stamp = _NOBODY) -> None:
         self.folder = run / "best"
-        self._saved = run / ".best.saved"
+        self._saved, self._stamp = run / ".best.saved", stamp
 
     @property
     def step(self) -> int | None:
         """The step that the folder is of; None where there is none, or it does not tell."""
         return _step(self.folder)
+
+    @property
+    def recipe(self) -> str:
+        """Digest of the recipe that made it; empty where it does not tell."""
+        return str(_facts(self.folder).get("recipe", ""))
 
     def take(self, policy: Path, step: int) -> None:
         """Make a copy of `policy` the best.
@@ -45,7 +55,7 @@ class Best:
                 self.folder.rename(self._saved)
         except OSError as error:
             raise UsageError(f"cannot move {self.folder}: {error.strerror}") from error
-        run_folder.copy(policy, self.folder, {STEP: {"step": step}})
+        run_folder.copy(policy, self.folder, {STEP: {"step": step, **self._stamp.facts}})
 
     def commit(self) -> None:
         """A checkpoint includes the best: the one before is not needed any more."""
@@ -53,9 +63,14 @@ class Best:
             shutil.rmtree(self._saved, ignore_errors=True)
 
     def rewind(self, after: int) -> None:
-        """Go back to the best one of the steps up to `after`, that of the last checkpoint."""
+        """Go back to the best one of the steps up to `after`, that of the last checkpoint.
+
+        Raises:
+            UsageError: the best is another recipe's.
+        """
         if not ranks.is_main():
             return
+        self._stamp.require(_facts(self.folder), self.folder)
         if self.step is not None and self.step <= after:
             self.commit()
             return
@@ -67,7 +82,13 @@ class Best:
 
 
 def _step(folder: Path) -> int | None:
+    step = _facts(folder).get("step")
+    return step if isinstance(step, int) else None
+
+
+def _facts(folder: Path) -> dict[str, Any]:
     try:
-        return int(json.loads((folder / STEP).read_text("utf-8"))["step"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
+        found = json.loads((folder / STEP).read_text("utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}

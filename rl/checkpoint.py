@@ -18,10 +18,12 @@ from typing import Any
 
 from kg.errors import TurnwiseError, UsageError
 from rl import ranks, run_folder
+from rl.stamp import Stamp
 
 log = logging.getLogger(__name__)
 _POINTER = "current.json"
 _ALIEN = re.compile(r"Weights only load failed.*GLOBAL (\S+)", re.DOTALL)
+_NOBODY = Stamp()
 _FORCE = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
 
 
@@ -35,11 +37,12 @@ class Checkpoint:
     Args:
         run: the run's folder.
         keep: how many of the newest stay.
+        stamp: of the recipe; it is saved too, and a checkpoint of another one is refused.
     """
 
-    def __init__(self, run: Path, keep: int) -> None:
+    def __init__(self, run: Path, keep: int, stamp: Stamp = _NOBODY) -> None:
         self.folder = run / "checkpoint"
-        self._keep = keep
+        self._keep, self._stamp = keep, stamp
         self._failures = 0
 
     def save(
@@ -65,7 +68,7 @@ class Checkpoint:
         """
         tag, problem = f"step-{step:05d}", ""
         try:
-            self._write(engine, self.folder, tag, {"step": step, **state})
+            self._write(engine, self.folder, tag, {"step": step, **self._stamp.facts, **state})
             for name, other in (beside or {}).items():
                 self._write(other, self.folder / tag, name, {})
         except (OSError, RuntimeError) as error:
@@ -104,7 +107,8 @@ class Checkpoint:
     def _point_at(self, tag: str, step: int) -> str:
         """Make a complete checkpoint the current one; what went wrong, "" for nothing."""
         try:
-            run_folder.write(self.folder / _POINTER, {"tag": tag, "step": step})
+            facts = {"tag": tag, "step": step, **self._stamp.facts}
+            run_folder.write(self.folder / _POINTER, facts)
         except UsageError as error:
             return error.message
         return ""
@@ -118,6 +122,7 @@ class Checkpoint:
 
         Raises:
             CheckpointError: the checkpoint that is named is not there or broken.
+            UsageError: another recipe's.
         """
         tag = self._current()
         if not tag:
@@ -138,6 +143,7 @@ class Checkpoint:
             ) from error
         if any(path is None for path, _ in found):
             raise CheckpointError(f"the checkpoint {self.folder / tag} is not there, or not whole")
+        self._stamp.require(found[0][1], self.folder / tag)
         log.info("going on from %s", tag)
         return dict(found[0][1])
 
@@ -158,21 +164,29 @@ class Checkpoint:
     def _pointer(self) -> tuple[str, int] | None:
         path = self.folder / _POINTER
         if not path.is_file():
-            return None
+            return self._older_pointer()
         try:
             found = json.loads(path.read_text("utf-8"))
             return str(found["tag"]), int(found["step"])
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise CheckpointError(f"{path} cannot be read: {error}") from error
 
+    def _older_pointer(self) -> tuple[str, int] | None:
+        """What DeepSpeed's own pointer names: fine-tuning had no other before."""
+        path = self.folder / "latest"
+        tag = path.read_text("utf-8").strip() if path.is_file() else ""
+        digits = tag.removeprefix("step")
+        return (tag, int(digits)) if digits.isdigit() else None
+
     def _tidy(self, newest: str) -> None:
         """Remove all but the newest few, and what a killed process left unfinished."""
         if not ranks.is_main():
             return
-        there = sorted(path for path in self.folder.glob("step-*") if path.is_dir())
+        there = sorted(path for path in self.folder.glob("step*") if path.is_dir())
         older = [path for path in there if path.name <= newest]
         for path in (*older[: -self._keep], *(p for p in there if p.name > newest)):
             shutil.rmtree(path, ignore_errors=True)
+        (self.folder / "latest").unlink(missing_ok=True)
 
 
 @contextmanager

@@ -124,7 +124,8 @@ def probe(
 
 @commands.command(
     epilog="Examples: agent train igpo --out runs/igpo · agent train my.yaml --out runs/mine "
-    "--set update.optimizer.lr=1e-5 · agent train grpo --from-store history.sqlite --out runs/again"
+    "--set update.optimizer.lr=1e-5 · agent train grpo --from-store history.sqlite --out runs/again · "
+    "agent train rest --from-store history.sqlite --from-policy . --reward thumb --out runs/liked"
 )
 def train(
     recipe: RecipeName,
@@ -147,6 +148,13 @@ def train(
     threshold: Annotated[
         float, typer.Option(help="Of --from-store: episodes with more are imitated.")
     ] = 0.5,
+    from_policy: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Of --from-store: take episodes of this policy too: its name, the version of its "
+            "weights, or name@version, as agent trace list shows them; repeatable."
+        ),
+    ] = None,
     json_: AsJson = False,
 ) -> None:
     """Improve a policy by reinforcement learning; the same command goes on after a kill or Ctrl-C.
@@ -160,17 +168,16 @@ def train(
     settings = settings_of()
     aside = redirect_stdout(sys.stderr)  # DeepSpeed logs to stdout, which is the result's alone
     if from_store:
-        wanted = {"reward": reward, "threshold": threshold}
+        wanted = {"reward": reward, "threshold": threshold, "policies": tuple(from_policy or ())}
         with aside:
-            text = retrained(
+            text, interrupted = retrained(
                 recipe, set_ or [], out, from_store, way, wanted, settings, json_, stderr
             )
-        typer.echo(text)
-        return
-    with aside:
-        text, interrupted = trained(
-            recipe, set_ or [], out, data or "", ignore or [], settings, json_
-        )
+    else:
+        with aside:
+            text, interrupted = trained(
+                recipe, set_ or [], out, data or "", ignore or [], settings, json_
+            )
     if text:
         typer.echo(text)
     if interrupted:
@@ -305,3 +312,45 @@ def trace_credit(
     with open_history(store) as opened:
         accountant = Accountant(opened, recipe, settings_of().models_dir, policy, stderr)
         typer.echo(credit_report(accountant, id, json_))
+
+
+@trace.command(
+    "reward",
+    epilog="Examples: agent trace reward 3f2a thumb=1 · "
+    "agent trace reward 3f2a thumb=0 style=-0.5 --store history.sqlite",
+)
+def trace_reward(
+    id: str,
+    rewards: Annotated[list[str], typer.Argument(help="NAME=VALUE, each.")],
+    store: Store = None,
+    json_: AsJson = False,
+) -> None:
+    """Attach rewards to an episode, for `agent train --from-store … --reward NAME`.
+
+    A reward of the same name is replaced. Exit codes: 0 attached, 2 usage.
+    """
+    from rl.attach import attach_rewards
+
+    with open_history(store) as opened:
+        full, there = attach_rewards(opened, id, rewards)
+    told = ", ".join(f"{name} {value:g}" for name, value in sorted(there.items()))
+    typer.echo(json.dumps({"id": full, "rewards": there}) if json_ else f"{full}: {told}")
+
+
+@trace.command("correct", epilog='Example: agent trace correct 3f2a --answer "Ada Lovelace"')
+def trace_correct(
+    id: str,
+    answer: Annotated[str, typer.Option(help="The right answer.")],
+    store: Store = None,
+    json_: AsJson = False,
+) -> None:
+    """Attach the right answer to an episode, for `agent train --from-store`.
+
+    It takes the place of the episode's own answer where a source that it was shown holds it. Exit codes:
+    0 attached, 2 usage.
+    """
+    from rl.attach import attach_correction
+
+    with open_history(store) as opened:
+        full = attach_correction(opened, id, answer)
+    typer.echo(json.dumps({"id": full, "correction": answer}) if json_ else f"{full}: corrected")

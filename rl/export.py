@@ -287,19 +287,20 @@ def model_card(run: Path, recipe: Mapping[str, Any], kind: str, step: int | None
 
 
 def _digest(run: Path) -> str:
-    """Of the recipe, as the run's report tells it; "unknown" before its end."""
+    """Of the recipe, as the run's report tells it; or the best policy in it; "unknown"
+    where neither does."""
     for name in ("report.json", "retrain.json"):
         if (run / name).is_file():
             found = _json(run / name, "cannot be read").get("recipe")
             if isinstance(found, str):
                 return found
-    return "unknown"
+    return Best(run).recipe or "unknown"
 
 
 def _use(kind: str, base: str) -> str:
     lines = ['cd THIS_FOLDER && agent ask "..."', 'agent ask --policy THIS_FOLDER "..."']
     if kind == "merged":
-        lines += ["agent serve --policy vllm:THIS_FOLDER", "vllm serve THIS_FOLDER"]
+        lines += ['agent ask --policy vllm:THIS_FOLDER "..."', "vllm serve THIS_FOLDER"]
     told = (
         "" if kind == "merged" else f"The base `{base}` has to be there under that name or in that "
     )

@@ -7,12 +7,12 @@ same order. Knows nothing of where rows come from and where the result goes.
 
 from __future__ import annotations
 
-import logging
 import math
-import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +22,13 @@ import torch
 from kg.errors import TurnwiseError, UsageError
 from rl import ranks, run_folder
 from rl.attention import row_lengths
+from rl.checkpoint import Checkpoint
 from rl.engine import TargetLogprobs, start_engine
 from rl.interrupt import graceful
 from rl.packing import Pack, Row, pack
 from rl.recipe import Fit
-
-log = logging.getLogger(__name__)
+from rl.stamp import Stamp
+from rl.step import change
 
 
 class TrainingError(TurnwiseError):
@@ -104,12 +105,27 @@ def fit(
         progress: called after each optimizer step.
 
     Raises:
-        UsageError: no trainable row, or the folder belongs to another recipe or other rows.
-        TrainingError: the loss became not a number.
+        UsageError: no trainable row, or the folder belongs to another recipe or other rows, or another
+            process trains in it.
+        TrainingError: the loss or its gradient became not a number; the last save stays.
+        CheckpointError: two saves in a row failed, or the last one cannot be read.
     """
     if not train_rows:
         raise UsageError("there is nothing to train on")
     ranks.join()
+    with run_folder.held(run) if ranks.is_main() else nullcontext():
+        return _fit(recipe, model, train_rows, held, run, export, progress)
+
+
+def _fit(
+    recipe: Fit,
+    model: Callable[[], TargetLogprobs],
+    train_rows: Sequence[Row],
+    held: Sequence[Row],
+    run: Path,
+    export: Callable[[Any], Path],
+    progress: Progress,
+) -> FitReport:
     ranks.main_first(lambda: run_folder.claim(run, recipe))
     ranks.main_first(lambda: run_folder.claim_rows(run, train_rows, held))
     torch.manual_seed(recipe.seed)
@@ -117,11 +133,14 @@ def fit(
     dtype = getattr(torch, recipe.dtype)
     engine = start_engine(model(), recipe.optimizer, len(steps), dtype, recipe.zero)
     holdout = pack(held, recipe.pack_tokens)
-    start, before = _resume(engine, run)
+    checkpoint = Checkpoint(run, 1, Stamp.of(recipe))
+    state = checkpoint.load(engine)
+    start, before = int(state.get("step", 0)), float(state.get("before", math.nan))
     if start == 0:
         before = evaluate(engine, holdout)
     began = time.monotonic()
-    done, interrupted = _loop(engine, recipe, steps, start, run, before, progress)
+    save = partial(_save, checkpoint, engine, before)
+    done, interrupted = _loop(engine, recipe, steps, start, run, save, progress)
     after = evaluate(engine, holdout)
     out = export(engine)
     seconds, finished = time.monotonic() - began, done == len(steps)
@@ -137,7 +156,7 @@ def _loop(
     steps: Sequence[Sequence[Pack]],
     start: int,
     run: Path,
-    before: float,
+    save: Callable[[int], None],
     progress: Progress,
 ) -> tuple[int, bool]:
     """Train from step `start`; gives the number of steps done, and whether Ctrl-C ended it."""
@@ -152,7 +171,7 @@ def _loop(
             stopped = ranks.anybody(interrupted(), engine.device)
             last = ranks.anybody(late, engine.device) or stopped or number + 1 == len(steps)
             if last or (number + 1) % recipe.save_every == 0:
-                _save(engine, run, number + 1, before)
+                save(number + 1)
             if last:
                 return number + 1, stopped
     return start, False
@@ -170,10 +189,15 @@ def _step(
         negative = -logprobs(engine, item).sum() * weight
         engine.backward(negative * torch.distributed.get_world_size() / total)
         loss += float(negative.detach())
-        engine.step()
+        if index < len(mine) - 1:
+            engine.step()
     loss = ranks.total(loss, engine.device) / total
-    if not math.isfinite(loss):
-        raise TrainingError(f"the loss is {loss} at step {number}", "lower optimizer.lr")
+    norm, broken = change(engine, not math.isfinite(loss))
+    if broken:
+        raise TrainingError(
+            f"the loss is {loss} and its gradient's norm {norm} at step {number}; it changed nothing",
+            "lower optimizer.lr; the run's last save is whole",
+        )
     now = time.monotonic()
     seconds, tokens = now - began, sum(len(p.ids) for p in packs)
     return StepReport(
@@ -181,7 +205,7 @@ def _step(
         steps=of,
         loss=loss,
         lr=lr,
-        grad_norm=float(engine.get_global_grad_norm() or 0.0),
+        grad_norm=norm,
         tokens=tokens,
         targets=total,
         tokens_per_second=tokens / (now - step_began),
@@ -233,26 +257,6 @@ def _share(packs: Sequence[Pack]) -> list[tuple[Pack, float]]:
     return mine + [(packs[0], 0.0)] * missing
 
 
-def _save(engine: Any, run: Path, step: int, before: float) -> None:
-    """Save weights, optimizer and position; a kill is harmless, `latest` moves last."""
-    engine.save_checkpoint(
-        str(run / "checkpoint"),
-        tag=f"step{step}",
-        client_state={"step": step, "before": before},
-        exclude_frozen_parameters=True,
-    )
-    if ranks.is_main():
-        for old in (run / "checkpoint").glob("step*"):
-            if old.name != f"step{step}":
-                shutil.rmtree(old)
-
-
-def _resume(engine: Any, run: Path) -> tuple[int, float]:
-    """Position and first held-out loss of the last save; 0 and NaN when there is none."""
-    if not (run / "checkpoint" / "latest").exists():
-        return 0, math.nan
-    _, state = engine.load_checkpoint(
-        str(run / "checkpoint"), load_module_strict=False, load_module_only=False
-    )
-    log.info("resuming at step %d", state["step"])
-    return int(state["step"]), float(state["before"])
+def _save(checkpoint: Checkpoint, engine: Any, before: float, step: int) -> None:
+    """Save weights, optimizer, position and the first held-out loss."""
+    checkpoint.save(engine, step, {"before": before})

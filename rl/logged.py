@@ -33,7 +33,8 @@ class Wanted(BaseModel):
         reward: name of the reward attached to episodes; empty for the task's gold answers.
         threshold: an episode is good when its reward is above this.
         scorer: of answers against gold answers.
-        policies: names of policies, besides the base itself, whose episodes are taken.
+        policies: whose episodes are taken besides the base's own: names, versions of weights, or both as
+            `name@version`.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -77,22 +78,23 @@ def with_correction(trajectory: Trajectory, answer: str) -> Trajectory:
     return replace(trajectory, task=replace(trajectory.task, meta=meta))
 
 
-def unfit(trajectory: Trajectory, template: ChatTemplate, names: Sequence[str]) -> str:
+def unfit(trajectory: Trajectory, template: ChatTemplate, policies: Sequence[str]) -> str:
     """Why a trajectory's tokens cannot be trained on; "" when they can.
 
     Args:
         trajectory: any.
         template: tokenizer of the model to be trained.
-        names: of the policies whose episodes are taken, without version.
+        policies: whose episodes are taken: name, version of the weights, or `name@version`.
     """
-    name = trajectory.policy.rpartition("@")[0] or trajectory.policy
+    name, _, version = trajectory.policy.rpartition("@")
+    name = name or trajectory.policy
     if trajectory.status is Status.FAILED:
         return "the episode failed"
     if not trajectory.has_tokens:
         return "no token ids: the policy gave none"
     if not trajectory.sampled.any():
         return "no token that a policy sampled"
-    if name not in names:
+    if not {name, version, trajectory.policy} & set(policies):
         return f"of another policy: {name}"
     return "" if _same_tokenizer(trajectory, template) else "of another tokenizer"
 
@@ -110,7 +112,7 @@ def _same_tokenizer(trajectory: Trajectory, template: ChatTemplate) -> bool:
 
 
 def demonstrations(
-    found: Iterable[Trajectory], wanted: Wanted, template: ChatTemplate, base: str
+    found: Iterable[Trajectory], wanted: Wanted, template: ChatTemplate, *base: str
 ) -> Chosen:
     """Episodes that are good enough to be imitated; corrections take the place of wrong answers.
 
@@ -120,11 +122,11 @@ def demonstrations(
         found: logged.
         wanted: what good enough means.
         template: tokenizer of the model to be trained.
-        base: its name.
+        base: its name, and the version of its weights.
     """
     out, seen = Chosen(), set[bytes]()
     for trajectory in found:
-        made: Trajectory | str = unfit(trajectory, template, (base, *wanted.policies))
+        made: Trajectory | str = unfit(trajectory, template, (*base, *wanted.policies))
         if not made:
             made = _taken(trajectory, wanted, template)
         if isinstance(made, Trajectory) and made.token_ids.tobytes() in seen:
@@ -237,7 +239,7 @@ def _well_formed(trajectory: Trajectory) -> Trajectory:
 
 
 def comparable(
-    found: Iterable[Trajectory], wanted: Wanted, template: ChatTemplate, base: str
+    found: Iterable[Trajectory], wanted: Wanted, template: ChatTemplate, *base: str
 ) -> Chosen:
     """Episodes whose draw is known token by token, so that another policy can learn from them.
 
@@ -247,11 +249,11 @@ def comparable(
         found: logged.
         wanted: names policies; its threshold does not matter.
         template: tokenizer of the model to be trained.
-        base: its name.
+        base: its name, and the version of its weights.
     """
     out, seen = Chosen(), set[tuple[object, ...]]()
     for trajectory in found:
-        reason = unfit(trajectory, template, (base, *wanted.policies)) or _undrawn(trajectory)
+        reason = unfit(trajectory, template, (*base, *wanted.policies)) or _undrawn(trajectory)
         if not reason and wanted.reward and wanted.reward not in trajectory.rewards:
             reason = f"no reward '{wanted.reward}' attached"
         draw = _draw(trajectory)

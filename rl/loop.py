@@ -24,7 +24,7 @@ from agent.policies.base import Policy
 from agent.policies.catalog import resolve
 from agent.settings import Settings
 from agent.trajectory import Trajectory
-from rl import pause, ranks, run_folder
+from rl import broken, pause, ranks, run_folder
 from rl.actor import Actor
 from rl.assess import Assessed, assess
 from rl.batches import lay_out, minibatches
@@ -42,6 +42,7 @@ from rl.rewards import RewardContext
 from rl.rewind import rewind
 from rl.run_report import write_report
 from rl.sampler import hand_over, open_sampler
+from rl.stamp import Stamp
 from rl.step import UpdateStats
 from rl.step_metrics import (
     Metrics,
@@ -57,6 +58,11 @@ from rl.train_recipe import TrainRecipe
 from rl.tripwires import require_known
 
 log = logging.getLogger(__name__)
+_FREE = ("tripwires",)  # sections that may change while a run goes on
+
+
+def _stamp(recipe: TrainRecipe) -> Stamp:
+    return Stamp.of(recipe, _FREE)
 
 
 @dataclass(frozen=True)
@@ -113,7 +119,7 @@ def train(
     ranks.join() if ranks.launched() else None
     torch.manual_seed(recipe.seed)
     with run_folder.held(run) if ranks.is_main() else nullcontext(), graceful() as interrupted:
-        ranks.main_first(lambda: run_folder.claim(run, recipe, free=("tripwires",)))
+        ranks.main_first(lambda: run_folder.claim(run, recipe, free=_FREE))
         actor = Actor(recipe, settings, run, data, observer) if ranks.is_main() else None
         base = resolve(recipe.base, settings.models_dir, observer.notify)
         here = _taken_up(recipe, run, observer, actor, base, ignore)
@@ -122,7 +128,9 @@ def train(
             raise tripped
         context = functions(recipe, settings.models_dir, observer.notify)
         work = _Run(recipe, run, observer, actor, base, context, interrupted, ignore)
-        return asyncio.run(work.carry_out())
+        report = asyncio.run(work.carry_out())
+        ranks.meet()  # a launcher ends the others once one has left with 130
+        return report
 
 
 def _taken_up(
@@ -139,7 +147,7 @@ def _taken_up(
         return None
     claim_inputs(run, actor.asked, actor.held, base)
     step = Checkpoint(run, recipe.checkpoints.keep).step
-    rewind(run, step)
+    rewind(run, step, _stamp(recipe))
     if step is None or step >= recipe.steps:
         return None
     tripped = pause.looked(run, recipe.tripwires, ignore)
@@ -180,8 +188,8 @@ class _Run:
         if recipe.critic is not None:
             self.critic = Critic(self.base, recipe.critic, update, recipe.steps)
         self.canary = Canary.of(self.learner.template)
-        self.checkpoint = Checkpoint(run, recipe.checkpoints.keep)
-        self.best = Best(run)
+        self.checkpoint = Checkpoint(run, recipe.checkpoints.keep, _stamp(recipe))
+        self.best = Best(run, _stamp(recipe))
         self.policy: Policy | None = None
         self.scores: list[tuple[int, float, str]] = []
         self.bad = 0
@@ -331,15 +339,9 @@ class _Run:
         kinds = {"policy": learnt.policy, "critic": learnt.critic.updates if learnt.critic else ()}
         whose = [name for name, all_ in kinds.items() if any(math.isnan(one.loss) for one in all_)]
         for name in whose:
-            said = f"the {name}'s loss is no number; it did not change"
-            if broken := [asdict(tree) for one in kinds[name] for tree in one.broken]:
-                place = f"step-{step:05d}-{torch.distributed.get_rank()}-{name}.pt"
-                (self.run / "broken").mkdir(exist_ok=True)
-                targets = assessed.credit.targets if name == "critic" else None
-                torch.save({"trees": broken, "targets": targets}, self.run / "broken" / place)
-                said += f"; see broken/{place}"
-            run_folder.note(self.run, step, "skipped", said)
-            self.observer.notify(f"step {step}: {said}")
+            trees = [tree for one in kinds[name] for tree in one.broken]
+            targets = assessed.credit.targets if name == "critic" else None
+            self.observer.notify(broken.keep(self.run, step, name, trees, targets))
         self.bad = self.bad + 1 if whose else 0
         if self.bad < self.recipe.update.bad_steps:
             return None

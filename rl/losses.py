@@ -289,22 +289,6 @@ def importance_weights(
         return factors.masked_fill(outside, 0.0)
 
 
-def off_policy_keep(tokens: Tokens, behaviour: torch.Tensor, threshold: float) -> torch.Tensor:
-    """bool[tokens]: false on tokens with A < 0 of sequences that have become too unlikely.
-
-    A sequence has when the mean of behaviour - current log-probability over its loss tokens exceeds
-    `threshold` (nats). Tokens with NaN behaviour count as equal.
-
-    Source: DeepSeek-V3.2 (arXiv 2512.02556), off-policy sequence masking.
-    """
-    with torch.no_grad():
-        gap = behaviour - tokens.logprobs
-        gap = torch.where(torch.isnan(gap), torch.zeros_like(gap), gap)
-        index, count = _sequences(tokens.sequence)
-        mean = _sequence_mean(gap, tokens.mask, index, count)[index]
-        return (tokens.advantages >= 0) | (mean <= threshold)
-
-
 def kl(logprobs: torch.Tensor, anchor: torch.Tensor, estimator: KlEstimator) -> torch.Tensor:
     """Per-token estimate of KL(policy || anchor) in nats, at tokens sampled from the policy.
 
@@ -356,23 +340,39 @@ def kl_loss(
 ) -> LossOutput:
     """KL of the policy to an anchor over the loss tokens; see `kl` and `kl_straight_through`.
 
+    Each token counts by its fixed ratio of the policy to whoever drew it, exp(logprobs - old) times
+    `weights`: the tokens are `old`'s, or an engine's, and the KL is an expectation under the policy.
+    So value and gradient are unbiased, off-policy too, as far as `weights` are not cut and the
+    contexts are those that the policy would meet.
+
     Args:
-        tokens: `advantages`, `old` and `weights` are not used.
+        tokens: `advantages` are not used.
         anchor: the anchor's log-probabilities, [tokens].
-        value, gradient: estimators.
+        value, gradient: estimators; the gradient is k2's or k3's.
         reduction: of tokens to a scalar.
 
     Returns:
-        The loss, and `kl` (its token mean), `kl_max`.
+        The loss, and `kl` (its token mean), `kl_max` (the largest of a token, by itself).
+
+    Raises:
+        LossError: k1 as gradient, whose expectation is 0; or no such estimator.
+
+    Source: the factor is that of DeepSeek-V3.2 (arXiv 2512.02556), section 3.1, held fixed: with k2's
+    gradient the two are equal in expectation.
     """
+    if gradient == "k1":
+        raise LossError("k1's gradient is 0 in expectation", "take k2, or k3 for the forward KL")
     inside = tokens.mask
     zeros = torch.zeros_like(tokens.logprobs)
     logprobs = torch.where(inside, tokens.logprobs, zeros)
     fixed = torch.where(inside, anchor, zeros)
-    losses = kl_straight_through(logprobs, fixed, value, gradient)
+    plain = kl_straight_through(logprobs, fixed, value, gradient)
+    losses = plain * masked_log_ratio(tokens).detach().exp()
+    if tokens.weights is not None:
+        losses = losses * torch.where(inside, tokens.weights.detach(), torch.ones_like(losses))
     diagnostics = {
         "kl": _token_mean(losses.detach(), inside),
-        "kl_max": _token_max(losses.detach(), inside),
+        "kl_max": _token_max(plain.detach(), inside),
     }
     return LossOutput(aggregate(losses, inside, tokens.sequence, reduction), diagnostics)
 

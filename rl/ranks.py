@@ -88,10 +88,16 @@ def main_first(work: Callable[[], T]) -> T:
         return work()
     join()
     made = [work()] if is_main() else []
-    import torch
-
-    torch.distributed.barrier()
+    meet()
     return made[0] if made else work()
+
+
+def meet() -> None:
+    """Wait until every process of the run is here."""
+    if launched():
+        import torch
+
+        torch.distributed.barrier()
 
 
 def total(value: float, device: torch.device) -> float:

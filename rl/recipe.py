@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import difflib
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from importlib import resources
 from pathlib import Path
 from typing import Any, Literal, Self, TypeVar, get_args
@@ -26,7 +26,16 @@ class Strict(BaseModel):
     @property
     def digest(self) -> str:
         """First 12 hex digits of the SHA-256 of the resolved section."""
-        return hashlib.sha256(self.model_dump_json().encode()).hexdigest()[:12]
+        return _digest(self.model_dump_json())
+
+    def chosen_digest(self, free: Collection[str] = ()) -> str:
+        """The same of what differs from its default alone, without the keys in `free`: a key that a
+        later version adds does not change it."""
+        return _digest(self.model_dump_json(exclude=set(free), exclude_defaults=True))
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 class Lora(Strict):

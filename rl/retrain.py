@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -17,16 +18,17 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from agent.policies.catalog import resolve
+from agent.policies.catalog import resolve, weights_version
 from agent.policies.chat import ChatTemplate
 from agent.settings import Settings
 from agent.store import Filter, TrajectoryStore
 from agent.trajectory import Trajectory
 from kg.errors import UsageError
-from rl import ranks, run_folder
+from rl import broken, ranks, run_folder
 from rl.assess import Assessed, assess
-from rl.batches import lay_out, minibatches
+from rl.batches import TreeBatch, UpdateBatch, lay_out, minibatches
 from rl.boundary import foreign_labels, told_labels
+from rl.checkpoint import Checkpoint
 from rl.engine import adapter_of, whole
 from rl.fit import TrainingError
 from rl.interrupt import graceful
@@ -37,7 +39,9 @@ from rl.model_files import write_model
 from rl.recipe import SftRecipe
 from rl.reward_models import functions
 from rl.rewards import Need, Part, RewardContext, missing, require
+from rl.rewind import rewind
 from rl.sft import train as fine_tune
+from rl.stamp import Stamp
 from rl.step_metrics import of_credit, of_updates
 from rl.sync import weights_of
 from rl.train_recipe import Correction, TrainRecipe
@@ -60,6 +64,7 @@ class RetrainReport:
         unreadable: damaged rows of the store.
         steps: optimizer steps.
         finished: whether all steps were done.
+        interrupted: whether Ctrl-C ended it; the same command goes on.
     """
 
     out: Path
@@ -72,6 +77,7 @@ class RetrainReport:
     unreadable: int
     steps: int
     finished: bool
+    interrupted: bool
 
 
 def retrain(
@@ -101,9 +107,11 @@ def retrain(
         notify: gets one line a stage.
 
     Raises:
-        UsageError: no episode that can be trained on; the reasons are told.
+        UsageError: no episode that can be trained on, whose reasons are told; or a folder of another
+            run, one begun on other episodes, or one that another process trains in.
         PolicyUnavailableError: the base cannot be had.
-        TrainingError: the loss became not a number.
+        TrainingError: the loss was no number several times in a row, or once in `imitate`.
+        CheckpointError: two checkpoints in a row could not be saved, or the last one cannot be read.
     """
     wanted = wanted or Wanted()
     ranks.join() if ranks.launched() else None
@@ -112,7 +120,7 @@ def retrain(
     select = demonstrations if way == "imitate" else comparable
     with TrajectoryStore.open(url) as store:
         found = store.query(chosen or Filter(newest_first=False), problems)
-        picked = select(found, wanted, template, recipe.base)
+        picked = select(found, wanted, template, recipe.base, weights_version(base))
     _require_some(picked)
     notify(_told(picked))
     if way == "imitate":
@@ -137,7 +145,8 @@ def _require_some(picked: Chosen) -> None:
     reasons = "; ".join(f"{reason} ({count})" for reason, count in picked.reasons.items())
     raise UsageError(
         f"none of {len(picked.left_out)} episodes can be trained on: {reasons}",
-        "attach rewards or corrections, or name the policies whose episodes count",
+        "attach rewards or corrections (agent trace reward, agent trace correct), or name the policies "
+        "whose episodes count (--from-policy NAME, as agent trace list shows it)",
     )
 
 
@@ -185,7 +194,13 @@ def _imitate(
         lambda step: notify(f"step {step.step}/{step.steps}  loss {step.loss:.4f}"),
     )
     return _report(
-        picked, out=done.out, way="imitate", silent=0, steps=done.steps, finished=done.finished
+        picked,
+        out=done.out,
+        way="imitate",
+        silent=0,
+        steps=done.steps,
+        finished=done.finished,
+        interrupted=done.interrupted,
     )
 
 
@@ -198,12 +213,26 @@ def _gradient(
     run: Path,
     notify: Notify,
 ) -> RetrainReport:
-    """One or more passes of the policy gradient over the episodes."""
+    """One or more passes of the policy gradient over the episodes; goes on after an interruption."""
     recipe = _off_policy(recipe, wanted)
+    context = _context(recipe, picked.used, settings, notify)
+    with run_folder.held(run) if ranks.is_main() else nullcontext():
+        ranks.main_first(lambda: run_folder.claim(run, recipe))
+        ranks.main_first(lambda: run_folder.claim_episodes(run, picked.used))
+        return _descended(recipe, base, picked, context, run, notify)
+
+
+def _descended(
+    recipe: TrainRecipe,
+    base: Path,
+    picked: Chosen,
+    context: RewardContext,
+    run: Path,
+    notify: Notify,
+) -> RetrainReport:
+    """The policy gradient, in a folder that is this run's."""
     groups, update = by_task(picked.used), recipe.update
     per_pass = math.ceil(len(groups) / recipe.rollouts.tasks)
-    context = _context(recipe, picked.used, settings, notify)
-    ranks.main_first(lambda: run_folder.claim(run, recipe))
     torch.manual_seed(recipe.seed)
     learner = Learner(base, update, recipe.loss, per_pass * update.epochs)
     assessed = _assessed(learner, groups, recipe, context)
@@ -212,7 +241,9 @@ def _gradient(
     picked.used = [one for one in picked.used if one.id not in gone]
     _require_some(picked)
     trees = lay_out(assessed, update.tree_tokens)
-    steps, finished = _passes(learner, trees, per_pass, recipe, assessed, run, notify)
+    batches = _batches(trees, per_pass, recipe)
+    passes = _Passes(learner, batches, recipe, assessed, run, notify)
+    steps, interrupted = passes.carry_out()
     out = run / "policy"
     with whole(learner.engine):
         if ranks.is_main():
@@ -220,7 +251,16 @@ def _gradient(
             adapter = adapter_of(learner.engine, str(base))
             write_model(weights_of(learner.engine), base, out, dtype, adapter)
     silent = sum(not advantages.any() for advantages in assessed.credit.advantages)
-    return _report(picked, out=out, way="gradient", silent=silent, steps=steps, finished=finished)
+    finished = steps == len(batches)
+    return _report(
+        picked,
+        out=out,
+        way="gradient",
+        silent=silent,
+        steps=steps,
+        finished=finished,
+        interrupted=interrupted and not finished,
+    )
 
 
 def _off_policy(recipe: TrainRecipe, wanted: Wanted) -> TrainRecipe:
@@ -283,31 +323,61 @@ def _assessed(
     return assess(groups, recipe, context, scorer)
 
 
-def _passes(
-    learner: Learner,
-    trees: Sequence[Any],
-    per_pass: int,
-    recipe: TrainRecipe,
-    assessed: Assessed,
-    run: Path,
-    notify: Notify,
-) -> tuple[int, bool]:
-    """Optimizer steps over all trees; gives how many were done, and whether they are all."""
-    step, bad = 0, 0
-    with graceful() as interrupted, run_folder.metrics(run, 0) as file:
-        for epoch in range(recipe.update.epochs):
-            order = np.random.default_rng([recipe.seed, epoch]).permutation(len(trees)).tolist()
-            for batch in minibatches(trees, per_pass, order):
-                stats = learner.step(batch)
-                step += 1
-                bad = bad + 1 if math.isnan(stats.loss) else 0
-                file.add({"step": step, **of_credit(assessed), **of_updates([stats])})
-                notify(f"step {step}  loss {stats.loss:.4f}")
-                if bad >= recipe.update.bad_steps:
+def _batches(trees: Sequence[TreeBatch], per_pass: int, recipe: TrainRecipe) -> list[UpdateBatch]:
+    """What each optimizer step reads, pass by pass, each in an order of its own."""
+    out: list[UpdateBatch] = []
+    for epoch in range(recipe.update.epochs):
+        order = np.random.default_rng([recipe.seed, epoch]).permutation(len(trees)).tolist()
+        out += minibatches(trees, per_pass, order)
+    return out
+
+
+class _Passes:
+    """Optimizer steps over all batches, from the last checkpoint on."""
+
+    def __init__(
+        self,
+        learner: Learner,
+        batches: Sequence[UpdateBatch],
+        recipe: TrainRecipe,
+        assessed: Assessed,
+        run: Path,
+        notify: Notify,
+    ) -> None:
+        self.learner, self.batches, self.recipe = learner, batches, recipe
+        self.assessed, self.run, self.notify = assessed, run, notify
+        self.checkpoint = Checkpoint(run, recipe.checkpoints.keep, Stamp.of(recipe))
+        self.bad = 0
+
+    def carry_out(self) -> tuple[int, bool]:
+        """All steps that are left; gives how many are done, and whether Ctrl-C ended them."""
+        engine, last = self.learner.engine, len(self.batches)
+        state = self.checkpoint.load(engine)
+        start, self.bad = int(state.get("step", 0)), int(state.get("bad", 0))
+        if ranks.is_main():
+            rewind(self.run, start)
+        with graceful() as interrupted, run_folder.metrics(self.run, start) as file:
+            for step in range(start + 1, last + 1):
+                file.add(self._step(step))
+                ruined = self.bad >= self.recipe.update.bad_steps
+                stopped = ranks.anybody(interrupted(), engine.device)
+                if stopped or ruined or step == last or step % self.recipe.checkpoints.every == 0:
+                    self.checkpoint.save(engine, step, {"bad": self.bad})
+                if ruined:
                     raise TrainingError(
-                        f"the loss was no number in {bad} steps in a row",
-                        "lower update.optimizer.lr",
+                        f"the loss was no number in {self.bad} steps in a row, the last one {step}",
+                        "lower update.optimizer.lr; the batches are in the run's folder, under broken/",
                     )
-                if ranks.anybody(interrupted(), learner.engine.device):
-                    return step, False
-    return step, True
+                if stopped:
+                    return step, True
+        return last, False
+
+    def _step(self, step: int) -> dict[str, float]:
+        """One optimizer step and its figures; a batch that broke is kept."""
+        stats = self.learner.step(self.batches[step - 1])
+        no_number = math.isnan(stats.loss)
+        self.bad = self.bad + 1 if no_number else 0
+        if no_number:
+            self.notify(broken.keep(self.run, step, "policy", stats.broken))
+        self.notify(f"step {step}/{len(self.batches)}  loss {stats.loss:.4f}")
+        return {"step": step, **of_credit(self.assessed), **of_updates([stats])}

@@ -11,19 +11,23 @@ from pathlib import Path
 from agent.store import TrajectoryStore
 from rl import run_folder
 from rl.best import Best
+from rl.stamp import Stamp
 
 STORE = "trajectories.sqlite"
+_NOBODY = Stamp()
 
 
-def rewind(run: Path, step: int | None) -> None:
+def rewind(run: Path, step: int | None, stamp: Stamp = _NOBODY) -> None:
     """Forget later steps, events, validations, broken batches and episodes, and a best policy of a later
     step.
 
     Args:
         run: the folder; in the main process alone.
         step: of the last complete checkpoint; None where there is none, and the run begins anew.
+        stamp: of the recipe.
 
     Raises:
+        UsageError: the best policy there is another recipe's.
         StoreError: the store cannot be read or written.
     """
     after = -1 if step is None else step
@@ -31,7 +35,7 @@ def rewind(run: Path, step: int | None) -> None:
     for path in (*(run / "validation").glob("step-*.json"), *(run / "broken").glob("step-*.pt")):
         if _step(path.stem) > after:
             path.unlink()
-    Best(run).rewind(after)
+    Best(run, stamp).rewind(after)
     if (run / STORE).is_file():
         with TrajectoryStore.open(run / STORE) as store:
             store.delete([id for id, group in store.groups().items() if _step(group) > after])

@@ -18,6 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO
 
+from agent.trajectory import Trajectory
 from kg import strict_json
 from kg.errors import UsageError
 from rl import lock, ranks
@@ -74,6 +75,20 @@ def claim_rows(run: Path, train: Sequence[Row], held: Sequence[Row]) -> None:
         digest.update(row.ids.tobytes() + row.target.tobytes())
     facts = {"train": len(train), "held": len(held), "sha256": digest.hexdigest()}
     _keep(run, "rows.json", facts, "a run that was begun on other data")
+
+
+def claim_episodes(run: Path, found: Sequence[Trajectory]) -> None:
+    """Make a folder these logged episodes', with what is attached to them.
+
+    Raises:
+        UsageError: its run was begun on others; the store may have grown since.
+    """
+    digest = hashlib.sha256()
+    for one in found:
+        digest.update(one.id.encode() + one.token_ids.tobytes())
+        digest.update(json.dumps(dict(one.rewards), sort_keys=True).encode())
+    facts = {"episodes": len(found), "sha256": digest.hexdigest()}
+    _keep(run, "episodes.json", facts, "a run that was begun on other episodes")
 
 
 def _keep(

@@ -75,16 +75,9 @@ def _finish(engine: Any, trees: Sequence[TreeBatch], tally: _Tally) -> UpdateSta
     figures = tally.figures(device)
     loss = ranks.total(tally.loss, device)
     broken = ranks.anybody(bool(tally.broken), device)
-    rate = float(engine.get_lr()[0])
-    norm = _plain_norm(engine) if trees else 0.0
-    broken = broken or ranks.anybody(not math.isfinite(norm or 0.0), device)
-    before = engine.skipped_steps
+    rate, norm = float(engine.get_lr()[0]), 0.0
     if trees:
-        with _muted(engine, broken):
-            engine.step()
-    if norm is None:  # ZeRO drops a gradient that is no number by itself
-        norm = float(engine.get_global_grad_norm() or 0.0)
-        broken = broken or engine.skipped_steps > before or not math.isfinite(norm)
+        norm, broken = change(engine, broken)
     computed = sum(len(tree.tree) for tree in trees)
     figures |= {
         "grad_norm": math.nan if broken else norm,
@@ -95,6 +88,27 @@ def _finish(engine: Any, trees: Sequence[TreeBatch], tally: _Tally) -> UpdateSta
     }
     applied = bool(trees) and not broken
     return UpdateStats(math.nan if broken else loss, applied, figures, tuple(tally.broken))
+
+
+def change(engine: Any, broken: bool) -> tuple[float, bool]:
+    """The optimizer's step, which changes nothing where the loss or the gradient is no number.
+
+    Args:
+        engine: of DeepSpeed, behind its last backward pass of the step.
+        broken: whether the loss is no number, in every process alike.
+
+    Returns:
+        The gradient's norm before clipping, and whether nothing changed.
+    """
+    norm = _plain_norm(engine)
+    broken = broken or ranks.anybody(not math.isfinite(norm or 0.0), engine.device)
+    before = engine.skipped_steps
+    with _muted(engine, broken):
+        engine.step()
+    if norm is None:  # ZeRO drops a gradient that is no number by itself
+        norm = float(engine.get_global_grad_norm() or 0.0)
+        broken = broken or engine.skipped_steps > before or not math.isfinite(norm)
+    return norm, broken
 
 
 def _share(trees: Sequence[TreeBatch]) -> list[tuple[TreeBatch, bool]]:

@@ -16,6 +16,7 @@ from kg.console import stderr
 from kg.errors import UsageError
 from kg.strict_json import finite
 from rl import ranks
+from rl.observer import Silent
 from rl.train_recipe import TrainRecipe, load_train
 
 Notify = Callable[[str], None]
@@ -42,7 +43,7 @@ def trained(
 
     if ranks.is_main():
         stderr(resolved_text(recipe))
-    with Dashboard(run) as watcher:
+    with Dashboard(run) if ranks.is_main() else Silent() as watcher:
         report = train(recipe, settings, run, watcher, data, ignore)
     if not ranks.is_main():
         return "", report.interrupted
@@ -76,8 +77,9 @@ def retrained(
     settings: Settings,
     as_json: bool,
     notify: Notify,
-) -> str:
-    """Train on logged episodes; see `rl.retrain.retrain`.
+) -> tuple[str, bool]:
+    """Train on logged episodes; see `rl.retrain.retrain`. Gives the report, "" in all processes but the
+    main one, and whether Ctrl-C ended the run.
 
     Raises:
         UsageError: an option that is none, or nothing to train on.
@@ -94,15 +96,19 @@ def retrained(
         where = ".".join(map(str, problem["loc"])) or "way"
         raise UsageError(f"--{where}: {problem['msg']}") from error
     report = retrain(url, recipe, settings, run, chosen, limits, notify=notify)
+    if not ranks.is_main():
+        return "", report.interrupted
     facts = {**finite(asdict(report)), "out": str(report.out)}
     if as_json:
-        return json.dumps(facts)
+        return json.dumps(facts), report.interrupted
+    done = "finished" if report.finished else "not finished"
     left = "".join(f"\n  {count:>6} {why}" for why, count in report.left_out.items())
-    return (
+    text = (
         f"policy {report.out}\n{report.used} of {report.episodes} episodes used, {report.corrected} of "
         f"them corrected, {report.silent} without a difference, {report.unreadable} rows unreadable, "
-        f"{report.steps} steps{left}"
+        f"{report.steps} steps, {done}{left}"
     )
+    return text, report.interrupted
 
 
 def exported(

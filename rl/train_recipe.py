@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from functools import cached_property
 from typing import Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from eval.benchmarks import Split
 from rl.credit import find
@@ -53,13 +53,24 @@ class Anchor(Strict):
         coefficient: of the KL term.
         into: `loss` adds the KL to the loss; `reward` takes k1 of each turn times the coefficient off
             its reward, as the reward part `kl`, before credit.
-        value, gradient: estimators of the loss term; see `rl.losses.kl_loss`.
+        value, gradient: estimators of the loss term; see `rl.losses.kl_loss`. The gradient is k2's,
+            that of this KL, or k3's, that of KL(start || policy); k1's is 0 in expectation and refused.
     """
 
     coefficient: float = Field(gt=0, allow_inf_nan=False)
     into: Literal["loss", "reward"] = "loss"
     value: KlEstimator = "k3"
     gradient: KlEstimator = "k2"
+
+    @field_validator("gradient")
+    @classmethod
+    def _descends(cls, value: KlEstimator) -> KlEstimator:
+        if value == "k1":
+            raise ValueError(
+                "k1's gradient is 0 in expectation: it would hold nothing; take k2 (this KL) or k3 (the "
+                "forward KL), or put k1 into the reward: into: reward"
+            )
+        return value
 
 
 class LossChoice(Strict):

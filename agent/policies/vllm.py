@@ -59,6 +59,7 @@ class VllmPolicy(Policy):
             processes. For a process that has joined one (torchrun, deepspeed), where an engine of its
             own would take that world for its own; a script that does so guards its start with
             `if __name__ == "__main__"`. Other threads must not read RANK and its like while it starts.
+            The child hears no Ctrl-C, and ends when this process does, however that ends.
 
     vLLM's groups of processes are global: of two engines that are not isolated, closing one ends the
     other.

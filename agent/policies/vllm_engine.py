@@ -12,13 +12,13 @@ import os
 import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from agent.policies import weight_reader
+from agent.policies import vllm_child, weight_reader
 from agent.policies.base import FinishReason, Request
 from agent.policies.fingerprint import Fingerprint
 from agent.policies.vllm_worker import WorkerExtension, unplain
@@ -94,7 +94,10 @@ class Engine:
         _shield_llvmlite()
         self._folder = folder
         try:
-            with _unranked() if options.isolated else nullcontext():
+            with ExitStack() as start:
+                if options.isolated:
+                    start.enter_context(_unranked())
+                    start.enter_context(vllm_child.standing_alone())
                 self._engine = LLMEngine.from_engine_args(
                     EngineArgs(**_arguments(folder, options)),
                     enable_multiprocessing=options.isolated,

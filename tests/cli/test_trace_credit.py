@@ -232,3 +232,24 @@ def test_the_page_draws_the_information_gain(agent, rollouts, tmp_path):
     turns = embedded(out.read_text())[rollouts[0].id]["turns"]
     assert turns[1]["gold"] > turns[0]["gold"]  # the search found it
     assert turns[0]["information_gain"] == turns[1]["gold"] - turns[0]["gold"]
+
+
+def test_rewards_and_the_right_answer_are_attached_by_command(agent, store, rollouts):
+    one = rollouts[0]
+    assert agent("reward", one.id[:12], "thumb=1", "style=-0.5")[0] == 0
+    code, out, _ = agent("reward", one.id, "thumb=0", "--json")
+    there = {**one.rewards, "thumb": 0.0, "style": -0.5}
+    assert (code, json.loads(out)) == (0, {"id": one.id, "rewards": there})
+    code, out, _ = agent("correct", one.id[:12], "--answer", " Ada ")
+    assert (code, out.strip()) == (0, f"{one.id}: corrected")
+    with TrajectoryStore.open(store) as opened:
+        found = opened.get(one.id)
+        assert opened.count() == len(rollouts)
+    assert found.task.meta["correction"] == "Ada"
+    assert found.rewards == there
+    for words in ("thumb", "=1", "thumb=good", "thumb=nan"):
+        code, _, err = agent("reward", one.id, words)
+        assert code == 2
+        assert f"'{words}' is no reward" in err
+    assert agent("correct", one.id, "--answer", " ")[0] == 2
+    assert agent("reward", "nobody", "thumb=1")[0] == 2

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -104,6 +105,19 @@ def test_the_folder_holds_settings_recipe_and_card(trained, merged):
     assert str(run) not in card
     found = json.loads((run / "validation" / "step-00001.json").read_text())["right"]
     assert f"{100 * found['mean']:.1f} [{100 * found['low']:.1f}, " in card
+
+
+def test_the_card_names_commands_that_there_are(merged):
+    """`agent serve` was printed before there was one."""
+    from typer.main import get_command
+
+    import cli
+
+    there = get_command(cli.app).commands
+    card = (merged / "README.md").read_text()
+    named = re.findall(r"\bagent ([a-z]+) (?:-|\")", card)
+    assert named
+    assert set(named) <= there.keys()
 
 
 def test_transformers_loads_it_with_what_was_learnt(trained, merged, micro):

@@ -1,9 +1,12 @@
 """A whole run in two processes, as a launcher starts it: one samples, both learn: policy and critic."""
 
 import json
+import os
+import signal
 import subprocess
 import sys
 
+import psutil
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -39,15 +42,45 @@ def rows(out):
     return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
 
 
-def test_two_processes_run_as_one_does(tmp_path, micro):
-    """The same episodes and rewards in the first step; what follows differs by rounding alone."""
+def launched(out):
+    """Two processes under torchrun, which waits for them as long as the documentation says."""
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    command = [*launcher, "-m", "tests.rl.training_run", str(tmp_path / "two")]
+    command = [*launcher, "--shutdown-timeout=600", "-m", "tests.rl.training_run", str(out)]
     command += [f"{key}={json.dumps(value)}" for key, value in CHANGES.items()]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=600)
-    assert done.returncode == 0, done.stderr[-3000:]
-    said = done.stdout.splitlines()
-    assert [line for line in said if line.startswith("step")] == ["step 1", "step 2"]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    return subprocess.Popen(command, start_new_session=True, **pipes)
+
+
+def interrupted(out):
+    """Ctrl-C among the episodes of the first step; gives what was printed afterwards."""
+    process = launched(out)
+    for line in process.stdout:
+        if line.startswith("stage collect"):
+            break
+    family = psutil.Process(process.pid).children(recursive=True)
+    assert len({os.getsid(one.pid) for one in family}) >= 3  # two processes, and the engine's own
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does; torchrun passes it on to its groups
+    rest, _ = process.communicate(timeout=600)
+    assert process.returncode == 1, rest[-3000:]  # torchrun's own, as documented
+    assert psutil.wait_procs(family, timeout=60)[1] == []
+    return rest
+
+
+def test_two_processes_run_as_one_does(tmp_path, micro):
+    """The same episodes and rewards in the first step; what follows differs by rounding alone.
+
+    Ctrl-C ends the run at the end of its first step; the same command goes on from there.
+    """
+    rest = interrupted(tmp_path / "two")
+    assert "step 1\n" in rest
+    assert "step 2\n" not in rest
+    report = json.loads((tmp_path / "two" / "report.json").read_text())
+    assert (report["interrupted"], report["steps"]) == (True, 1)
+    assert json.loads((tmp_path / "two" / "checkpoint" / "current.json").read_text())["step"] == 1
+    process = launched(tmp_path / "two")
+    rest, _ = process.communicate(timeout=600)
+    assert process.returncode == 0, rest[-3000:]
+    assert [line for line in rest.splitlines() if line.startswith("step")] == ["step 2"]
     assert run(tmp_path / "one", tmp_path / "home", **CHANGES).finished
     two, one = rows(tmp_path / "two"), rows(tmp_path / "one")
     for name in ("reward", "right", "turns", "tokens", "passes"):

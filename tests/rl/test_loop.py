@@ -221,6 +221,7 @@ def test_questions_that_are_trained_on_measure_nothing(tmp_path):
         ({"tasks": {"worlds": None}}, "name worlds or sets"),
         ({"validation": {"every": 2}}, "name the tasks to validate on"),
         ({"loss": {"low": 2}}, "loss.low"),
+        ({"loss": {"anchor": {"coefficient": 1, "gradient": "k1"}}}, "0 in expectation"),
         ({"rollouts": {"agent": {"sampling": {"top_p": 0.9}}}}, "agent.sampling.top_p is 0.9"),
         ({"rollouts": {"agent": {"sampling": {"top_k": 5}}}}, "importance ratios are biased"),
         ({"rollouts": {"agent": {"sampling": {"temperature": 0.7}}}}, "validation.temperature"),

@@ -20,7 +20,6 @@ from rl.losses import (
     kl_loss,
     kl_straight_through,
     masked_log_ratio,
-    off_policy_keep,
     ppo_clip,
 )
 
@@ -156,7 +155,7 @@ def test_straight_through_has_one_value_and_another_gradient(value, slope):
 
 
 def test_kl_loss_ignores_tokens_without_loss():
-    given = tokens([-1.0, NAN, -0.5], [0, 0, 0], [0, 0, 0], mask=[True, False, True])
+    given = tokens([-1.0, NAN, -0.5], [-1.0, 0, -0.5], [0, 0, 0], mask=[True, False, True])
     output = kl_loss(given, tensor(-1.5, NAN, -0.5))
     expected = (math.exp(-0.5) + 0.5 - 1) / 2
     assert float(output.value.detach()) == pytest.approx(expected)
@@ -164,6 +163,26 @@ def test_kl_loss_ignores_tokens_without_loss():
     assert gradient(output, given) == pytest.approx([0.25, 0.0, 0.0])
     with pytest.raises(LossError, match="k4"):
         kl_loss(given, tensor(0, 0, 0), value="k4")
+    with pytest.raises(LossError, match="k1's gradient is 0"):
+        kl_loss(given, tensor(0, 0, 0), gradient="k1")
+
+
+@pytest.mark.parametrize(("slope", "name"), [("k2", "true reverse"), ("k3", "true forward")])
+def test_off_policy_the_kl_has_the_value_and_the_gradient_of_the_exact_one(slope, name):
+    """Tokens of an engine, ratios to a policy before: three distributions, and all tokens of each."""
+    engine, before = (torch.log_softmax(tensor(*z), -1) for z in ((0.9, -1, 0), (0, 0.5, -0.3)))
+    logits = LOGITS.clone().requires_grad_()
+    current, anchor = torch.log_softmax(logits, -1), torch.log_softmax(ANCHOR, -1)
+    total = torch.zeros((), dtype=current.dtype)
+    for token in range(3):
+        mask, one = torch.ones(1, dtype=torch.bool), torch.zeros(1, dtype=torch.long)
+        at = slice(token, token + 1)
+        weights = importance_weights(before[at], engine[at], mask, one, high=None)
+        given = Tokens(current[at], before[at], tensor(0.0), mask, one, weights)
+        total = total + engine[token].exp() * kl_loss(given, anchor[at], gradient=slope).value
+    found = torch.autograd.grad(total, logits)[0].tolist()
+    assert float(total.detach()) == pytest.approx(KL_TABLE["true reverse"][0], abs=6e-6)
+    assert found == pytest.approx(kl_row(name)[1], abs=1e-9)
 
 
 # --- PPO ----------------------------------------------------------------------------------------
@@ -336,13 +355,6 @@ def test_sequence_weights_without_bounds_make_any_expectation_that_of_the_old_po
             w = importance_weights(old, behaviour, mask, one, level="sequence", high=None)
             total += drawn * float(w[0]) * (a + 2 * b)
     assert total == pytest.approx(3 * p)
-
-
-def test_sequences_that_became_unlikely_lose_their_negative_tokens():
-    given = tokens([-3.0, -3.0, -1.0], [0, 0, 0], [1.0, -1.0, -1.0], sequence=[0, 0, 1])
-    keep = off_policy_keep(given, tensor(-1.0, NAN, -1.0), threshold=0.5)
-    assert keep.tolist() == [True, False, True]
-    assert off_policy_keep(given, tensor(-1.0, NAN, -1.0), threshold=1.5).all()
 
 
 def test_entropy_of_known_distributions():

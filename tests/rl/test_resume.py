@@ -22,10 +22,11 @@ from rl.inputs import claim_inputs
 from rl.learner import Learner
 from rl.rewind import rewind
 from rl.run_history import read_history
+from rl.stamp import Stamp
 from rl.train_recipe import LossChoice, Update
 from tests.rl.histories import history, measured, write
 from tests.rl.rollouts import RIGHT, play
-from tests.rl.training_run import run
+from tests.rl.training_run import recipe, run
 
 HELD = {
     "worlds": {"count": 1, "first_seed": 5002, "entities": 80, "questions": 60},
@@ -154,6 +155,16 @@ def test_a_kill_while_the_best_is_taken_leaves_the_one_before(tmp_path, monkeypa
     assert Best(tmp_path).step == 0
 
 
+def test_the_best_policy_tells_its_recipe_and_another_one_refuses_it(tmp_path):
+    (tmp_path / "policy").mkdir()
+    mine, other = (Stamp.of(recipe(seed=seed)) for seed in (1, 2))
+    Best(tmp_path, mine).take(tmp_path / "policy", 2)
+    assert Best(tmp_path).recipe == recipe(seed=1).digest
+    Best(tmp_path, mine).rewind(2)
+    with pytest.raises(UsageError, match="made by another recipe"):
+        Best(tmp_path, other).rewind(2)
+
+
 def test_a_folder_goes_back_to_its_checkpoint(tmp_path):
     folder = write(
         tmp_path / "run", history(6, validations=[measured(n, 10 * n) for n in (0, 2, 4, 6)])
@@ -232,7 +243,19 @@ def test_a_checkpoint_is_read_back_and_runs_no_code(tmp_path, micro, zero):
     found = kept.load(learner.engine)
     assert (found["step"], found["scores"], found["bad"]) == (1, [(0, 0.5, "half")], 1)
     assert "TORCH_FORCE_WEIGHTS_ONLY_LOAD" not in os.environ
-    [file] = (tmp_path / "checkpoint" / "step-00001").glob("*model_states.pt")
+    mine, other = (Stamp.of(recipe(seed=seed), ("tripwires",)) for seed in (1, 2))
+    assert (
+        Checkpoint(tmp_path, 2, mine).load(learner.engine)["step"] == 1
+    )  # from before there were any
+    assert Checkpoint(tmp_path, 2, mine).save(learner.engine, 2, state)
+    found = Checkpoint(tmp_path, 2, mine).load(learner.engine)
+    assert (found["step"], found["recipe"]) == (2, recipe(seed=1).digest)
+    loosened = Stamp.of(recipe(seed=1, tripwires={"entropy": None}), ("tripwires",))
+    assert loosened.recipe != mine.recipe
+    assert Checkpoint(tmp_path, 2, loosened).load(learner.engine)["step"] == 2
+    with pytest.raises(UsageError, match=f"another recipe .{mine.recipe}"):
+        Checkpoint(tmp_path, 2, other).load(learner.engine)
+    [file] = (tmp_path / "checkpoint" / "step-00002").glob("*model_states.pt")
     torch.save({"module": Code(tmp_path / "ran")}, file)
     with pytest.raises(
         CheckpointError,

@@ -2,6 +2,10 @@
 
 import asyncio
 import json
+import os
+import signal
+import subprocess
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -12,12 +16,14 @@ from safetensors.torch import load_file
 from agent.formats import TagsFormat
 from agent.policies.base import Completion, Sampling
 from agent.policies.chat import ChatTemplate
+from agent.policies.model_folder import weights_version
 from agent.settings import isolated_settings
 from agent.store import TrajectoryStore
 from agent.trajectory import Status
 from eval.metrics.text import contains
 from kg.errors import UsageError
 from rl.assess import assess
+from rl.fit import TrainingError
 from rl.learner import Learner
 from rl.leash import turn_kl
 from rl.logged import Wanted, comparable, demonstrations, with_correction
@@ -80,8 +86,12 @@ def test_what_cannot_be_trained_on_is_named(logged, template):
     for (words, trajectory), found in zip(odd.items(), chosen.left_out, strict=True):
         assert found.id == trajectory.id
         assert words in found.reason
-    wanted = Wanted(reward="thumb", policies=("llama",))
-    assert demonstrations([odd["of another policy"]], wanted, template, "micro").used
+    other = odd["of another policy"]
+    for named in ("llama", "llama@1", "1"):
+        wanted = Wanted(reward="thumb", policies=(named,))
+        assert demonstrations([other], wanted, template, "micro").used
+    wanted = Wanted(reward="thumb", policies=("llama@2",))
+    assert not demonstrations([other], wanted, template, "micro").used
 
 
 def test_a_greedy_draw_teaches_no_gradient(logged, template):
@@ -202,6 +212,81 @@ def test_tasks_without_a_label_and_labels_of_another_policy_are_told(logged):
     assert lines[1].startswith("1 of 1 labels tell what another policy knows (gpt), not 'micro'")
     with pytest.raises(UsageError, match="knowledge boundary labels"):
         _context(recipe, logged, isolated_settings(), lines.append)
+
+
+def test_an_interrupted_gradient_exits_with_130_and_goes_on(logged, micro, models_dir, tmp_path):
+    """By the command, on episodes of an exported policy, whose name is `.`; the base is its folder."""
+    version = weights_version(micro)
+    named = [replace(t, policy=f".@{version}" if i % 2 else ".@old") for i, t in enumerate(logged)]
+    graded = [t.with_rewards({"grade": float(i % 3 == 0)}) for i, t in enumerate(named)]
+    url = stored(tmp_path / "log.sqlite", graded)
+
+    def start(out, *more):
+        command = [
+            sys.executable,
+            "cli.py",
+            "train",
+            "grpo",
+            "--from-store",
+            url,
+            "--way",
+            "gradient",
+        ]
+        command += ["--out", str(out), "--reward", "grade", "--json", *more]
+        sets = [
+            *SMALL,
+            f"base={micro}",
+            "loss.anchor=null",
+            "update.epochs=4",
+            "checkpoints.every=1",
+        ]
+        command += [word for one in sets for word in ("--set", one)]
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        return subprocess.Popen(
+            command, env={**os.environ, "AGENT_HOME": str(models_dir.parent)}, **pipes
+        )
+
+    def told(process):
+        out, err = process.communicate(timeout=300)
+        return process.returncode, json.loads(out or "null"), err
+
+    cut = start(tmp_path / "cut", "--from-policy", ".")
+    for line in cut.stderr:
+        if line.startswith("step 2/"):
+            cut.send_signal(signal.SIGINT)
+            break
+    code, report, err = told(cut)
+    assert (code, report["interrupted"], report["finished"]) == (130, True, False), err
+    assert 2 <= report["steps"] < 8
+    code, report, err = told(start(tmp_path / "cut", "--from-policy", "old"))
+    assert (code, report["steps"], report["finished"], report["used"]) == (0, 8, True, 16), err
+    assert "step 2/8" not in err
+    code, report, err = told(start(tmp_path / "whole", "--from-policy", ".@old"))
+    assert (code, report["used"]) == (0, 16), err
+    rows = [(tmp_path / name / "metrics.jsonl").read_text() for name in ("cut", "whole")]
+    assert rows[0] == rows[1]
+    made = [
+        load_file(tmp_path / name / "policy" / "model.safetensors") for name in ("cut", "whole")
+    ]
+    assert all(torch.equal(made[0][name], made[1][name]) for name in made[0])
+    code, _, err = told(
+        start(tmp_path / "whole")
+    )  # half of the episodes: not what it was begun with
+    assert code == 2
+    assert "begun on other episodes" in err
+
+
+def test_a_gradient_keeps_batches_that_are_no_numbers(logged, no_numbers, models_dir, tmp_path):
+    graded = [t.with_rewards({"grade": float(i % 4 == 0)}) for i, t in enumerate(logged)]
+    url, run = stored(tmp_path / "log.sqlite", graded), tmp_path / "run"
+    recipe = load_train("grpo", [*SMALL, "loss.anchor=null", "update.bad_steps=2"])
+    with pytest.raises(TrainingError, match="2 steps in a row"):
+        retrain(url, recipe, settings_of(models_dir), run, "gradient", Wanted(reward="grade"))
+    assert {path.name for path in (run / "broken").iterdir()} == {
+        "step-00001-0-policy.pt",
+        "step-00002-0-policy.pt",
+    }
+    assert json.loads((run / "checkpoint" / "current.json").read_text())["step"] == 2
 
 
 def test_a_gradient_that_needs_a_critic_is_refused(logged, models_dir, tmp_path):

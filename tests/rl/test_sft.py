@@ -17,7 +17,8 @@ from agent.task import Task
 from agent.trajectory import Action, ActionKind, Span, Status, StopReason, Trajectory, Turn
 from kg.errors import UsageError
 from rl.attention import require_plain, row_lengths
-from rl.engine import TargetLogprobs, load_trainable
+from rl.checkpoint import Checkpoint
+from rl.engine import TargetLogprobs, load_trainable, start_engine
 from rl.packing import Row, pack
 from rl.recipe import Lora, Optimizer, SftRecipe
 from rl.sft import train
@@ -143,6 +144,34 @@ def test_zero_3_exports_whole_tensors(tiny, tmp_path, lora):
     assert all(tensor.numel() for tensor in tensors.values())
 
 
+@pytest.mark.parametrize("zero", [0, 2])
+def test_a_gradient_that_is_no_number_changes_nothing(tiny, zero):
+    """The loss itself is a number."""
+    from rl.fit import TrainingError, _step, _steps
+    from rl.packing import rows
+
+    torch.manual_seed(0)
+    made = load_trainable(tiny, None, torch.float32)
+    engine = start_engine(made, Optimizer(lr=5e-3), 10, torch.float32, zero)
+    [name, broken], *_ = engine.module.named_parameters()
+    before = {name: p.detach().clone() for name, p in engine.module.named_parameters()}
+    packs = next(_steps(recipe(), [row for one in demonstrations() for row in rows(one)]))
+    hook = broken.register_hook(lambda gradient: gradient * float("nan"))
+    with pytest.raises(TrainingError, match="norm (nan|inf|-1).* at step 1; it changed nothing"):
+        _step(engine, packs, 1, 10, 0.0, 0)
+    assert all(torch.equal(p, before[name]) for name, p in engine.module.named_parameters())
+    hook.remove()
+
+
+def test_a_save_that_is_older_than_our_own_pointer_is_found(tmp_path):
+    folder = tmp_path / "checkpoint"
+    folder.mkdir()
+    (folder / "latest").write_text("step40")
+    assert Checkpoint(tmp_path, 1).step == 40
+    (folder / "latest").write_text("")  # a kill while DeepSpeed wrote it
+    assert Checkpoint(tmp_path, 1).step is None
+
+
 def test_the_rate_that_is_logged_is_the_one_that_was_used(tiny, tmp_path):
     peak = Optimizer(lr=5e-3, warmup=0.5, final=0.0)
     report = train(recipe(optimizer=peak), tiny, demonstrations(), tmp_path)
@@ -230,6 +259,9 @@ def test_an_interrupted_run_goes_on_to_the_same_losses(tiny, tmp_path, number):
             break
     process.communicate(timeout=120)
     assert len(losses(cut)) < len(losses(whole))
+    pointer = json.loads((cut / "checkpoint" / "current.json").read_text())
+    assert (pointer["recipe"], pointer["step"]) == (recipe().digest, int(pointer["tag"][-5:]))
+    assert not (cut / "checkpoint" / "latest").exists()
     assert process.wait() == (0 if number == signal.SIGINT else -signal.SIGKILL)
     start(tiny, cut, 0).communicate(timeout=120)
     steps = [json.loads(line)["step"] for line in (cut / "metrics.jsonl").read_text().splitlines()]

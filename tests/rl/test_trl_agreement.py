@@ -18,7 +18,6 @@ from rl.losses import (
     gspo,
     importance_weights,
     kl,
-    off_policy_keep,
     ppo_clip,
 )
 
@@ -234,16 +233,6 @@ def test_importance_ratio_masks(mode, low, high):
         level=level, mode=how, low=low, high=high,
     )  # fmt: skip
     assert torch.allclose(ours.view(3, 5)[mask], theirs[mask], atol=1e-6)
-
-
-def test_off_policy_sequence_mask():
-    logprobs, old, _, mask = rows(5)
-    per_sequence = torch.tensor([[1.0], [-0.5], [-2.0]], dtype=torch.float64)
-    for threshold in (-0.3, 0.0, 0.05, 0.5):
-        theirs = GRPO.get_off_policy_mask(per_sequence, logprobs, old, mask, threshold)
-        given = flat(logprobs, old, per_sequence.expand(mask.shape), mask)
-        ours = off_policy_keep(given, old.flatten(), threshold).view(mask.shape)
-        assert (ours == theirs.bool().expand(mask.shape)).all()
 
 
 def test_entropy():
