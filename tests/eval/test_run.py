@@ -175,6 +175,20 @@ def test_the_cache_knows_everything_that_shapes_an_episode(policy, settings, tmp
     assert policy.made[-1].calls > 0
 
 
+@pytest.mark.parametrize(
+    ("what", "value"), [("engine", "vllm bfloat16"), ("engine", "vllm"), ("context_length", 512)]
+)
+def test_the_same_weights_under_another_engine_are_asked_anew(
+    policy, settings, tmp_path, monkeypatch, what, value
+):
+    ask(settings, tmp_path / "a", limit=4)
+    monkeypatch.setattr(Failing, what, value)
+    ask(settings, tmp_path / "b", limit=4)
+    assert policy.made[-1].calls > 0
+    with pytest.raises(UsageError, match=f"another setup.{what}.*now .*{value}"):
+        ask(settings, tmp_path / "a", limit=4)
+
+
 def test_a_folder_takes_no_other_run(policy, settings, tmp_path):
     ask(settings, tmp_path / "a", limit=4)
     with pytest.raises(UsageError, match="another sets"):
