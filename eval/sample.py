@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from agent.task import Task
 from agent.trajectory import Status, Trajectory
@@ -15,6 +16,7 @@ from eval.metrics.retrieval import hit_at_k, mrr, recall_at_k
 from eval.metrics.usage import Usage, usage
 
 NO_GOLD = "no gold answer"
+UNSCORABLE = "the gold answer cannot be compared with"
 
 
 @dataclass(frozen=True)
@@ -93,10 +95,7 @@ def whole(samples: Iterable[Sample]) -> list[Sample]:
 def score_one(benchmark: str, scorer: str, task: Task, done: Trajectory) -> Sample:
     """Score one episode of a task."""
     answer = "" if done.status is Status.FAILED or done.abstained else done.answer.strip()
-    excluded = "" if task.answers or task.answerable is False else NO_GOLD
-    right, em, f1, cover = (
-        (math.nan,) * 4 if excluded else _answer_scores(scorer, task, answer, done)
-    )
+    excluded, (right, em, f1, cover) = _scored_or_excluded(scorer, task, answer, done)
     shown = [
         source.id for turn in done.turns if turn.observation for source in turn.observation.sources
     ]
@@ -108,7 +107,7 @@ def score_one(benchmark: str, scorer: str, task: Task, done: Trajectory) -> Samp
         steps=int(task.meta.get(STEPS, 0)) if OF in task.meta else 0,
         kind=task.kind,
         question=task.question,
-        gold=task.answers,
+        gold=tuple(map(str, task.answers)),
         answerable=task.answerable is not False,
         seed=done.seed,
         id=done.id,
@@ -134,23 +133,47 @@ def score_one(benchmark: str, scorer: str, task: Task, done: Trajectory) -> Samp
 def _vote(scorer: str, task: Task, answer: str) -> str | None:
     if not answer:
         return None
-    choices = task.meta.get("choices", ())
+    choices = [str(choice) for choice in task.meta.get("choices", ())]
     for number in range(len(choices)):
         if multiple_choice(answer, choices, number):
             return f"choice {number}"
     return SCORERS[scorer].normalise(answer) or answer.casefold()
 
 
-def _answer_scores(
-    scorer: str, task: Task, answer: str, done: Trajectory
+def answer_scores(
+    scorer: str, answer: str, golds: Sequence[str], meta: Mapping[str, Any]
 ) -> tuple[float, float, float, float]:
-    """Headline, exact match, F1 and cover of an answer."""
-    if task.answerable is False:
-        return (float(done.abstained),) * 4
-    if done.status is Status.FAILED:
-        return (0.0,) * 4
-    found = SCORERS[scorer](answer, task.answers)
+    """Headline, exact match, F1 and cover of an answer to a question that has one.
+
+    No answer is never right, whatever the gold normalises to.
+
+    Args:
+        scorer: its name.
+        answer: empty for an abstention.
+        golds: accepted answers.
+        meta: of the task; a choice is scored by `choices` and `right`.
+
+    Raises:
+        LookupError, TypeError, ValueError, AttributeError: the gold cannot be compared with.
+    """
+    # a gold that cannot be scored shows itself whatever was answered
+    found = SCORERS[scorer](answer, golds)
     right = found.em
-    if "choices" in task.meta:
-        right = multiple_choice(answer, task.meta["choices"], task.meta["right"])
-    return right, found.em, found.f1, found.cover
+    if "choices" in meta:
+        right = multiple_choice(answer, meta["choices"], meta["right"])
+    return (right, found.em, found.f1, found.cover) if answer else (0.0,) * 4
+
+
+def _scored_or_excluded(
+    scorer: str, task: Task, answer: str, done: Trajectory
+) -> tuple[str, tuple[float, float, float, float]]:
+    """Why there is no answer score, and the four figures: one bad gold must not end the others'."""
+    nothing = (math.nan,) * 4
+    if task.answerable is False:
+        return "", (float(done.abstained),) * 4
+    if not task.answers:
+        return NO_GOLD, nothing
+    try:
+        return "", answer_scores(scorer, answer, task.answers, task.meta)
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
+        return f"{UNSCORABLE}: {error}", nothing

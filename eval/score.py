@@ -1,8 +1,9 @@
 """From a run folder to scores: every episode once, then figures with intervals. Needs no model.
 
 The unit of account is the question: several samples of one are averaged first. An episode that failed
-counts as wrong, and a second figure leaves it out. A question without a gold answer has no answer
-score; it is counted, with the reason, and its retrieval is scored all the same.
+counts as wrong, and a second figure leaves it out. A question without a gold answer, or with one that
+cannot be compared with, has no answer score; it is counted, with the reason, and its retrieval is
+scored all the same.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import Any
 
 from agent.task import Task
 from eval.folder import RunHeader, group_of, open_store, read_header, read_tasks
+from eval.metrics import scorer as named
 from eval.metrics import weighted
 from eval.metrics.abstention import Reply, reliability, risk_coverage
 from eval.metrics.sampling import majority, pass_at_k
@@ -101,12 +103,13 @@ def score_run(run: Path, scorer: str = "") -> RunScores:
     """
     header = read_header(run)
     tasks = read_tasks(run)
+    scorers = {one.name: named(scorer or one.scorer).name for one in header.sets}
     with open_store(run) as store:
         found = {(one.group, one.seed): one for one in store.query()}
     samples: list[Sample] = []
     sets = []
     for one in header.sets:
-        name, chosen = one.name, scorer or one.scorer
+        name, chosen = one.name, scorers[one.name]
         mine = [task for benchmark, task in tasks if benchmark == name]
         scored = [
             score_one(name, chosen, task, found[key])

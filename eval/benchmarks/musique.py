@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from agent.task import Task
-from eval.benchmarks.base import Benchmark, Split, read_tasks
+from eval.benchmarks.base import Benchmark, Split, read_tasks, texts
 from eval.data import DataFolder
 
 
@@ -21,7 +21,7 @@ def _task(row: dict[str, Any]) -> Task:
     return Task(
         id=row["id"],
         question=row["question"],
-        answers=(row["answer"], *row["answer_aliases"]),
+        answers=(row["answer"], *texts(row["answer_aliases"], "answer_aliases")),
         answerable=row["answerable"],
         kind=f"{row['hop']}hop",
         evidence=tuple(context[i] for i in row["supporting_idx"] if i < len(context)),
