@@ -32,6 +32,7 @@ SHARES = {
 }
 _TRIES = 40
 _TEST_SHARE = 0.3
+COUNTED = "How many books did {name} write?"
 _WHAT = {"person": "Who", "city": "Which city", "country": "Which country", "year": "Which year"}
 _ELEMENTS = (
     ("C", "carbon"),
@@ -263,7 +264,7 @@ def _counting(world: World, key: Key) -> Question | None:
     name, of = world.name(author), relation("book", "author")
     return Question(
         kind="counting",
-        text=f"How many books did {name} write?",
+        text=COUNTED.format(name=name),
         anchor=author.id,
         answers=(str(len(books)), ("one", "two", "three")[len(books) - 1]),
         evidence=tuple(source_of(world, one, of) for one in books),
@@ -377,7 +378,7 @@ def _chemistry(world: World, key: Key) -> Question | None:
 
 def _false_premise(world: World, key: Key) -> Question | None:
     """A question about something that did not happen: the wrong author, the wrong founder."""
-    thing, of, asks = world.chance.pick(_PREMISES, "premise", *key)
+    thing, of, asks = world.chance.pick(PREMISES, "premise", *key)
     subject, person = _some(world, thing, *key), _some(world, "person", "wrong", *key)
     truth = world.value(subject, relation(thing, of))
     if truth == person:
@@ -419,7 +420,8 @@ def _unanswerable(world: World, key: Key) -> Question | None:
     )
 
 
-_PREMISES = (
+# kind, relation, and a question that takes another value of it for granted
+PREMISES = (
     ("book", "author", "In which year did {p} publish {s}?"),
     ("company", "founder", "In which year did {p} found {s}?"),
     ("compound", "discoverer", "Where did {p} study before discovering {s}?"),
