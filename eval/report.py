@@ -224,8 +224,15 @@ def _facts(scores: RunScores) -> str:
     return (
         f"{header.created}; {header.samples} episode(s) a question from seed {header.seed}, "
         f"temperature {sampling['temperature']}, format {header.setup['format']}, "
-        f"turnwise {header.packages.get('turnwise', '?')}."
+        f"turnwise {header.packages.get('turnwise', '?')}{_revision(header.source)}."
     )
+
+
+def _revision(source: Mapping[str, str | bool]) -> str:
+    if not source:
+        return ""
+    changed = " with changes" if source["dirty"] else ""
+    return f" at {str(source['revision'])[:12]}{changed}"
 
 
 def _markdown_table(table: Table) -> str:

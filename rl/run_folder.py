@@ -18,14 +18,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO
 
-from kg import strict_json
+from kg import lock, strict_json
 from kg.errors import UsageError
 from rl import ranks
 from rl.packing import Row
 from rl.recipe import Strict
 
 log = logging.getLogger(__name__)
-METRICS, EVENTS, LOCK = "metrics.jsonl", "events.jsonl", ".lock"
+METRICS, EVENTS = "metrics.jsonl", "events.jsonl"
 
 
 @contextmanager
@@ -35,20 +35,7 @@ def held(run: Path) -> Iterator[None]:
     Raises:
         UsageError: another process holds it, or it cannot be written.
     """
-    import fcntl
-
-    try:
-        run.mkdir(parents=True, exist_ok=True)
-        file = (run / LOCK).open("a")
-    except OSError as error:
-        raise UsageError(f"{run} cannot be written: {error}", "choose another --out") from error
-    with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise UsageError(
-                f"another process is training in {run}", "wait for it, or choose another --out"
-            ) from error
+    with lock.held(run, "training"):
         yield
 
 
