@@ -235,7 +235,7 @@ class Trajectory:
 
         An empty answer for another reason (a budget spent on malformed replies, an error) is none.
         """
-        if self.status is Status.FAILED:
+        if self.status is Status.FAILED or self.answer:
             return False
         last = self.turns[-1].action.kind if self.turns else None
         return self.status is Status.ABSTAINED or last is ActionKind.ABSTAIN

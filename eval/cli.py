@@ -139,13 +139,16 @@ def eval_judge(
     policy: PolicyName = None,
     model: ServerModel = None,
     concurrency: Annotated[int, typer.Option(help="Questions at once.")] = 8,
+    max_tokens: Annotated[
+        int, typer.Option(help="Of a reply; a judge that reasons first needs some hundreds.")
+    ] = 8,
     json_: AsJson = False,
 ) -> None:
     """Have a language model judge a run's answers; reports its agreement with exact match."""
     from eval.command import judged
 
     settings = settings_of(policy=policy, model=model)
-    typer.echo(judged(run, settings, concurrency, json_, stderr))
+    typer.echo(judged(run, settings, concurrency, max_tokens, json_, stderr))
 
 
 @evaluation.command(
@@ -219,12 +222,15 @@ def world_show(world: Path) -> None:
 
 
 @trace.command("explain", epilog="Example: agent trace explain 3f2a")
-def trace_explain(id: str, store: Store = None) -> None:
-    """One episode in plain words: what it asked, what changed its mind, where it went wrong."""
-    from eval.analyses.explain import explain
+def trace_explain(id: str, store: Store = None, scorer: Scorer = "") -> None:
+    """One episode in plain words: what it asked, what changed its mind, where it went wrong.
+
+    Right and wrong are as in the run that the store belongs to; --scorer takes another scorer.
+    """
+    from eval.command import explained
 
     with open_history(store) as opened:
-        typer.echo(explain(opened.get(id)))
+        typer.echo(explained(opened.get(id), store, scorer))
 
 
 @trace.command(

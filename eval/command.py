@@ -12,10 +12,14 @@ from pydantic import ValidationError
 
 from agent.policies.registry import policy_of
 from agent.settings import Settings
+from agent.trajectory import Trajectory
 from eval.analyses.boundary import boundary
 from eval.analyses.boundary import table as boundary_table
+from eval.analyses.explain import explain
 from eval.compare import compare, table
+from eval.folder import read_header
 from eval.judge import judge_run, lines, read_judged
+from eval.metrics import scorer
 from eval.report import markdown, write_reports
 from eval.run import EvalRequest, run
 from eval.score import score_run
@@ -48,33 +52,34 @@ def evaluate(
     return text
 
 
-def score(run_folder: Path, scorer: str, as_json: bool) -> str:
+def score(run_folder: Path, scorer_name: str, as_json: bool) -> str:
     """Score a run and write its reports into it."""
-    scores = score_run(run_folder, scorer)
+    scores = score_run(run_folder, scorer_name)
     write_reports(scores, run_folder)
     if as_json:
         return json.dumps(scores.to_dict())
     return markdown(scores, read_judged(run_folder, scores.samples))
 
 
-def exported(run_folder: Path, out: Path, scorer: str) -> str:
+def exported(run_folder: Path, out: Path, scorer_name: str) -> str:
     """Write a run's Inspect logs; see `eval.inspect.log`."""
     from eval.inspect.log import export
 
-    return "\n".join(map(str, export(run_folder, out, scorer)))
+    return "\n".join(map(str, export(run_folder, out, scorer_name)))
 
 
 def judged(
     run_folder: Path,
     settings: Settings,
     concurrency: int,
+    max_tokens: int,
     as_json: bool,
     notify: Callable[[str], None],
 ) -> str:
     """Have a policy judge a run's answers; see `eval.judge`."""
     policy = policy_of(settings, notify)
     with bar(lines=True) as advance:
-        found = judge_run(run_folder, policy, concurrency, advance)
+        found = judge_run(run_folder, policy, concurrency, advance, max_tokens)
     write_reports(score_run(run_folder), run_folder)
     return json.dumps(asdict(found)) if as_json else "\n".join(lines(found))
 
@@ -99,15 +104,34 @@ def introspected(
     return introspection.to_json(found) if options["json"] else introspection.table(found)
 
 
+def explained(done: Trajectory, store: str | None, scorer_name: str) -> str:
+    """An episode in plain words, scored as its run scores it; see `eval.analyses.explain`.
+
+    Raises:
+        UsageError: no such scorer.
+    """
+    chosen = scorer_name or _scorer_of(done, store)
+    return explain(done, scorer(chosen).name)
+
+
+def _scorer_of(done: Trajectory, store: str | None) -> str:
+    """The scorer of the set that an episode of a run folder belongs to; SQuAD's elsewhere."""
+    folder = Path((store or "").removeprefix("sqlite:///")).parent
+    if not store or not (folder / "run.json").is_file():
+        return "squad2"
+    found = {one.name: one.scorer for one in read_header(folder).sets}
+    return found.get(done.group.partition(":")[0], "squad2")
+
+
 def bounded(closed: Path, opened: Path, as_json: bool) -> str:
     """The knowledge-boundary table of two runs."""
     found = boundary(closed, opened)
     return json.dumps([asdict(one) for one in found]) if as_json else boundary_table(found)
 
 
-def compared(a: Path, b: Path, scorer: str, as_json: bool) -> str:
+def compared(a: Path, b: Path, scorer_name: str, as_json: bool) -> str:
     """Compare two runs."""
-    found = compare(a, b, scorer)
+    found = compare(a, b, scorer_name)
     if as_json:
         return json.dumps([{**asdict(one), "differs": one.differs} for one in found])
     return table(found)

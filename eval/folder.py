@@ -56,6 +56,7 @@ class RunHeader(BaseModel):
         samples: episodes a question, with seeds `seed`, `seed + 1`, …
         setup: everything else that shapes an episode.
         packages: versions of what it ran on; not compared when a run goes on.
+        source: git revision of a checkout, see `eval.revision`; not compared either.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -69,6 +70,7 @@ class RunHeader(BaseModel):
     seed: int
     setup: dict[str, Any]
     packages: dict[str, str]
+    source: dict[str, str | bool] = {}
 
 
 def claim(out: Path, header: RunHeader, tasks: Iterable[tuple[str, Task]]) -> RunHeader:
@@ -163,7 +165,7 @@ def read_tasks(run: Path) -> list[tuple[str, Task]]:
 
 
 def _same(old: RunHeader, new: RunHeader, out: Path) -> RunHeader:
-    ignored = {"created", "packages"}
+    ignored = {"created", "packages", "source"}
     found = _difference(old.model_dump(exclude=ignored), new.model_dump(exclude=ignored))
     if found is not None:
         name, a, b = found

@@ -28,7 +28,14 @@ from kg.errors import UsageError
 CORRECT, INCORRECT, DECLINED, UNREAD = "correct", "incorrect", "declined", "unread"
 _LETTERS = {"A": CORRECT, "B": INCORRECT, "C": DECLINED}
 _SLOT = re.compile(r"\{(question|gold|answer)\}")
-_TOKENS = 8
+_STATED = re.compile(r"\b(?i:verdict)\W*(?i:is\b)?\W*([ABC])(?!\w)")
+_MARKS = r"[\s*_`#>()\[\]{}.,:;!\"'-]*"
+_LINE = re.compile(rf"^{_MARKS}([ABC]){_MARKS}$", re.MULTILINE)
+_LONE = re.compile(
+    r"(?<![\w'-])(?:([BC])|(A)(?!\s+[a-z]))(?![\w'-])"
+)  # "A correct …" is an article
+_READING = 2  # version of `read_verdict`: another reads other verdicts from the same replies
+TOKENS = 8
 
 
 @dataclass(frozen=True)
@@ -36,7 +43,7 @@ class Judged:
     """What a judge said of a run.
 
     Attributes:
-        judge: `name@version`; `prompt` is the digest of its prompt.
+        judge: `name@version`; `prompt` is the digest of what shapes a verdict, see `prompt_digest`.
         verdicts: by episode id.
         accuracy: share judged correct, over questions.
         unread: replies that named no letter; they count as not correct.
@@ -60,35 +67,40 @@ def judge_run(
     policy: Policy,
     concurrency: int = 8,
     advance: Advance = lambda stage, done, total: None,
+    max_tokens: int = TOKENS,
 ) -> Judged:
     """Judge every answered episode of a run with a policy; writes `judge.json` into it.
 
-    The policy is closed afterwards.
+    The policy is closed afterwards. A judge that reasons before its verdict needs more `max_tokens`.
 
     Raises:
-        UsageError: not a run, nothing to judge, or another judge has begun there.
+        UsageError: not a run, nothing to judge, no token to say it with, or another judge, prompt or
+            token budget has begun there.
         PolicyUnavailableError: the judge cannot be reached; what it said so far is kept.
     """
+    if max_tokens < 1:
+        raise UsageError(f"{max_tokens} tokens a verdict", f"--max-tokens {TOKENS}")
     samples = _answerable(score_run(run).samples)
     if not samples:
         raise UsageError(f"{run} holds no answerable question with a gold answer")
     judge = f"{policy.name}@{policy.version}"
-    verdicts = _known(run, judge)
+    digest = prompt_digest(max_tokens)
+    verdicts = _known(run, judge, digest)
     verdicts |= {s.id: DECLINED for s in samples if not s.answer}
-    requests = {s.id: _request(policy, s) for s in samples if s.id not in verdicts}
+    requests = {s.id: _request(policy, s, max_tokens) for s in samples if s.id not in verdicts}
 
     def keep(id: str, text: str) -> None:
         verdicts[id] = read_verdict(text)
         advance("judged", len(verdicts), len(samples))
 
     def save() -> None:
-        _save(run, judge, verdicts)
+        _save(run, judge, digest, verdicts)
 
     asyncio.run(ask_all(policy, requests, keep, save, concurrency))
-    return summary(judge, samples, verdicts, prompt_digest())
+    return summary(judge, samples, verdicts, digest)
 
 
-def _request(policy: Policy, sample: Sample) -> Request:
+def _request(policy: Policy, sample: Sample, max_tokens: int = TOKENS) -> Request:
     parts = {
         "question": sample.question,
         "gold": "; ".join(sample.gold[:10]),
@@ -96,14 +108,22 @@ def _request(policy: Policy, sample: Sample) -> Request:
     }
     # one pass, not str.format: an answer may hold braces, or the name of a slot
     text = _SLOT.sub(lambda slot: " ".join(parts[slot[1]].split()), _prompt())
-    return request_of(policy, text, Sampling(max_tokens=_TOKENS))
+    return request_of(policy, text, Sampling(max_tokens=max_tokens))
 
 
 def read_verdict(text: str) -> str:
-    """The verdict in a judge's reply: its first letter that stands alone."""
-    for word in text.replace(":", " ").replace(".", " ").replace(")", " ").split():
-        if word in _LETTERS:
-            return _LETTERS[word]
+    """The verdict in a judge's reply, behind its reasoning where that is marked.
+
+    The last "verdict: X" counts, else the last line that is a letter, else the last letter that stands
+    alone, whatever marks stand around it. Reasoning that was cut off has no verdict.
+    """
+    said = text.rpartition("</think>")[2]
+    if "<think>" in said:
+        return UNREAD
+    for form in (_STATED, _LINE, _LONE):
+        if found := list(form.finditer(said)):
+            letter = next(group for group in found[-1].groups() if group)
+            return _LETTERS[letter]
     return UNREAD
 
 
@@ -137,9 +157,11 @@ def _kappa(a: Sequence[bool], b: Sequence[bool]) -> float:
     return 1.0 if chance == 1 else (agreed - chance) / (1 - chance)
 
 
-def prompt_digest() -> str:
-    """First 12 hex digits of the SHA-256 of the judge's prompt."""
-    return hashlib.sha256(_prompt().encode()).hexdigest()[:12]
+def prompt_digest(max_tokens: int = TOKENS) -> str:
+    """First 12 hex digits of the SHA-256 of the judge's prompt, its token budget and how replies are
+    read: verdicts under the same digest were made in the same way."""
+    shape = f"{_prompt()}\n{max_tokens} tokens, reading {_READING}"
+    return hashlib.sha256(shape.encode()).hexdigest()[:12]
 
 
 def _prompt() -> str:
@@ -161,12 +183,13 @@ def _answerable(samples: Iterable[Sample]) -> list[Sample]:
     return [s for s in samples if not s.excluded and s.answerable]
 
 
-def _known(run: Path, judge: str) -> dict[str, str]:
-    """Verdicts that are there already, of the same judge and prompt."""
+def _known(run: Path, judge: str, digest: str) -> dict[str, str]:
+    """Verdicts that are there already, of the same judge, prompt and token budget."""
     begun, prompt, verdicts = _read(run)
-    if verdicts and (begun, prompt) != (judge, prompt_digest()):
+    if verdicts and (begun, prompt) != (judge, digest):
         raise UsageError(
-            f"{run} was judged by {begun} (prompt {prompt})", "move its judge.json away first"
+            f"{run} was judged by {begun} (prompt {prompt}); this is {judge} (prompt {digest})",
+            "move its judge.json away first",
         )
     return verdicts
 
@@ -182,8 +205,8 @@ def _read(run: Path) -> tuple[str, str, dict[str, str]]:
         raise UsageError(f"{run / 'judge.json'} is damaged: {error}", "delete it") from error
 
 
-def _save(run: Path, judge: str, verdicts: dict[str, str]) -> None:
-    data = {"judge": judge, "prompt": prompt_digest(), "verdicts": dict(sorted(verdicts.items()))}
+def _save(run: Path, judge: str, digest: str, verdicts: dict[str, str]) -> None:
+    data = {"judge": judge, "prompt": digest, "verdicts": dict(sorted(verdicts.items()))}
     write(run / "judge.json", json.dumps(data, indent=1).encode())
 
 

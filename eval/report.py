@@ -81,7 +81,14 @@ def tables(scores: RunScores) -> list[Table]:
     """Title, head and rows of every table."""
     return [
         _answers_table(scores.sets),
-        *([_retrieval_table(scores.sets)] if any(one.retrieval for one in scores.sets) else []),
+        *_figures_table(
+            "Retrieval (%, gold passages in what was shown, in order)",
+            {one.name: one.retrieval for one in scores.sets},
+        ),
+        *_figures_table(
+            "Support (%, cited passages against gold ones, and jointly with the answer)",
+            {one.name: one.support for one in scores.sets},
+        ),
         *_figures_table("Abstention (%)", {s.name: s.abstention for s in scores.sets}),
         *_figures_table("Confidence of answers (%)", {s.name: s.calibration for s in scores.sets}),
         *_figures_table("Several samples (%)", {s.name: s.several for s in scores.sets}),
@@ -113,21 +120,6 @@ def _answers_table(sets: Sequence[SetScores]) -> Table:
         for one in sets
     ]
     return "Answers (%, 95 % intervals over questions)", head, list(rows)
-
-
-def _retrieval_table(sets: Sequence[SetScores]) -> Table:
-    keys = ("hit", "recall", "mrr")
-    head = ("set", "n", "gold evidence hit", "recall", "MRR")
-    rows = [
-        (
-            one.name,
-            str(one.retrieval["hit"].n),
-            *(_interval(one.retrieval[key]) for key in keys),
-        )
-        for one in sets
-        if one.retrieval
-    ]
-    return "Retrieval (%, everything an episode was shown)", head, list(rows)
 
 
 def _interval_table(title: str, values: Mapping[Any, Interval]) -> Table:
@@ -232,8 +224,15 @@ def _facts(scores: RunScores) -> str:
     return (
         f"{header.created}; {header.samples} episode(s) a question from seed {header.seed}, "
         f"temperature {sampling['temperature']}, format {header.setup['format']}, "
-        f"turnwise {header.packages.get('turnwise', '?')}."
+        f"turnwise {header.packages.get('turnwise', '?')}{_revision(header.source)}."
     )
+
+
+def _revision(source: Mapping[str, str | bool]) -> str:
+    if not source:
+        return ""
+    changed = " with changes" if source["dirty"] else ""
+    return f" at {str(source['revision'])[:12]}{changed}"
 
 
 def _markdown_table(table: Table) -> str:

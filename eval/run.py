@@ -31,6 +31,8 @@ from eval.benchmarks import Benchmark, DataFolder, load
 from eval.cache import EpisodeCache
 from eval.folder import RunHeader, SetHeader, claim, group_of, open_store, packages, shape_of
 from eval.metrics import scorer
+from eval.revision import source
+from kg import lock
 from kg.errors import PolicyUnavailableError, UsageError
 
 _GIVE_UP = 8  # policy failures in a row that end a run
@@ -105,7 +107,8 @@ def run(
         advance: gets set name, finished episodes and their total.
 
     Raises:
-        UsageError: unknown names, no question, or `out` holds another run.
+        UsageError: unknown names, no question, or `out` holds another run, or another process is
+            evaluating there.
         PolicyUnavailableError: the policy cannot be had, or failed many times in a row; what is
             finished is kept.
     """
@@ -132,12 +135,17 @@ async def _run(
             _Set(b, spread(b.tasks, request.limit), setup_of(settings, policy, b, notify))
             for b in loaded
         ]
-        header = claim(
-            out, _header(sets, request, settings), [(s.name, t) for s in sets for t in s.tasks]
+        busy, hint = (
+            f"another process is evaluating in {out}",
+            "wait for it, or choose another --out",
         )
-        with open_store(out) as store:
-            for one in sets:
-                await _play(one, store, request, settings, advance)
+        with lock.held(out / lock.LOCK, busy, hint):
+            header = claim(
+                out, _header(sets, request, settings), [(s.name, t) for s in sets for t in s.tasks]
+            )
+            with open_store(out) as store:
+                for one in sets:
+                    await _play(one, store, request, settings, advance)
         return header
     finally:
         await policy.aclose()
@@ -252,4 +260,5 @@ def _header(sets: Sequence[_Set], request: EvalRequest, settings: Settings) -> R
         seed=settings.seed,
         setup={key: value for key, value in shape.items() if key != "tools"},
         packages=packages(),
+        source=source(),
     )

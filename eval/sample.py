@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -11,12 +11,18 @@ from agent.task import Task
 from agent.trajectory import Status, Trajectory
 from eval.analyses.given import OF, STEPS
 from eval.metrics import SCORERS
+from eval.metrics.answers import AnswerScore
 from eval.metrics.choice import multiple_choice
-from eval.metrics.retrieval import hit_at_k, mrr, recall_at_k
+from eval.metrics.evidence import SupportScore, joint, supporting_facts
+from eval.metrics.retrieval import hit_at_k, mrr, ndcg_at_k, recall_at_k
+from eval.metrics.text import Overlap
 from eval.metrics.usage import Usage, usage
 
 NO_GOLD = "no gold answer"
 UNSCORABLE = "the gold answer cannot be compared with"
+CUTS = (5, 10)  # of the retrieval table
+_UNKNOWN = AnswerScore(*[math.nan] * 5)
+_NOTHING = AnswerScore(*[0.0] * 5)
 
 
 @dataclass(frozen=True)
@@ -32,7 +38,10 @@ class Sample:
             scorer sees it, empty for a declined question; None when nothing was said.
         excluded: why it has no answer score; empty when it has.
         right: the headline score, 0 to 1: the choice's, the abstention's, else exact match.
-        evidence_recall: share of the gold passages that were shown; None without gold.
+        retrieval: how the gold passages stand in what was shown, in order: `hit@k`, `recall@k`, `MRR`,
+            `nDCG@10`, and `hit` and `recall` of everything; empty without gold passages.
+        support: the passages that the answer cites against the gold ones, and both joined with the
+            answer's own scores as HotpotQA joins them; empty without gold passages or gold answer.
         confidence: geometric-mean probability of the final reply's tokens; None when it is unknown or
             the episode gave no answer.
     """
@@ -58,9 +67,8 @@ class Sample:
     em: float
     f1: float
     cover: float
-    evidence_recall: float | None
-    evidence_hit: float | None
-    evidence_mrr: float | None
+    retrieval: dict[str, float]
+    support: dict[str, float]
     confidence: float | None
     usage: Usage
 
@@ -95,7 +103,7 @@ def whole(samples: Iterable[Sample]) -> list[Sample]:
 def score_one(benchmark: str, scorer: str, task: Task, done: Trajectory) -> Sample:
     """Score one episode of a task."""
     answer = "" if done.status is Status.FAILED or done.abstained else done.answer.strip()
-    excluded, (right, em, f1, cover) = _scored_or_excluded(scorer, task, answer, done)
+    excluded, right, found = _scored_or_excluded(scorer, task, answer, done)
     shown = [
         source.id for turn in done.turns if turn.observation for source in turn.observation.sources
     ]
@@ -119,12 +127,11 @@ def score_one(benchmark: str, scorer: str, task: Task, done: Trajectory) -> Samp
         error=done.error if done.status is Status.FAILED else "",
         excluded=excluded,
         right=right,
-        em=em,
-        f1=f1,
-        cover=cover,
-        evidence_recall=recall_at_k(shown, gold, len(shown)) if gold else None,
-        evidence_hit=hit_at_k(shown, gold, len(shown)) if gold else None,
-        evidence_mrr=mrr(shown, gold) if gold else None,
+        em=found.em,
+        f1=found.f1,
+        cover=found.cover,
+        retrieval=_retrieval(shown, gold) if gold else {},
+        support=_support(done, gold, found) if gold and not excluded else {},
         confidence=done.confidence if answer else None,
         usage=usage(done),
     )
@@ -140,10 +147,36 @@ def _vote(scorer: str, task: Task, answer: str) -> str | None:
     return SCORERS[scorer].normalise(answer) or answer.casefold()
 
 
+def _retrieval(shown: Sequence[str], gold: Collection[str]) -> dict[str, float]:
+    everything = len(shown)
+    return {
+        **{f"hit@{k}": hit_at_k(shown, gold, k) for k in CUTS},
+        **{f"recall@{k}": recall_at_k(shown, gold, k) for k in CUTS},
+        "MRR": mrr(shown, gold),
+        f"nDCG@{CUTS[-1]}": ndcg_at_k(shown, gold, CUTS[-1]),
+        "hit": hit_at_k(shown, gold, everything),
+        "recall": recall_at_k(shown, gold, everything),
+    }
+
+
+def _support(done: Trajectory, gold: Collection[str], found: AnswerScore) -> dict[str, float]:
+    """Cited passages as supporting facts: the agent names passages, and no sentences of them."""
+    said = done.status is not Status.FAILED
+    cited = [s.id for s in done.sources if said and s.number in done.citations]
+    support = supporting_facts(cited, gold)
+    both = joint(SupportScore(found.em, Overlap(found.precision, found.recall)), support)
+    scores = {"support": support, "joint": both}
+    return {
+        f"{name} {kind}": value
+        for name, score in scores.items()
+        for kind, value in (("EM", score.em), ("F1", score.f1))
+    }
+
+
 def answer_scores(
     scorer: str, answer: str, golds: Sequence[str], meta: Mapping[str, Any]
-) -> tuple[float, float, float, float]:
-    """Headline, exact match, F1 and cover of an answer to a question that has one.
+) -> tuple[float, AnswerScore]:
+    """Headline, and the scores of an answer to a question that has one.
 
     No answer is never right, whatever the gold normalises to.
 
@@ -161,19 +194,19 @@ def answer_scores(
     right = found.em
     if "choices" in meta:
         right = multiple_choice(answer, meta["choices"], meta["right"])
-    return (right, found.em, found.f1, found.cover) if answer else (0.0,) * 4
+    return (right, found) if answer else (0.0, _NOTHING)
 
 
 def _scored_or_excluded(
     scorer: str, task: Task, answer: str, done: Trajectory
-) -> tuple[str, tuple[float, float, float, float]]:
-    """Why there is no answer score, and the four figures: one bad gold must not end the others'."""
-    nothing = (math.nan,) * 4
+) -> tuple[str, float, AnswerScore]:
+    """Why there is no answer score, and the scores: one bad gold must not end the others'."""
     if task.answerable is False:
-        return "", (float(done.abstained),) * 4
+        declined = float(done.abstained)
+        return "", declined, AnswerScore(*[declined] * 5)
     if not task.answers:
-        return NO_GOLD, nothing
+        return NO_GOLD, math.nan, _UNKNOWN
     try:
-        return "", answer_scores(scorer, answer, task.answers, task.meta)
+        return "", *answer_scores(scorer, answer, task.answers, task.meta)
     except (LookupError, TypeError, ValueError, AttributeError) as error:
-        return f"{UNSCORABLE}: {error}", nothing
+        return f"{UNSCORABLE}: {error}", math.nan, _UNKNOWN

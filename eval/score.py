@@ -40,6 +40,7 @@ class SetScores:
         kinds: the headline by kind of question.
         by_searches: the headline by number of searches (4 stands for more).
         retrieval: name to interval, over questions with gold evidence.
+        support: cited passages against gold ones, and jointly with the answer; see `Sample.support`.
         abstention: coverage and the rest, each over the questions that it is about.
         calibration: AUROC, area under risk-coverage and ECE of the confidence; empty without one.
         risk_coverage, reliability: the curves behind it over all answers, see `eval.metrics.abstention`.
@@ -62,6 +63,7 @@ class SetScores:
     kinds: dict[str, Interval]
     by_searches: dict[int, Interval]
     retrieval: dict[str, Interval]
+    support: dict[str, Interval]
     abstention: dict[str, Interval]
     calibration: dict[str, Interval]
     risk_coverage: list[tuple[float, float]]
@@ -144,7 +146,7 @@ def set_scores(
     excluded = Counter(s.excluded for s in {s.task: s for s in samples}.values() if s.excluded)
     if len(ran) < len(tasks):
         excluded[NOT_RUN] = len(tasks) - len(ran)
-    gold = [s for s in samples if s.evidence_recall is not None]
+    gold, cited = [s for s in samples if s.retrieval], [s for s in samples if s.support]
     kinds = sorted({s.kind for s in scored})
     replies = [_reply(s) for s in scored]
     lacking = [planned - n for n in Counter(s.task for s in samples).values() if n < planned]
@@ -159,7 +161,8 @@ def set_scores(
         without_errors=_interval([s for s in scored if not s.failed], _field("right")),
         kinds=_grouped(scored, lambda s: s.kind) if len(kinds) > 1 else {},
         by_searches=_grouped(scored, lambda s: min(s.usage.searches, 4)),
-        retrieval=_intervals(gold, {k: _field(f"evidence_{k}") for k in ("hit", "recall", "mrr")}),
+        retrieval=_intervals(gold, {k: _of(k, "retrieval") for k in _names(gold, "retrieval")}),
+        support=_intervals(cited, {k: _of(k, "support") for k in _names(cited, "support")}),
         abstention=_abstention(scored),
         calibration=_calibration(scored),
         risk_coverage=risk_coverage(replies),
@@ -183,6 +186,14 @@ Value = Callable[[Sample], float]
 
 def _field(name: str) -> Value:
     return lambda sample: float(getattr(sample, name))
+
+
+def _of(name: str, table: str) -> Value:
+    return lambda sample: float(getattr(sample, table)[name])
+
+
+def _names(samples: Sequence[Sample], table: str) -> list[str]:
+    return list(getattr(samples[0], table)) if samples else []
 
 
 def _ended_by(reason: str) -> Value:

@@ -35,8 +35,8 @@ from agent.trajectory import Status, StopReason, Trajectory
 from eval.benchmarks import Benchmark, DataFolder, Split, load
 from eval.folder import shape_of
 from eval.run import setup_of, spread
+from kg import lock
 from kg.errors import PolicyUnavailableError, UsageError
-from rl import lock
 
 _STAGE = "collected"
 _GIVE_UP = 8  # policy failures in a row that end a collection

@@ -19,14 +19,14 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from agent.trajectory import Trajectory
-from kg import strict_json
+from kg import lock, strict_json
 from kg.errors import UsageError
-from rl import lock, ranks
+from rl import ranks
 from rl.packing import Row
 from rl.recipe import Strict
 
 log = logging.getLogger(__name__)
-METRICS, EVENTS, LOCK = "metrics.jsonl", "events.jsonl", ".lock"
+METRICS, EVENTS = "metrics.jsonl", "events.jsonl"
 
 
 @contextmanager
@@ -37,7 +37,7 @@ def held(run: Path) -> Iterator[None]:
         UsageError: another process holds it, or it cannot be written.
     """
     busy, hint = f"another process is training in {run}", "wait for it, or choose another --out"
-    with lock.held(run / LOCK, busy, hint):
+    with lock.held(run / lock.LOCK, busy, hint):
         yield
 
 

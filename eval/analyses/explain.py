@@ -7,16 +7,20 @@ from collections.abc import Iterator
 import numpy as np
 
 from agent.trajectory import ActionKind, Status, Trajectory, Turn
-from eval.metrics import contains, exact_match
+from eval.metrics import contains
+from eval.sample import score_one
 from tools.base import Verdict
 
 
-def explain(done: Trajectory) -> str:
-    """A report of a few sentences a turn; gold answers, where known, tell what went wrong."""
+def explain(done: Trajectory, scorer: str = "squad2") -> str:
+    """A report of a few sentences a turn; gold answers, where known, tell what went wrong.
+
+    Right and wrong are those of an evaluation under this scorer.
+    """
     lines = [f"It was asked: {_one_line(done.task.question)}", ""]
     for number, turn in enumerate(done.turns, 1):
         lines += [f"{number}. {sentence}" for sentence in _turn(done, turn, number - 1)]
-    return "\n".join([*lines, "", *_end(done), *_verdict(done)])
+    return "\n".join([*lines, "", *_end(done), *_verdict(done, scorer)])
 
 
 def _turn(done: Trajectory, turn: Turn, place: int) -> Iterator[str]:
@@ -92,22 +96,28 @@ def _support(done: Trajectory) -> str:
     return f"The answer does not stand in what it cites ({numbers})."
 
 
-def _verdict(done: Trajectory) -> Iterator[str]:
-    """Against the gold answer and evidence, where they are known."""
-    task = done.task
-    declined = done.status is Status.ABSTAINED or not done.answer.strip()
-    if task.answerable is False:
-        yield "Right: it should decline." if declined else "Wrong: it should have declined."
+def _verdict(done: Trajectory, scorer: str) -> Iterator[str]:
+    """Against the gold answer and evidence, where they are known, as `eval.sample` scores it."""
+    task, scored = done.task, score_one("", scorer, done.task, done)
+    if scored.excluded:
         return
-    if not task.answers:
-        return
-    if not declined and exact_match(done.answer, task.answers):
+    if not scored.answerable:
+        yield "Right: it should decline." if scored.right else f"Wrong: {_undeclined(done)}."
+    elif scored.right == 1:
         yield "Right."
-        return
-    yield f"Wrong: the answer is {task.answers[0]}. {_cause(done, declined)}"
+    else:
+        yield f"Wrong: the answer is {task.answers[0]}. {_cause(done)}"
 
 
-def _cause(done: Trajectory, declined: bool) -> str:
+def _undeclined(done: Trajectory) -> str:
+    silent = done.status is Status.FAILED or not done.answer.strip()
+    ended = ", and ended without an answer or an abstention" if silent else ""
+    return f"it should have declined{ended}"
+
+
+def _cause(done: Trajectory) -> str:
+    if done.status is Status.FAILED:
+        return "It ended in an error."
     gold = set(done.task.evidence)
     shown = {source.id for source in done.sources}
     if not gold:
@@ -117,8 +127,10 @@ def _cause(done: Trajectory, declined: bool) -> str:
         return "A failure of search: it was shown none of the passages that hold it."
     if gold - shown:
         return f"A failure of search: {len(gold & shown)} of {len(gold)} passages were shown."
-    if declined:
+    if done.abstained:
         return "A failure of judgement: it was shown all it needed, and declined."
+    if not done.answer.strip():
+        return "It was shown all it needed, and gave no answer."
     return "A failure of reading: it was shown all it needed."
 
 

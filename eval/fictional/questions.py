@@ -34,6 +34,7 @@ SHARES = {
     "unanswerable": 0.06,
 }
 _TRIES = 40
+COUNTED = "How many books did {name} write?"
 _WHAT = {"person": "Who", "city": "Which city", "country": "Which country", "year": "Which year"}
 # one search shows too few passages for five books: a wording each, and what passages say besides
 _BOOKS = (
@@ -275,7 +276,7 @@ def _counting(world: World, key: Key) -> Question | None:
     name, books = world.name(author), world.books_of(author)
     return Question(
         kind="counting",
-        text=f"How many books did {name} write?",
+        text=COUNTED.format(name=name),
         things=tuple(books),
         answers=(str(len(books)), _NUMBERS[len(books) - 1]),
         evidence=tuple(source_of(world, one, of) for one in books),
@@ -390,7 +391,7 @@ def _chemistry(world: World, key: Key) -> Question | None:
 
 def _false_premise(world: World, key: Key) -> Question | None:
     """A question about something that did not happen: the wrong author, the wrong founder."""
-    thing, of, _, asks = world.chance.pick(_PREMISES, "premise", *key)
+    thing, of, _, asks = world.chance.pick(PREMISES, "premise", *key)
     subject, person = _some(world, thing, *key), _some(world, "person", "wrong", *key)
     truth = world.value(subject, relation(thing, of))
     if truth == person:
@@ -410,7 +411,7 @@ def _false_premise(world: World, key: Key) -> Question | None:
 
 def _true_premise(world: World, key: Key) -> Question | None:
     """The same about what did happen: the words alone do not say that there is no answer."""
-    thing, of, then, asks = world.chance.pick(_PREMISES, "premise", *key)
+    thing, of, then, asks = world.chance.pick(PREMISES, "premise", *key)
     subject = _some(world, thing, *key)
     person = world.value(subject, relation(thing, of))
     assert isinstance(person, Entity)
@@ -462,7 +463,8 @@ def _unanswerable(world: World, key: Key) -> Question | None:
     )
 
 
-_PREMISES = (
+# kind, relation, what is asked then, and a question that takes a value of the relation for granted
+PREMISES = (
     ("book", "author", "published", "In which year did {p} publish {s}?"),
     ("company", "founder", "founded", "In which year did {p} found {s}?"),
     ("compound", "discoverer", "studied", "Where did {p} study before discovering {s}?"),

@@ -112,8 +112,8 @@ def answers(scorer_name: str = "squad2") -> Scorer:
         if not gold:
             declined = float(not said)
             return Score(value={"right": declined, "em": declined, "f1": declined}, answer=said)
-        right, em, f1, _ = answer_scores(chosen, said, gold, facts)
-        return Score(value={"right": right, "em": em, "f1": f1}, answer=said)
+        right, found = answer_scores(chosen, said, gold, facts)
+        return Score(value={"right": right, "em": found.em, "f1": found.f1}, answer=said)
 
     return score
 

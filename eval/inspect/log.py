@@ -167,7 +167,7 @@ def _metadata(sample: Sample) -> dict[str, Any]:
         "status": sample.status,
         "stop_reason": sample.stop_reason,
         "excluded": sample.excluded,
-        "evidence_recall": sample.evidence_recall,
+        "evidence_recall": sample.retrieval.get("recall"),
         "confidence": sample.confidence,
     }
     return {

@@ -12,6 +12,7 @@ from eval.analyses.boundary import boundary, table
 from eval.analyses.explain import explain
 from eval.analyses.given import given
 from eval.benchmarks import DataFolder, load
+from eval.command import explained
 from eval.compare import compare
 from eval.fictional.make import make_world
 from eval.folder import open_store
@@ -176,4 +177,34 @@ def test_an_episode_in_plain_words(policy, settings, tmp_path):  # noqa: F811
     assert "that changed its course" in explain(corrected)
     declined = next(t for t in every if t.task.answerable is False and t.status is Status.ABSTAINED)
     assert "Right: it should decline." in explain(declined)
-    assert "It failed: boom" in explain(replace(right, status=Status.FAILED, error="boom"))
+    failed = explain(replace(right, status=Status.FAILED, error="boom"))
+    assert "It failed: boom" in failed
+    assert "It ended in an error." in failed
+    for status in (Status.FAILED, Status.OVER_BUDGET):
+        silent = replace(declined, status=status, turns=declined.turns[:-1], error="boom")
+        assert "Wrong: it should have declined, and ended without" in explain(silent)
+
+
+def test_an_explanation_agrees_with_the_score_of_its_run(policy, settings, tmp_path):  # noqa: F811
+    [task] = load("library", DataFolder("", tmp_path)).tasks[:1]
+    row = {
+        "id": "m",
+        "question": task.question,
+        "choices": ["x", task.answers[0]],
+        "right": 1,
+    }
+    path = tmp_path / "own.jsonl"
+    path.write_text(json.dumps(row) + "\n")
+    run(EvalRequest(benchmarks=(str(path),), scorer="igpo"), settings, tmp_path / "a")
+    store_changed(
+        tmp_path / "a",
+        lambda done: replace(done, answer="B", turns=(), status=Status.ANSWERED, error=""),
+    )
+    store = str(tmp_path / "a" / "trajectories.sqlite")
+    with TrajectoryStore.open(store) as opened:
+        [done] = opened.query()
+    assert explained(done, store, "").endswith("Right.")
+    plain = replace(done, task=replace(task, answers=("the b",), answerable=True))
+    assert "Wrong" in explained(plain, store, "")  # IGPO keeps articles
+    assert explained(plain, store, "squad2").endswith("Right.")
+    assert explained(plain, None, "").endswith("Right.")

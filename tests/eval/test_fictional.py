@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -315,6 +316,44 @@ def test_a_count_is_that_of_the_graph_and_its_words_agree(worlds):
                 assert task.answers == (str(len(books)), words[len(books) - 1])
                 counts[len(books)] += 1
     assert min(counts[n] for n in range(1, 6)) >= 3
+
+
+def test_the_gold_check_refuses_a_wrong_answer_and_a_question_to_decline_that_has_one(worlds):
+    """Of every kind, the same tasks with an answer that is not true: none may pass."""
+    refused = Counter()
+    for world, folder, search, graph in worlds[:4]:
+        tasks = tasks_of(folder)
+        for task in tasks:
+            if not leads_to_answer(task, search, graph):
+                continue
+            for wrong in untrue(world, task):
+                assert not leads_to_answer(wrong, search, graph), (wrong.question, wrong.answers)
+                refused[task.kind] += 1
+    assert set(refused) == {"1hop", "comparison", "counting", "false_premise", "graph", "chemistry"}
+
+
+def untrue(world, task):
+    """Tasks that claim something false with the same calls."""
+    if task.kind == "1hop":  # its passage is shown: it is no question to decline
+        yield replace(task, answers=(), evidence=(), kind="unanswerable")
+    elif task.kind == "comparison":
+        names = re.split(r", | or ", task.question)[1:3]
+        yield replace(
+            task,
+            answers=tuple(
+                n.removeprefix("the ").rstrip("?") for n in names if task.answers[0] not in n
+            ),
+        )
+    elif task.kind in ("counting", "graph", "chemistry"):
+        yield replace(task, answers=("99",))
+    elif task.kind == "false_premise":
+        subject = next(
+            e for e in world.entities() if e.id == task.evidence[0].removesuffix("/more")
+        )
+        of = {"book": "author", "company": "founder", "compound": "discoverer"}[subject.kind]
+        truth = world.name(world.value(subject, relation(subject.kind, of)))
+        person = re.search(r"did (\w+ \w+) ", task.question)[1]
+        yield replace(task, question=task.question.replace(person, truth))
 
 
 def test_nothing_in_the_corpus_supports_an_unanswerable_question(worlds):

@@ -14,8 +14,16 @@ from tests.eval.test_run import ask, policy, settings  # noqa: F401  fixtures
 
 @pytest.mark.parametrize(
     ("text", "verdict"),
-    [("A", "correct"), (" B.", "incorrect"), ("C: it declines", "declined"), ("(A)", "unread"),
-     ("Answer: A", "correct"), ("An answer", "unread"), ("", "unread"), ("a", "unread")],
+    [("A", "correct"), (" B.", "incorrect"), ("C: it declines", "declined"), ("(A)", "correct"),
+     ("Answer: A", "correct"), ("An answer", "unread"), ("", "unread"), ("a", "unread"),
+     ("**A**", "correct"), ("A,", "correct"), ("`B`", "incorrect"),
+     ("A: the given answer is", "correct"),
+     ("A correct answer would be Rome: B", "incorrect"), ("A correct answer would be Rome.", "unread"),
+     ("B. A correct answer would be Rome.", "incorrect"), ("A or B? Rome is right, so\nA", "correct"),
+     ("Verdict: **C**. Vitamin B is no answer.", "declined"), ("My verdict is A.", "correct"),
+     ("A\nThe vitamin is B in both.", "correct"), ("Grade-A nonsense", "unread"),
+     ("<think>B? No: A.</think>\n\nC", "declined"), ("<think>A or B, hm, A is", "unread"),
+     ("CAB", "unread"), ("B\n\n**Verdict:** A", "correct")],
 )  # fmt: skip
 def test_a_verdict_is_a_letter_that_stands_alone(text, verdict):
     assert read_verdict(text) == verdict
@@ -26,9 +34,11 @@ class Judge(ScriptedPolicy):
 
     calls = 0
     dies_at = 10**9
+    budget = 0
 
     def _one(self, request):
         self.calls += 1
+        self.budget = request.sampling.max_tokens
         if self.calls > self.dies_at:
             raise PolicyUnavailableError("gone")
         text = request.messages[0]["content"]
@@ -57,6 +67,13 @@ def test_a_judge_is_reported_with_its_agreement(run):
     assert all(found.verdicts[id] == "declined" for id in declined)
 
 
+def test_a_judge_that_reasons_gets_the_tokens_it_is_given(run):
+    judge = Judge([])
+    found = judge_run(run, judge, max_tokens=600)
+    assert judge.budget == 600
+    assert found.prompt == prompt_digest(600) != prompt_digest()
+
+
 def test_a_report_says_what_the_judge_said(run):
     assert "## Judge" not in score(run, "", as_json=False)
     found = judge_run(run, Judge([]))
@@ -81,6 +98,10 @@ def test_judging_goes_on_where_it_stopped_and_with_the_same_judge_only(run):
     other.version = "2"
     with pytest.raises(UsageError, match="was judged by"):
         judge_run(run, other)
+    with pytest.raises(UsageError, match="was judged by"):
+        judge_run(run, Judge([]), max_tokens=500)
+    with pytest.raises(UsageError, match="0 tokens"):
+        judge_run(run, Judge([]), max_tokens=0)
     (run / "judge.json").write_text("{")
     with pytest.raises(UsageError, match="damaged"):
         judge_run(run, Judge([]))

@@ -26,6 +26,7 @@ from eval.command import compared, evaluate, exported, score
 from eval.compare import compare
 from eval.folder import RunHeader, SetHeader, claim, group_of, open_store, read_header
 from eval.metrics import SCORERS, exact_match
+from eval.revision import source
 from eval.run import EvalRequest, run, spread
 from eval.score import score_run
 from kg.errors import PolicyUnavailableError, UsageError
@@ -139,7 +140,23 @@ def test_reports_hold_every_set_and_escape_what_was_said(policy, settings, tmp_p
     assert re.search(r'href="traces.html#\w+"', page)
     data = json.loads((out / "scores.json").read_text())
     assert data["sets"][0]["answers"]["right"]["n"] == 12
-    assert len((out / "samples.jsonl").read_text().splitlines()) == 12
+    lines = (out / "samples.jsonl").read_text().splitlines()
+    assert len(lines) == 12
+    rows = [json.loads(line) for line in lines]
+    assert documented("samples.jsonl") == {key for row in rows for key in (*row, *row["usage"])}
+    assert documented("scores.json") == set(data["sets"][0])
+    assert set(data) == {"run", "sets"}
+    assert data["run"]["source"] == source()
+    assert str(source().get("revision", ""))[:12] in text
+
+
+def documented(name):
+    """Names of the fields that the documentation lists for a file: those of the first column, and what
+    `usage` is made of."""
+    part = (ROOT / "docs" / "evaluation.md").read_text().split(f"### The fields of `{name}`")[1]
+    rows = [line.split("|")[1:3] for line in part.split("\n#")[0].splitlines() if line[:3] == "| `"]
+    inner = [what for cell, what in rows if cell.strip() == "`usage`"]
+    return set(re.findall(r"`(\w+)`", " ".join([*(cell for cell, _ in rows), *inner])))
 
 
 def test_going_on_asks_only_what_is_missing_and_what_failed(policy, settings, tmp_path):
@@ -204,6 +221,43 @@ def test_a_folder_takes_no_other_run(policy, settings, tmp_path):
         ask(settings, tmp_path / "a", limit=5)
     with pytest.raises(UsageError, match="another seed"):
         ask(settings.model_copy(update={"seed": 3}), tmp_path / "a", limit=4)
+
+
+def test_a_folder_takes_one_process_at_a_time(policy, settings, tmp_path):
+    other = f"""
+import sys
+from pathlib import Path
+from kg import lock
+with lock.held(Path({str(tmp_path / "a" / ".lock")!r}), "busy", "wait"):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+    command = [sys.executable, "-c", other]
+    with subprocess.Popen(command, stdin=-1, stdout=-1, text=True, cwd=ROOT) as process:
+        assert process.stdout.readline() == "held\n"
+        with pytest.raises(UsageError, match="another process is evaluating in"):
+            ask(settings, tmp_path / "a", limit=4)
+        assert policy.made[-1].calls == 0
+        process.stdin.close()
+    assert ask(settings, tmp_path / "a", limit=4).sets[0].episodes == 4
+
+
+def test_the_source_of_a_run_is_told_where_it_is_a_checkout(tmp_path):
+    def git(*words):
+        who = ["-c", "user.name=t", "-c", "user.email=t@example.org"]
+        subprocess.run(["git", *who, *words], cwd=tmp_path, check=True, capture_output=True)
+
+    assert source(tmp_path) == {}
+    git("init")
+    assert source(tmp_path) == {}
+    (tmp_path / "a").write_text("1")
+    git("add", "a")
+    git("commit", "-m", "one")
+    found = source(tmp_path)
+    assert len(found["revision"]) == 40
+    assert found["dirty"] is False
+    (tmp_path / "a").write_text("2")
+    assert source(tmp_path) == {**found, "dirty": True}
 
 
 def test_what_cannot_be_run_says_so(settings, tmp_path):

@@ -1,10 +1,13 @@
 """Scores of episodes built by hand: what counts, how often, and how sure it is."""
 
+import math
+
 import pytest
 
 from agent.trajectory import Status, StopReason
+from eval.report import tables
 from eval.sample import score_one
-from eval.score import set_scores
+from eval.score import RunScores, set_scores
 from tests.rl.rewards.episodes import abstain, answer, episode, malformed, search, task
 
 UNANSWERABLE = task("Who directed Bliss?", answers=(), answerable=False, id="u")
@@ -28,6 +31,57 @@ def test_only_an_act_of_declining_is_right_where_there_is_no_answer():
         one = sample(*turns, of=UNANSWERABLE, **fields)
         assert (one.right, one.em, one.f1, one.cover) == (right,) * 4
         assert one.abstained == bool(right)
+
+
+def test_gold_passages_are_ranked_by_when_they_were_shown():
+    ids = [f"p{n}" for n in range(6)]
+    one = sample(
+        search("x", *ids, ids=ids),
+        search("y", "gold", ids=["g"]),
+        answer("Ridley Scott", citations=(3, 7)),
+        of=task(evidence=("g", "p2")),
+    )
+    found = one.retrieval
+    assert (found["hit@5"], found["recall@5"], found["recall@10"], found["recall"]) == (
+        1,
+        0.5,
+        1,
+        1,
+    )
+    assert found["MRR"] == pytest.approx(1 / 3)
+    best = 1 + 1 / math.log2(3)
+    assert found["nDCG@10"] == pytest.approx((1 / math.log2(4) + 1 / math.log2(8)) / best)
+    scored = of([task(evidence=("g",))], [one])
+    assert {name: value.mean for name, value in scored.retrieval.items()} == pytest.approx(found)
+    assert "recall@5" in str(tables_of(scored))
+    assert not sample(answer("Oslo")).retrieval
+
+
+@pytest.mark.parametrize(
+    ("said", "cites", "support", "joint"),
+    [
+        ("Ridley Scott", (1, 2), (1, 1), (1, 1)),
+        ("Ridley Scott", (1,), (0, 2 / 3), (0, 2 / 3)),
+        ("Scott", (1, 2, 3), (0, 0.8), (0, 2 * (2 / 3) * 0.5 / (2 / 3 + 0.5))),
+        ("Ridley Scott", (), (0, 0), (0, 0)),
+    ],
+)
+def test_cited_passages_are_scored_as_supporting_facts(said, cites, support, joint):
+    texts = ["one", "two", "three"]
+    one = sample(
+        search("x", *texts, ids=["a", "b", "c"]),
+        answer(said, citations=cites),
+        of=task(evidence=("a", "b")),
+        scorer="hotpotqa",
+    )
+    found = one.support
+    assert (found["support EM"], found["support F1"]) == pytest.approx(support)
+    assert (found["joint EM"], found["joint F1"]) == pytest.approx(joint)
+    assert not sample(answer(said, citations=cites)).support
+
+
+def tables_of(scored):
+    return tables(RunScores(None, (scored,), ()))
 
 
 def of(benchmark_tasks, samples, planned=1):

@@ -8,6 +8,8 @@ from pathlib import Path
 
 from kg.errors import UsageError
 
+LOCK = ".lock"  # of a folder
+
 
 @contextmanager
 def held(path: Path, busy: str, hint: str) -> Iterator[None]:
