@@ -145,6 +145,64 @@ def test_two_actors_collect_the_same(world, home, whole, tmp_path):
         assert t.group == expected[id].group
 
 
+@pytest.fixture(scope="module")
+def cluster():
+    ray = pytest.importorskip("ray", reason="Ray is not installed")
+    from rl.collect_ray import _cluster
+
+    with _cluster(2):
+        yield ray
+
+
+def test_an_actor_that_fails_or_dies_loses_nobody_elses_episodes(whole, cluster):
+    from rl.collect_ray import _stream
+
+    expected = list(contents(whole).values())[:6]
+    records = [json.dumps(t.to_dict()) for t in expected]
+
+    class Frail:
+        """Raises in the second episode and dies of the third."""
+
+        def play(self, plan, number):
+            if number == 1:
+                raise ValueError("odd")
+            if number == 2:
+                os._exit(1)
+            return records[number]
+
+    lost = []
+    actors = [cluster.remote(num_cpus=1)(Frail).remote() for _ in range(2)]
+    jobs = iter([(0, number) for number in range(6)])
+    found = list(_stream(cluster, actors, jobs, 2, lost))
+    assert {t.id for t in found} == {t.id for i, t in enumerate(expected) if i not in (1, 2)}
+    assert len(lost) == 2
+    assert any(isinstance(error, ValueError) for error in lost)
+    assert any(isinstance(error, cluster.exceptions.RayActorError) for error in lost)
+
+
+@pytest.mark.parametrize(("at_once", "expected"), [(3, 3), (1, 2)])
+def test_the_actors_share_the_episodes_at_once(whole, cluster, at_once, expected):
+    from rl.collect_ray import _stream
+
+    record = json.dumps(next(iter(contents(whole).values())).to_dict())
+    handed_out = []
+
+    class Plain:
+        def play(self, plan, number):
+            return record
+
+    def jobs():
+        for number in range(9):
+            handed_out.append(number)
+            yield 0, number
+
+    actors = [cluster.remote(num_cpus=1)(Plain).remote() for _ in range(2)]
+    stream = _stream(cluster, actors, jobs(), at_once, [])
+    next(stream)
+    assert len(handed_out) == expected + 1  # one came back, and one took its place
+    assert len(list(stream)) == 8
+
+
 class Stubborn(ScriptedPolicy):
     """Fails after a number of calls, as a server that goes away."""
 
@@ -304,6 +362,22 @@ def test_files_of_one_name_and_corrected_answers_make_episodes_of_their_own(
     assert (report.known, sum(report.statuses.values())) == (0, 2)
     golds = Counter(t.task.answers for t in contents(out).values())
     assert golds == {("Ada",): 4, ("Grace",): 2}
+
+
+def test_progress_tells_tokens_as_they_are_spent(home, tmp_path, template, monkeypatch, capsys):
+    from rl.command import collected
+
+    policy = Stubborn(template, after=10**9)
+    monkeypatch.setattr("rl.collect.policy_of", lambda *_, **__: policy)
+    options = {"tasks": [asked(tmp_path, "a")], "group": 3}
+    told = []
+    text = collected(options, settings_of(home), str(tmp_path / "s.sqlite"), True, told.append)
+    report, lines = json.loads(text), capsys.readouterr().err.splitlines()
+    assert report["sampled_tokens"] > 0
+    spent = f"{report['sampled_tokens']:,} tokens sampled, {report['prompt_tokens']:,} read"
+    assert lines[0].endswith("0 tokens sampled, 0 read")
+    assert lines[-1].startswith("collected: 3/3")
+    assert lines[-1].endswith(spent)
 
 
 def test_a_task_of_two_sets_is_played_once_and_a_set_named_twice_is_refused(
