@@ -1,8 +1,8 @@
 """Collection over Ray: each actor has its own engine and tools; the driver alone writes the store.
 
 The driver hands out one episode at a time, so that a slow one holds nobody, and takes back whole
-trajectories. An episode that an actor loses ends no other one. A cluster that is running is joined through RAY_ADDRESS; else one is started here and
-ended afterwards.
+trajectories; an episode that an actor loses ends no other one. A cluster that is running is joined
+through RAY_ADDRESS; else one is started here and ended afterwards.
 """
 
 from __future__ import annotations
