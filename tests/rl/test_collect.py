@@ -217,7 +217,7 @@ def test_an_actor_that_fails_or_dies_loses_nobody_elses_episodes(whole, cluster)
             return records[number]
 
     lost = []
-    actors = [cluster.remote(num_cpus=1)(Frail).remote() for _ in range(2)]
+    actors = [cluster.remote(num_cpus=0)(Frail).remote() for _ in range(2)]
     jobs = iter([(0, number) for number in range(6)])
     found = list(_stream(cluster, actors, jobs, 2, lost))
     assert {t.id for t in found} == {t.id for i, t in enumerate(expected) if i not in (1, 2)}
@@ -242,7 +242,7 @@ def test_the_actors_share_the_episodes_at_once(whole, cluster, at_once, expected
             handed_out.append(number)
             yield 0, number
 
-    actors = [cluster.remote(num_cpus=1)(Plain).remote() for _ in range(2)]
+    actors = [cluster.remote(num_cpus=0)(Plain).remote() for _ in range(2)]
     stream = _stream(cluster, actors, jobs(), at_once, [])
     next(stream)
     assert len(handed_out) == expected + 1  # one came back, and one took its place
