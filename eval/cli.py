@@ -66,7 +66,9 @@ def eval_run(
     model: ServerModel = None,
     data: Data = None,
     corpus: Corpus = None,
-    limit: Annotated[int, typer.Option(help="Questions a set, spread over it; 0 is all.")] = 0,
+    limit: Annotated[
+        int, typer.Option(help="Questions a set, spread over it; a larger number adds; 0 is all.")
+    ] = 0,
     samples: Annotated[int, typer.Option(help="Episodes a question.")] = 1,
     temperature: Temperature = None,
     seed: Annotated[int | None, typer.Option(help="Of the first sample.")] = None,

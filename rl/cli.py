@@ -30,7 +30,9 @@ RecipeName = Annotated[str, typer.Argument(help="A recipe that ships, or a YAML 
 RunFolder = Annotated[Path, typer.Option(help="Folder of the run; an interrupted one is resumed.")]
 Changes = Annotated[list[str] | None, typer.Option("--set", help="key=value, over the recipe.")]
 Tasks = Annotated[list[str], typer.Argument(help="Sets, JSONL files of questions, or worlds.")]
-Limit = Annotated[int, typer.Option(help="Tasks a set, spread over it; 0 is all.")]
+Limit = Annotated[
+    int, typer.Option(help="Tasks a set, spread over it; a larger number adds; 0 is all.")
+]
 Split = Annotated[str, typer.Option(help="Part of each set: train or test.")]
 
 

@@ -39,7 +39,7 @@ from kg import lock
 from kg.errors import PolicyUnavailableError, UsageError
 
 _STAGE = "collected"
-_GIVE_UP = 8  # policy failures in a row that end a collection
+GIVE_UP = 8  # policy failures in a row that end a collection
 
 Notify = Callable[[str], None]
 Advance = Callable[[str, int, int, str], None]
@@ -55,7 +55,7 @@ class CollectRequest(BaseModel):
         limit: tasks a set, spread evenly over it; 0 for all.
         group: rollouts a task, with seeds `seed`, `seed + 1`, …
         seed: of each group's first rollout; other seeds add rollouts to the same groups.
-        concurrency: episodes at once.
+        concurrency: episodes at once, over all actors together; each has at least one.
         actors: Ray actors to spread them over, each with its own engine; 0 for this process.
     """
 
@@ -317,9 +317,9 @@ class Tally:
         self._tell()
         failed = done.stop_reason is StopReason.POLICY_ERROR
         self._failures = self._failures + 1 if failed else 0
-        if self._failures == _GIVE_UP:
+        if self._failures == GIVE_UP:
             raise PolicyUnavailableError(
-                f"the policy failed {_GIVE_UP} times in a row: {done.error}",
+                f"the policy failed {GIVE_UP} times in a row: {done.error}",
                 "run the same command again to go on from here",
             )
 

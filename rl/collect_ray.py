@@ -1,13 +1,14 @@
 """Collection over Ray: each actor has its own engine and tools; the driver alone writes the store.
 
 The driver hands out one episode at a time, so that a slow one holds nobody, and takes back whole
-trajectories. A cluster that is running is joined through RAY_ADDRESS; else one is started here and
-ended afterwards.
+trajectories; an episode that an actor loses ends no other one. A cluster that is running is joined
+through RAY_ADDRESS; else one is started here and ended afterwards.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import AsyncExitStack, contextmanager
@@ -23,6 +24,7 @@ from agent.trajectory import Trajectory
 from eval.benchmarks import Benchmark
 from kg.errors import MissingExtraError, PolicyUnavailableError, TurnwiseError
 from rl.collect import (
+    GIVE_UP,
     Advance,
     CollectReport,
     CollectRequest,
@@ -92,7 +94,8 @@ def play(
 
     Raises:
         MissingExtraError: Ray is not installed.
-        PolicyUnavailableError: an actor's engine does not start, or an actor died.
+        PolicyUnavailableError: an actor's engine does not start, or actors lost episodes; what the
+            others finished is kept.
     """
     try:
         import ray
@@ -106,8 +109,12 @@ def play(
         missing = missing_of(plans, store)
         begun = clean(path, plans, missing)
         tally = Tally(plans, sum(map(len, missing)), begun, advance)
-        for done in _stream(ray, actors, _jobs(plans, missing), request.concurrency):
+        lost: list[Exception] = []
+        for done in _stream(ray, actors, _jobs(plans, missing), request.concurrency, lost):
             tally.add(done, store.add(done))
+        if lost:
+            notify(f"{len(lost)} episodes were lost by their actors, all others are stored")
+            raise lost[0]
         ray.get([actor.stop.remote() for actor in actors])
     clean(path, plans, [[] for _ in plans])
     return tally.report(), plans
@@ -123,7 +130,8 @@ def _start(
     """One actor an engine, on a GPU of its own where the cluster has enough."""
     gpus = int(ray.cluster_resources().get("GPU", 0) >= request.actors)
     threads = max(1, (os.cpu_count() or 1) // request.actors)
-    kind = ray.remote(num_cpus=1, num_gpus=gpus, max_concurrency=request.concurrency + 1)(Worker)
+    share = math.ceil(request.concurrency / request.actors)
+    kind = ray.remote(num_cpus=1, num_gpus=gpus, max_concurrency=share + 1)(Worker)
     return [kind.remote(sets, request, settings, path, threads) for _ in range(request.actors)]
 
 
@@ -138,23 +146,47 @@ def _jobs(plans: Sequence[Plan], missing: Sequence[Sequence[Any]]) -> Iterator[t
 
 
 def _stream(
-    ray: Any, actors: Sequence[Any], jobs: Iterator[tuple[int, int]], concurrency: int
+    ray: Any,
+    actors: Sequence[Any],
+    jobs: Iterator[tuple[int, int]],
+    concurrency: int,
+    lost: list[Exception],
 ) -> Iterator[Trajectory]:
-    """Trajectories as they finish; each actor always has `concurrency` episodes while there are any."""
+    """Trajectories as they finish, `concurrency` episodes at once over all actors, at least one each.
+
+    An actor that died gets nothing more, and nothing new is begun once many episodes in a row were lost.
+
+    Args:
+        ray: the module.
+        actors: each has `play`.
+        jobs: what to give it.
+        concurrency: as above.
+        lost: gets the error of every episode that gave no trajectory.
+    """
     running: dict[Any, Any] = {}
+    in_a_row = 0
 
     def give(actor: Any) -> None:
         job = next(jobs, None)
         if job is not None:
             running[actor.play.remote(*job)] = actor
 
-    for _ in range(concurrency):
-        for actor in actors:
-            give(actor)
+    for number in range(max(concurrency, len(actors))):
+        give(actors[number % len(actors)])
     while running:
         [ready], _ = ray.wait(list(running), num_returns=1)
-        give(running.pop(ready))
-        yield Trajectory.from_dict(json.loads(ray.get(ready)))
+        actor = running.pop(ready)
+        try:
+            done = Trajectory.from_dict(json.loads(ray.get(ready)))
+        except ray.exceptions.RayError as error:
+            lost.append(error)
+            in_a_row += 1
+            if in_a_row < GIVE_UP and not isinstance(error, ray.exceptions.RayActorError):
+                give(actor)
+            continue
+        in_a_row = 0
+        give(actor)
+        yield done
 
 
 @contextmanager
@@ -191,7 +223,10 @@ def _told(ray: Any) -> Iterator[None]:
         cause = error.cause
         if isinstance(cause, TurnwiseError):
             raise cause from None
-        raise PolicyUnavailableError(f"an actor failed: {type(cause).__name__}: {cause}") from error
+        raise PolicyUnavailableError(
+            f"an actor failed: {type(cause).__name__}: {cause}",
+            "run the same command again to go on from here",
+        ) from error
     except ray.exceptions.RayActorError as error:
         cause = getattr(error, "cause", None)
         if isinstance(cause, TurnwiseError):

@@ -1,5 +1,6 @@
 """Collection with the real micro policy on a small world: groups, seeds, kills, actors, bad input."""
 
+import asyncio
 import json
 import os
 import random
@@ -11,8 +12,10 @@ from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from agent.checkpoints import checkpoints
 from agent.settings import load_settings
 from agent.store import TrajectoryStore
 from agent.threads import Threads
@@ -105,33 +108,76 @@ def environment(home):
     return {**os.environ, "AGENT_HOME": str(home), "AGENT_SEARCH__MODE": "lexical"}
 
 
+def killed(world, out, home, seconds):
+    """Begin or go on, and be killed so long after the episodes began."""
+    with subprocess.Popen(
+        command(world, out), env=environment(home), stderr=subprocess.PIPE, text=True
+    ) as process:
+        for line in process.stderr:
+            if line.startswith("collected"):
+                break
+        time.sleep(seconds)
+        process.send_signal(signal.SIGKILL)
+
+
+def in_mid_air(path):
+    """Episodes of a killed process by id, as they lie on disk."""
+
+    async def read():
+        async with checkpoints(path) as saver:
+            saved = {
+                id: await saver.aget_tuple({"configurable": {"thread_id": id}})
+                for id in Threads(path).ids()
+            }
+        return {id: one.checkpoint["channel_values"].get("episode") for id, one in saved.items()}
+
+    return asyncio.run(read())
+
+
+def goes_on(begun, done):
+    """Whether a finished episode holds what was there when its process was killed: a turn that was
+    sampled again would have taken another time."""
+    size = len(begun.token_ids)
+    turns = [
+        [(turn.text, turn.reply, turn.started, turn.policy_seconds) for turn in one.turns]
+        for one in (begun, done)
+    ]
+    logprobs = np.asarray(begun.logprobs, dtype=np.float32)
+    return (
+        turns[0] == turns[1][: len(turns[0])]
+        and list(begun.token_ids) == done.token_ids[:size].tolist()
+        and np.array_equal(logprobs, done.logprobs[:size], equal_nan=True)
+    )
+
+
 def test_killed_again_and_again_it_ends_as_if_it_had_not_been(world, home, whole, tmp_path):
-    """SIGKILL at random moments: the same ids, tokens and log-probabilities, and no half episode."""
-    out, chance, resumed = tmp_path / "killed.sqlite", random.Random(7), 0
+    """SIGKILL at random moments: the same ids, tokens and log-probabilities, no half episode, and
+    nothing that was sampled is sampled again."""
+    out, chance, left = tmp_path / "killed.sqlite", random.Random(7), []
+    with TrajectoryStore.open(out) as store:
+        path = journal(store, settings_of(home))
     for _ in range(KILLS):
-        with subprocess.Popen(
-            command(world, out), env=environment(home), stderr=subprocess.PIPE, text=True
-        ) as process:
-            for line in process.stderr:
-                if line.startswith("collected"):
-                    break
-            time.sleep(chance.uniform(0.1, 2.5))
-            process.send_signal(signal.SIGKILL)
-        if out.is_file():
-            assert all(t.turns for t in contents(out).values())
+        killed(world, out, home, chance.uniform(0.1, 1.5))
+        assert all(t.turns and t.status is not Status.FAILED for t in contents(out).values())
+        left.append({id: one for id, one in in_mid_air(path).items() if id not in contents(out)})
     done = subprocess.run(
         command(world, out, "--json"), env=environment(home), capture_output=True, text=True,
-        timeout=120,
+        timeout=300,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    resumed = json.loads(done.stdout)["resumed"]
-    found, expected = contents(out), contents(whole)
-    expected = {id: t for id, t in expected.items() if t.seed < 3}
+    assert json.loads(done.stdout)["resumed"] == len(left[-1])
+    assert Threads(path).ids() == set()
+    found = contents(out)
+    begun = [(id, one) for some in left for id, one in some.items() if one and one.turns]
+    assert begun, "no kill hit an episode after its first turn"
+    assert all(goes_on(one, found[id]) for id, one in begun)
+    expected = {id: t for id, t in contents(whole).items() if t.seed < 3}
     assert found.keys() == expected.keys()
+    assert len(found) == 12
     same = [found[id].token_ids.tolist() == t.token_ids.tolist() for id, t in expected.items()]
-    assert all(same), f"{same.count(False)} of {len(same)} differ; {resumed} went on"
-    with TrajectoryStore.open(out) as store:
-        assert Threads(journal(store, settings_of(home))).ids() == set()
+    assert all(same), f"{same.count(False)} of {len(same)} differ; {len(begun)} were resumed"
+    for id, t in expected.items():
+        assert np.allclose(found[id].logprobs, t.logprobs, rtol=0, atol=1e-4, equal_nan=True)
 
 
 def test_two_actors_collect_the_same(world, home, whole, tmp_path):
@@ -143,6 +189,64 @@ def test_two_actors_collect_the_same(world, home, whole, tmp_path):
     for id, t in contents(out).items():
         assert t.token_ids.tolist() == expected[id].token_ids.tolist()
         assert t.group == expected[id].group
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    ray = pytest.importorskip("ray", reason="Ray is not installed")
+    from rl.collect_ray import _cluster
+
+    with _cluster(2):
+        yield ray
+
+
+def test_an_actor_that_fails_or_dies_loses_nobody_elses_episodes(whole, cluster):
+    from rl.collect_ray import _stream
+
+    expected = list(contents(whole).values())[:6]
+    records = [json.dumps(t.to_dict()) for t in expected]
+
+    class Frail:
+        """Raises in the second episode and dies of the third."""
+
+        def play(self, plan, number):
+            if number == 1:
+                raise ValueError("odd")
+            if number == 2:
+                os._exit(1)
+            return records[number]
+
+    lost = []
+    actors = [cluster.remote(num_cpus=0)(Frail).remote() for _ in range(2)]
+    jobs = iter([(0, number) for number in range(6)])
+    found = list(_stream(cluster, actors, jobs, 2, lost))
+    assert {t.id for t in found} == {t.id for i, t in enumerate(expected) if i not in (1, 2)}
+    assert len(lost) == 2
+    assert any(isinstance(error, ValueError) for error in lost)
+    assert any(isinstance(error, cluster.exceptions.RayActorError) for error in lost)
+
+
+@pytest.mark.parametrize(("at_once", "expected"), [(3, 3), (1, 2)])
+def test_the_actors_share_the_episodes_at_once(whole, cluster, at_once, expected):
+    from rl.collect_ray import _stream
+
+    record = json.dumps(next(iter(contents(whole).values())).to_dict())
+    handed_out = []
+
+    class Plain:
+        def play(self, plan, number):
+            return record
+
+    def jobs():
+        for number in range(9):
+            handed_out.append(number)
+            yield 0, number
+
+    actors = [cluster.remote(num_cpus=0)(Plain).remote() for _ in range(2)]
+    stream = _stream(cluster, actors, jobs(), at_once, [])
+    next(stream)
+    assert len(handed_out) == expected + 1  # one came back, and one took its place
+    assert len(list(stream)) == 8
 
 
 class Stubborn(ScriptedPolicy):
@@ -235,8 +339,6 @@ def test_one_collection_at_a_time_writes_a_store_whatever_its_path_is_called(
 
 def test_a_slow_tool_holds_nobody(world, home, tmp_path, template, monkeypatch):
     """One episode's search hangs until its time-out; the others are done long before."""
-    import asyncio
-
     from tools.search.tool import SearchTool
 
     order, plain = [], SearchTool.run
@@ -304,6 +406,22 @@ def test_files_of_one_name_and_corrected_answers_make_episodes_of_their_own(
     assert (report.known, sum(report.statuses.values())) == (0, 2)
     golds = Counter(t.task.answers for t in contents(out).values())
     assert golds == {("Ada",): 4, ("Grace",): 2}
+
+
+def test_progress_tells_tokens_as_they_are_spent(home, tmp_path, template, monkeypatch, capsys):
+    from rl.command import collected
+
+    policy = Stubborn(template, after=10**9)
+    monkeypatch.setattr("rl.collect.policy_of", lambda *_, **__: policy)
+    options = {"tasks": [asked(tmp_path, "a")], "group": 3}
+    told = []
+    text = collected(options, settings_of(home), str(tmp_path / "s.sqlite"), True, told.append)
+    report, lines = json.loads(text), capsys.readouterr().err.splitlines()
+    assert report["sampled_tokens"] > 0
+    spent = f"{report['sampled_tokens']:,} tokens sampled, {report['prompt_tokens']:,} read"
+    assert lines[0].endswith("0 tokens sampled, 0 read")
+    assert lines[-1].startswith("collected: 3/3")
+    assert lines[-1].endswith(spent)
 
 
 def test_a_task_of_two_sets_is_played_once_and_a_set_named_twice_is_refused(

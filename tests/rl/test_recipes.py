@@ -279,7 +279,8 @@ def test_labels_that_some_tasks_lack_or_another_policy_earned_are_told_before_th
 
     def actor(*sets):
         tasks, rewards = {"sets": sets}, "{a: {reward: f1}, known: {reward: boundary_label}}"
-        choices = [f"tasks={json.dumps(tasks)}", f"rewards={rewards}", "validation.tasks=null"]
+        held = json.dumps({"sets": [labelled(tmp_path, "held", None)]})
+        choices = [f"tasks={json.dumps(tasks)}", f"rewards={rewards}", f"validation.tasks={held}"]
         settings = isolated_settings(home=tmp_path / "home")
         return Actor(load_train("grpo", choices), settings, tmp_path / "run", "", told)
 
