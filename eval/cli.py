@@ -240,13 +240,23 @@ def trace_regress(
         bool, typer.Option("--unanswerable", help="The right reply is to decline.")
     ] = False,
     out: Annotated[Path, typer.Option("--out", "-o")] = Path("regressions.jsonl"),
+    corpus: Corpus = None,
     store: Store = None,
 ) -> None:
-    """Make a question that went wrong a regression task; run them with agent eval FILE."""
-    from eval.regressions import add_regression
+    """Make a question that went wrong a regression task; run them with agent eval FILE.
 
+    Corpus and scorer of an evaluation run are written with the question; --corpus names what any other
+    episode searched.
+    """
+    from eval.regressions import add_regression, origin_of, searched_elsewhere
+
+    settings = settings_of(corpus=corpus, store=store)
     with open_history(store) as opened:
-        added = add_regression(opened.get(id), answer or [], unanswerable, out)
+        done = opened.get(id)
+    origin = origin_of(done, settings.store_url, settings.corpus)
+    added = add_regression(done, answer or [], unanswerable, out, origin)
+    if note := searched_elsewhere(done, origin, settings):
+        stderr(note)
     typer.echo(f"{'added to' if added else 'already in'} {out}; run: agent eval {out} --out DIR")
 
 
