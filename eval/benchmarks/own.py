@@ -3,8 +3,8 @@
 
 Fields: `question` (text), `answers` (list of accepted texts; `answer` for a single one), and
 optionally `id`, `answerable` (false: the right reply is to abstain), `kind`, `evidence` (passage ids),
-`choices` with `right` (index), `meta`. `scorer` and
-`corpus` (paths, relative to the file) hold for the whole file: rows that name them must agree.
+`choices` with `right` (index), `meta`. `scorer` and `corpus` (paths, relative to the file) hold for the
+whole file: rows that name them must agree.
 """
 
 from __future__ import annotations
@@ -37,7 +37,9 @@ def load_file(path: Path, fetched: bool = False) -> Benchmark:
         task = checked(task_of(row))
         for name, value in _shared(row, path.parent, fetched).items():
             if said.setdefault(name, value) != value:
-                raise ValueError(f"'{name}' differs from earlier rows': give the row its own file")
+                raise ValueError(
+                    f"'{name}' differs from that of earlier rows; give the row a file of its own"
+                )
         return task
 
     tasks, skipped = read_tasks(path, make)
