@@ -60,7 +60,9 @@ def compare(a: Path, b: Path, scorer: Scorer = "", json_: AsJson = False) -> Non
     "agent eval my-questions.jsonl --corpus notes/ --out runs/mine",
 )
 def eval_run(
-    benchmarks: Annotated[list[str], typer.Argument(help="Names, or JSONL files of questions.")],
+    benchmarks: Annotated[
+        list[str], typer.Argument(help="Names, or JSONL files of questions (paths or URLs).")
+    ],
     out: Annotated[Path, typer.Option(help="Folder of the run; the same command goes on with it.")],
     policy: PolicyName = None,
     model: ServerModel = None,
