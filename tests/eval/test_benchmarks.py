@@ -363,9 +363,10 @@ VALUES = {
     "CT_TOX": "1", "gold path": "A_#", "one answer": "B(B/)",
 }  # fmt: skip
 OTHERWISE = {
-    **dict.fromkeys(
-        ("nq_open", "bamboogle", "frames", "nq_titles", "selfaware"), {"answer": ["x"]}
-    ),
+    **{
+        key: {"answer": ["x"]}
+        for key in ("nq_open", "bamboogle", "frames", "nq_titles", "selfaware")
+    },
     "triviaqa": {"answer": '["x"]'},
     "strategyqa": {"answer": True},
     "squad2": {"answers": []},
