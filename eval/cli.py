@@ -255,7 +255,7 @@ def trace_regress(
     settings = settings_of(corpus=corpus, store=store)
     with open_history(store) as opened:
         done = opened.get(id)
-    origin = origin_of(done, settings.store_url, settings.corpus)
+    origin = origin_of(done, settings.store_url, settings.corpus, named=bool(corpus))
     added = add_regression(done, answer or [], unanswerable, out, origin)
     if note := searched_elsewhere(done, origin, settings):
         stderr(note)

@@ -32,13 +32,16 @@ class Origin:
     corpus: tuple[str, ...] = ()
 
 
-def origin_of(done: Trajectory, store: str, corpus: Sequence[Path] = ()) -> Origin:
+def origin_of(
+    done: Trajectory, store: str, corpus: Sequence[Path] = (), named: bool = False
+) -> Origin:
     """The origin of an episode: what its run folder says, where its store lies in one.
 
     Args:
         done: the episode.
         store: path or URL of the store that holds it.
         corpus: searched by the settings; counts where there is no run folder, or it tells no corpus.
+        named: this corpus was named for the episode, so that it counts in any case.
 
     Raises:
         UsageError: the run folder is damaged.
@@ -48,7 +51,9 @@ def origin_of(done: Trajectory, store: str, corpus: Sequence[Path] = ()) -> Orig
     if not (run / "run.json").is_file():
         return Origin(corpus=given)
     sets = [one for one in read_header(run).sets if done.group.startswith(f"{one.name}:")]
-    return Origin(sets[0].scorer, tuple(sets[0].corpus) or given) if sets else Origin(corpus=given)
+    if not sets:
+        return Origin(corpus=given)
+    return Origin(sets[0].scorer, given if named else tuple(sets[0].corpus) or given)
 
 
 def searched_elsewhere(done: Trajectory, origin: Origin, settings: Settings) -> str:

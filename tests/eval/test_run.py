@@ -405,6 +405,9 @@ def test_a_regression_task_is_scored_and_asked_over_what_the_first_one_was(tmp_p
     with pytest.raises(UsageError, match="normalises to nothing"):
         add_regression(episodes["t"], ["The"], False, tmp_path / "u.jsonl")
     assert not (tmp_path / "u.jsonl").exists()
+    moved = origin_of(episodes["t"], store, (tmp_path,), named=True)
+    assert (moved.scorer, moved.corpus) == ("igpo", (str(tmp_path),))
+    assert origin_of(episodes["t"], store, (tmp_path,)).corpus == (str(corpus),)
     lost = replace(episodes["t"], versions={"search": "0123:hybrid:k3:c500"})
     settings = load_settings(home=tmp_path / "home")
     assert "--corpus" in searched_elsewhere(lost, Origin("", (str(corpus),)), settings)
