@@ -60,7 +60,9 @@ def compare(a: Path, b: Path, scorer: Scorer = "", json_: AsJson = False) -> Non
     "agent eval my-questions.jsonl --corpus notes/ --out runs/mine",
 )
 def eval_run(
-    benchmarks: Annotated[list[str], typer.Argument(help="Names, or JSONL files of questions.")],
+    benchmarks: Annotated[
+        list[str], typer.Argument(help="Names, or JSONL files of questions (paths or URLs).")
+    ],
     out: Annotated[Path, typer.Option(help="Folder of the run; the same command goes on with it.")],
     policy: PolicyName = None,
     model: ServerModel = None,
@@ -248,13 +250,23 @@ def trace_regress(
         bool, typer.Option("--unanswerable", help="The right reply is to decline.")
     ] = False,
     out: Annotated[Path, typer.Option("--out", "-o")] = Path("regressions.jsonl"),
+    corpus: Corpus = None,
     store: Store = None,
 ) -> None:
-    """Make a question that went wrong a regression task; run them with agent eval FILE."""
-    from eval.regressions import add_regression
+    """Make a question that went wrong a regression task; run them with agent eval FILE.
 
+    Corpus and scorer of an evaluation run are written with the question; --corpus names what any other
+    episode searched.
+    """
+    from eval.regressions import add_regression, origin_of, searched_elsewhere
+
+    settings = settings_of(corpus=corpus, store=store)
     with open_history(store) as opened:
-        added = add_regression(opened.get(id), answer or [], unanswerable, out)
+        done = opened.get(id)
+    origin = origin_of(done, settings.store_url, settings.corpus, named=bool(corpus))
+    added = add_regression(done, answer or [], unanswerable, out, origin)
+    if note := searched_elsewhere(done, origin, settings):
+        stderr(note)
     typer.echo(f"{'added to' if added else 'already in'} {out}; run: agent eval {out} --out DIR")
 
 

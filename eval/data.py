@@ -12,11 +12,12 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import quote, unquote
 
 from kg.errors import UsageError
 
 _HUB = "hf://"
+_REMOTE = ("https://", "http://", _HUB)
 _SECONDS = 60.0
 
 
@@ -31,7 +32,30 @@ class DataFolder:
 
     def __init__(self, location: str | Path, cache: Path) -> None:
         self.location = str(location)
+        self._root = cache
         self._cache = cache / hashlib.sha256(self.location.encode()).hexdigest()[:12]
+
+    def fetched(self, url: str) -> Path:
+        """A local copy of one file, wherever it is.
+
+        Args:
+            url: `https://…/FILE` or `hf://owner/name/FILE`.
+
+        Raises:
+            UsageError: it names no file, or cannot be fetched.
+        """
+        if url.startswith(_HUB):
+            owner, _, rest = url.removeprefix(_HUB).partition("/")
+            name, _, path = rest.partition("/")
+            folder = f"{_HUB}{owner}/{name}"
+        else:
+            folder, _, path = url.rpartition("/")
+        if not path or not url.startswith(_REMOTE):
+            raise UsageError(
+                f"'{url}' names no file that can be fetched",
+                "https://HOST/FILE.jsonl, or hf://OWNER/NAME/FILE.jsonl",
+            )
+        return DataFolder(folder, self._root).file(unquote(path))
 
     def file(self, name: str) -> Path:
         """A local path of the file `name`, fetched when it is remote.

@@ -38,6 +38,9 @@ class SetHeader(BaseModel):
         tasks: how many.
         skipped: rows that gave no task, with place and reason.
         tools: data versions of the tools, the index's digest among them.
+        corpus: paths of what was searched, empty for the bundled library; not compared when a run goes
+            on, for the index's digest is.
+        digest: of every task with its gold; empty in runs of before it was kept.
     """
 
     name: str
@@ -45,6 +48,8 @@ class SetHeader(BaseModel):
     tasks: int
     skipped: list[str]
     tools: dict[str, str]
+    corpus: list[str] = []
+    digest: str = ""
 
 
 class RunHeader(BaseModel):
@@ -124,6 +129,14 @@ def shape_of(setup: Setup) -> dict[str, Any]:
     }
 
 
+def digest_of(tasks: Iterable[Task]) -> str:
+    """First 16 hex digits of the SHA-256 of tasks, gold answers included, in their order."""
+    digest = hashlib.sha256()
+    for task in tasks:
+        digest.update(json.dumps(task.to_dict(), sort_keys=True).encode() + b"\n")
+    return digest.hexdigest()[:16]
+
+
 def packages() -> dict[str, str]:
     """Versions of what a run depends on, as far as it is installed."""
     return {name: found for name in _PACKAGES if (found := _version(name))}
@@ -165,10 +178,21 @@ def read_tasks(run: Path) -> list[tuple[str, Task]]:
 
 
 def _same(old: RunHeader, new: RunHeader, out: Path) -> RunHeader:
-    ignored = {"created", "packages", "source"}
+    ignored: Any = {
+        "created": True,
+        "packages": True,
+        "source": True,
+        "sets": {"__all__": {"corpus"}},
+    }
     found = _difference(old.model_dump(exclude=ignored), new.model_dump(exclude=ignored))
     if found is not None:
         name, a, b = found
+        if name.endswith(".digest"):
+            changed = new.sets[int(name.split(".")[1])].name
+            raise UsageError(
+                f"the questions of '{changed}' or their answers are not those that {out} was begun with",
+                "choose another --out, or put the old questions back",
+            )
         raise UsageError(
             f"{out} holds a run with another {name}: {_short(a)}, now {_short(b)}",
             "choose another --out, or repeat the command that began it",

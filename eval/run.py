@@ -29,7 +29,16 @@ from agent.trajectory import Status, StopReason, Trajectory
 from eval.analyses.given import Condition, given, require_some
 from eval.benchmarks import Benchmark, DataFolder, load
 from eval.cache import EpisodeCache
-from eval.folder import RunHeader, SetHeader, claim, group_of, open_store, packages, shape_of
+from eval.folder import (
+    RunHeader,
+    SetHeader,
+    claim,
+    digest_of,
+    group_of,
+    open_store,
+    packages,
+    shape_of,
+)
 from eval.metrics import scorer
 from eval.revision import source
 from kg import lock
@@ -74,6 +83,7 @@ class _Set:
     benchmark: Benchmark
     tasks: tuple[Task, ...]
     setup: Setup
+    corpus: tuple[Path, ...]
 
     @property
     def name(self) -> str:
@@ -87,6 +97,8 @@ class _Set:
             tasks=len(self.tasks),
             skipped=list(self.benchmark.skipped),
             tools=dict(self.setup.tools.versions),
+            corpus=[str(path.resolve()) for path in self.corpus],
+            digest=digest_of(self.tasks),
         )
 
 
@@ -132,7 +144,12 @@ async def _run(
     policy = policy_of(settings, notify)
     try:
         sets = [
-            _Set(b, spread(b.tasks, request.limit), setup_of(settings, policy, b, notify))
+            _Set(
+                b,
+                spread(b.tasks, request.limit),
+                setup_of(settings, policy, b, notify),
+                settings.corpus or b.corpus,
+            )
             for b in loaded
         ]
         busy, hint = (

@@ -44,23 +44,22 @@ _MODULES = {
     "clintox": "clintox",
 }
 NAMES = tuple(_MODULES)
+_OWN = (".jsonl", ".jsonl.gz")
 
 
 def load(name: str, data: DataFolder, split: Split = "test") -> Benchmark:
     """The benchmark of that name, of a file of questions (`own`) or of a world's folder (`world`).
 
     Args:
-        name: one of `NAMES`, a path that ends in .jsonl or .jsonl.gz, or a folder with a world.
+        name: one of `NAMES`, a path or URL that ends in .jsonl or .jsonl.gz, or a folder with a world.
         data: holds one sub-folder a set.
         split: part to load.
 
     Raises:
         UsageError: no such benchmark (the nearest name is suggested), or its files are missing.
     """
-    if name.endswith((".jsonl", ".jsonl.gz")):
-        from eval.benchmarks.own import load_file
-
-        return load_file(Path(name))
+    if "://" in name or name.endswith(_OWN):
+        return _own(name, data)
     if name not in _MODULES and (Path(name) / "world.json").is_file():
         from eval.benchmarks.world import load_world
 
@@ -72,6 +71,20 @@ def load(name: str, data: DataFolder, split: Split = "test") -> Benchmark:
     module = import_module(f"eval.benchmarks.{_MODULES[name]}")
     benchmark: Benchmark = module.load(data, split)
     return benchmark
+
+
+def _own(name: str, data: DataFolder) -> Benchmark:
+    """A file of questions, fetched once where it is remote."""
+    from eval.benchmarks.own import load_file
+
+    if "://" not in name:
+        return load_file(Path(name))
+    if not name.endswith(_OWN):
+        raise UsageError(
+            f"'{name}' is no file of questions: its name ends in neither {' nor '.join(_OWN)}",
+            "fetch it under such a name; --data takes the URL of a folder of sets",
+        )
+    return load_file(data.fetched(name), fetched=True)
 
 
 __all__ = ["NAMES", "Benchmark", "DataFolder", "Split", "load", "split_of"]

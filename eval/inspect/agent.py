@@ -67,7 +67,8 @@ def turnwise(
     """Answers the last message of the user; the token-exact trajectory goes into the sample's store.
 
     Args:
-        policy, corpus, tools, seed: as in `agent ask`; None leaves what the settings say.
+        policy, corpus, tools: as in `agent ask`; None leaves what the settings say.
+        seed: of the first epoch; each later one has the next.
         temperature: of the policy's sampling.
     """
     flags: dict[str, Any] = {
@@ -81,8 +82,8 @@ def turnwise(
 
     async def execute(state: AgentState) -> AgentState:
         opened = await _open(settings)
-        asked = Task.ask(_question(state))
-        done = await run_episode(Episode(asked, seed=settings.seed), opened.setup, opened.graph)
+        episode = Episode(Task.ask(_question(state)), seed=settings.seed + _epoch() - 1)
+        done = await run_episode(episode, opened.setup, opened.graph)
         store().set(STORED, done.to_dict())
         if done.status is Status.FAILED:
             raise RuntimeError(done.error)
@@ -161,6 +162,14 @@ async def _make(settings: Settings) -> _Open:
     tools = await asyncio.to_thread(open_tools, settings)
     policy = await asyncio.to_thread(policy_of, settings)
     return _Open(make_setup(settings, policy, tools), build_graph(tools))
+
+
+def _epoch() -> int:
+    """Which repetition of the sample this is, from 1; an agent's own state does not tell."""
+    from inspect_ai.solver._task_state import sample_state
+
+    found = sample_state()
+    return found.epoch if found is not None else 1
 
 
 def _question(state: AgentState) -> str:

@@ -12,11 +12,10 @@ Sources: the evaluation scripts of SQuAD 1.1 and 2.0 (Rajpurkar et al.), HotpotQ
 from __future__ import annotations
 
 import difflib
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from eval.metrics.choice import entity_overlap, hits_at_1
+from eval.metrics.choice import entities_in, entity_overlap, hits_at_1
 from eval.metrics.text import (
     FULL,
     NONE,
@@ -31,7 +30,6 @@ from eval.metrics.text import (
 )
 from kg.errors import UsageError
 
-_BETWEEN = re.compile(r"[,;\n]|\band\b")
 _CLOSED = ("yes", "no", "noanswer")
 
 
@@ -108,15 +106,14 @@ class EntityScorer(Scorer):
     """Answers that are sets of entities, as graph question answering scores them: `em` is Hits@1 (the
     first entity named is a gold one), F1, precision and recall are of the sets.
 
-    A prediction that is no gold entity as a whole is taken for a list: split at commas, semicolons,
-    line breaks and "and".
+    A prediction that is no gold entity as a whole is taken for a list; see `entities_in`.
     """
 
     def __call__(self, prediction: str, answers: Sequence[str]) -> AnswerScore:
         """Score one prediction against all gold entities together; see `Scorer`."""
         if not answers:
             raise ValueError(f"the scorer '{self.name}' needs a gold answer")
-        named = self._entities(prediction, answers)
+        named = entities_in(prediction, answers, self.normalise)
         overlap = entity_overlap(named, answers, self.normalise)
         ours = self.normalise(prediction)
         return AnswerScore(
@@ -126,12 +123,6 @@ class EntityScorer(Scorer):
             recall=overlap.recall,
             cover=float(any(self._covers(ours, self.normalise(gold)) for gold in answers)),
         )
-
-    def _entities(self, prediction: str, answers: Sequence[str]) -> list[str]:
-        whole = self.normalise(prediction)
-        if whole and whole in {self.normalise(gold) for gold in answers}:
-            return [prediction]
-        return [part for part in _BETWEEN.split(prediction) if self.normalise(part)]
 
 
 def _squad2_overlap(predicted: str, gold: str) -> Overlap:

@@ -8,25 +8,102 @@ from collections.abc import Collection, Sequence
 
 from eval.metrics.text import Normaliser, Overlap, normalise, set_overlap
 
-_LETTER = re.compile(r"^\W*(?:(?:option|answer|choice)\W+)?([A-Za-z])(?:\W|$)", re.IGNORECASE)
+# What stands behind a letter that names a choice. A space alone does not: "A fracture" is no answer A,
+# and neither is the genus of "E. coli", whose next word is not capitalised.
+_END = (
+    r"""(?:\s*$|\s*[)\]:*}]|["'”’](?!\w)|\.(?:\s*$|\s+[^a-z\s])|\s*\n|\s+[-–—]\s|"""
+    r"""\s*,(?!\s*[A-Za-z](?!\w))|\s+(?:because|since|as)\b)"""
+)
+_LEADING = re.compile(rf"\W*(?:(?i:option|answer|choice)\W+)?([A-Za-z]){_END}")
+_STATED = re.compile(
+    r"(?i:\b(?:answer|option|choice)\s+(?:is|would\s+be)\b|\banswer\s*:)\W*"
+    rf"(?i:(?:option|choice)\W+)?(?:([A-Za-z]){_END}|([B-HJ-Z])(?![\w.'’]))"
+)
+_WITH_TEXT = re.compile(r"\W*([A-Za-z])[).:]?\s+(.+)", re.DOTALL)
+_SAYS = re.compile(r"(?i)\W*(?:\w+\W+){0,2}?the\s+(?:\w+\s+)?answer\s+is\b[\s:]*")
+_MINUS = re.compile(r"(?<!\w)[-−](?=\.?\d)")
+_POINT = re.compile(r"(?<=\d)\.(?=\d)")
+_LIST = re.compile(r"[,;\n]|\band\b")
 
 
 def multiple_choice(prediction: str, choices: Sequence[str], right: int) -> float:
     """1.0 when the prediction names the right choice, by its letter (A is the first) or its text.
 
-    A text counts before a letter, so that the choice "A" of another letter is not taken for one.
+    A text counts before a letter, so that the choice "A" of another letter is not taken for one. Texts
+    are compared after normalisation, signs and decimal points of numbers kept; where several choices are
+    then the same, or one is nothing, as they are written. A letter stands alone, before a delimiter or
+    its own text, or behind "the answer is"; a reply that states two letters names none.
 
     Raises:
         ValueError: `right` is not the index of a choice.
     """
     if not 0 <= right < len(choices):
         raise ValueError(f"choice {right} of {len(choices)}")
-    plain = [normalise(choice) for choice in choices]
-    said = normalise(prediction)
-    if said and said in plain:
-        return float(said == plain[right])
-    letter = _LETTER.match(prediction.strip())
-    return float(letter is not None and ord(letter[1].upper()) - ord("A") == right)
+    said = prediction.strip()
+    for text in (said, _SAYS.sub("", said, count=1)):
+        named = _named_by_text(text, choices)
+        if named:
+            return float(right in named)
+    return float(_named_by_letter(said, choices) == right)
+
+
+def _named_by_text(said: str, choices: Sequence[str]) -> list[int]:
+    """Places of the choices that the whole text is; more than one only where they are written alike."""
+    plain = _plain(said)
+    found = [place for place, choice in enumerate(choices) if _plain(choice) == plain]
+    if plain and len(found) == 1:
+        return found
+    return [place for place in found if _raw(choices[place]) == _raw(said) != ""]
+
+
+def _named_by_letter(said: str, choices: Sequence[str]) -> int | None:
+    """Place of the choice whose letter the text gives; None when it gives none, or several."""
+    with_text = _WITH_TEXT.match(said)
+    if with_text and _place(with_text[1]) in _named_by_text(with_text[2].strip(), choices):
+        return _place(with_text[1])
+    leading = _LEADING.match(said)
+    if leading:
+        return _place(leading[1])
+    stated = {_place(match[1] or match[2]) for match in _STATED.finditer(said)}
+    return stated.pop() if len(stated) == 1 else None
+
+
+def _place(letter: str) -> int:
+    return ord(letter.upper()) - ord("A")
+
+
+def _plain(text: str) -> str:
+    return normalise(_POINT.sub("point", _MINUS.sub("minus", text)))
+
+
+def _raw(text: str) -> str:
+    return " ".join(text.lower().split()).removesuffix(".")
+
+
+def entities_in(prediction: str, gold: Collection[str], by: Normaliser = normalise) -> list[str]:
+    """The entities that a text lists, in its order.
+
+    Gold entities are looked for first, so that one that holds "and" or a comma itself is not cut; the
+    rest is cut at commas, semicolons, line breaks and "and". Parts that normalise to nothing are no
+    entities.
+    """
+    wanted = {by(one) for one in gold} - {""}
+    if by(prediction) in wanted:
+        return [prediction]
+    cuts = [(0, 0), *(match.span() for match in _LIST.finditer(prediction))]
+    starts = [end for _, end in cuts]
+    ends = [*(start for start, _ in cuts[1:]), len(prediction)]
+    longest = max((len(_LIST.split(one)) for one in gold), default=1)
+    found: list[str] = []
+    place = 0
+    while place < len(starts):
+        spans = range(min(longest, len(starts) - place), 0, -1)
+        parts = ((size, prediction[starts[place] : ends[place + size - 1]]) for size in spans)
+        whole = next(((size, part) for size, part in parts if by(part) in wanted), None)
+        size, part = whole or (1, prediction[starts[place] : ends[place]])
+        found += [part] if by(part) else []
+        place += size
+    return found
 
 
 def hits_at_1(ranked: Sequence[str], gold: Collection[str], by: Normaliser = normalise) -> float:

@@ -17,14 +17,13 @@ from pydantic import Field, field_validator
 
 from agent.trajectory import Trajectory
 from eval.metrics import SCORERS, normalise, scorer
-from eval.metrics.choice import entity_overlap, multiple_choice
+from eval.metrics.choice import entities_in, entity_overlap, multiple_choice
 from rl.rewards.base import Range, Reward, RewardError, Values, at_end
 from rl.rewards.context import Need, RewardContext
 from rl.rewards.reading import abstained, final_answer, gold, meta_texts
 from rl.rewards.registry import register
 
 _NUMBER = re.compile(r"[-+\u2212]?(?:\d{1,3}(?:,\d{3})+|\d+)?(?:\.\d+)?(?:[eE][-+]?\d+)?(?:\s?%)?")
-_SEPARATOR = re.compile(r"\s*(?:[,;\n]|\band\b)\s*")
 
 
 class Outcome(Reward):
@@ -125,8 +124,9 @@ class CoverMatch(Scored):
 class SetF1(Outcome):
     """F1 of the answer as a set of entities.
 
-    The answer is cut at commas, semicolons, line ends and the word "and", unless the whole of it is
-    one gold entity. Gold entities are `meta["answer_set"]`, else the accepted answers.
+    The answer is cut at commas, semicolons, line ends and the word "and", but never within a gold entity
+    (`eval.metrics.choice.entities_in`). Gold entities are `meta["answer_set"]`, else the accepted
+    answers.
     """
 
     name: ClassVar[str] = "set_f1"
@@ -134,8 +134,7 @@ class SetF1(Outcome):
     def compare(self, trajectory: Trajectory, said: str, answers: tuple[str, ...]) -> float:
         """Precision against recall of entities."""
         entities = meta_texts(trajectory, "answer_set") or list(answers)
-        whole = normalise(said) in {normalise(entity) for entity in entities}
-        return entity_overlap([said] if whole else _SEPARATOR.split(said), entities).f1
+        return entity_overlap(entities_in(said, entities), entities).f1
 
 
 @register

@@ -130,8 +130,46 @@ def ndcg(ranked, relevant, k):
     return gain / best
 
 
+def pieces_of(text):
+    """Pieces of a list and the separator behind each, read character by character."""
+    pieces, piece, word = [], "", ""
+    for c in text + "\0":
+        if c.isalnum() or c == "_":
+            word += c
+            continue
+        if word == "and":
+            pieces.append((piece, "and"))
+            piece = ""
+        else:
+            piece += word
+        word = ""
+        if c in ",;\n":
+            pieces.append((piece, c))
+            piece = ""
+        elif c != "\0":
+            piece += c
+    return [*pieces, (piece, "")]
+
+
+def entities_of(text, golds):
+    """Gold entities first, the longest at each place, by recursion; the rest piece by piece."""
+    most = max(len(pieces_of(gold)) for gold in golds)
+    normal = {squad_normal(gold) for gold in golds if squad_normal(gold)}
+
+    def told(pieces):
+        if not pieces:
+            return []
+        for size in reversed(range(1, min(most, len(pieces)) + 1)):
+            inner = "".join(p + s for p, s in pieces[: size - 1]) + pieces[size - 1][0]
+            if squad_normal(inner) in normal:
+                return [squad_normal(inner), *told(pieces[size:])]
+        return [squad_normal(pieces[0][0]), *told(pieces[1:])]
+
+    return [one for one in told(pieces_of(text)) if one]
+
+
 def entity_set(prediction, golds):
-    """Hits@1, precision, recall and F1 of a list of entities, read character by character."""
+    """Hits@1, precision, recall and F1 of a list of entities."""
     wanted = []
     for gold in golds:
         if squad_normal(gold) and squad_normal(gold) not in wanted:
@@ -139,27 +177,7 @@ def entity_set(prediction, golds):
     if squad_normal(prediction) in wanted:
         said = [squad_normal(prediction)]
     else:
-        pieces, word, piece = [], "", ""
-        for c in prediction + "\n":
-            if c.isalnum() or c == "_":
-                word += c
-                continue
-            ends = c in ",;\n" or word == "and"
-            if word == "and":
-                pieces.append(piece)
-                piece, word = "", ""
-                piece += c if c not in ",;\n" else ""
-                if c in ",;\n":
-                    pieces.append(piece)
-                    piece = ""
-                continue
-            piece, word = piece + word, ""
-            if ends:
-                pieces.append(piece)
-                piece = ""
-            else:
-                piece += c
-        said = [squad_normal(p) for p in pieces if squad_normal(p)]
+        said = entities_of(prediction, golds)
     hit = float(bool(said) and said[0] in wanted)
     distinct = list(dict.fromkeys(said))
     same = len([s for s in distinct if s in wanted])

@@ -142,6 +142,24 @@ def test_answers_that_are_sets(prediction, hit, f1):
     assert SCORERS["entities"]("Trinidad and Tobago", ["Trinidad and Tobago"]).f1 == 1
 
 
+@pytest.mark.parametrize(
+    ("prediction", "golds", "hit", "f1"),
+    [
+        ("Trinidad and Tobago, France", ["Trinidad and Tobago", "France"], 1, 1),
+        ("France and Trinidad and Tobago", ["Trinidad and Tobago", "France"], 1, 1),
+        ("Spain, and Trinidad and Tobago", ["Trinidad and Tobago", "France"], 0, 1 / 2),
+        ("Trinidad, Tobago", ["Trinidad and Tobago"], 0, 0),
+        ("South of France, Spain", ["France", "Spain"], 0, 1 / 2),
+        ("Washington, D.C.; Tyler, the Creator", ["Tyler, the Creator", "Washington, DC"], 1, 1),
+        ("X, B and C", ["B and C", "B", "X, B and C"], 1, 1 / 2),
+    ],
+)
+def test_a_gold_entity_that_holds_a_separator_is_not_cut(prediction, golds, hit, f1):
+    found = SCORERS["entities"](prediction, golds)
+    assert (found.em, found.f1) == (hit, pytest.approx(f1))
+    assert ref.entity_set(prediction, golds)[::3] == (hit, pytest.approx(f1))
+
+
 def test_cover_is_on_token_boundaries():
     assert contains("It was in the New York, of course", "new york")
     assert not contains("newer yorkshire", "new york")

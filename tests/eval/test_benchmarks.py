@@ -3,8 +3,10 @@
 import gzip
 import http.server
 import json
+import re
 import threading
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -327,6 +329,117 @@ def test_files_of_a_web_folder_are_fetched_once(served, tmp_path):
     with pytest.raises(UsageError, match="404"):
         data.file("nq_open/other.jsonl")
     assert not list((tmp_path / "cache").rglob("*.part"))
+
+
+def test_questions_at_a_url_are_fetched_and_name_no_local_file(served, tmp_path):
+    data = DataFolder("", tmp_path / "cache")
+    own = {"question": "Who?", "answers": ["x"], "id": "a"}
+    written(tmp_path / "web", "my set/q.jsonl", [own, {**own, "id": "b", "corpus": ["/etc"]}])
+    found = load(f"{served}my%20set/q.jsonl", data)
+    assert (found.name, [task.id for task in found.tasks], found.corpus) == ("q", ["a"], ())
+    assert "a fetched file may not" in found.skipped[0]
+    for wrong, message in (
+        (f"{served}q.jsonl", "404"),
+        (f"{served}q.csv", "ends in neither"),
+        ("ftp://host/q.jsonl", "names no file that can be fetched"),
+        ("hf://owner/q.jsonl", "names no file that can be fetched"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            load(wrong, data)
+
+
+# what a row may hold, by field; `#` stands for the number of the row
+VALUES = {
+    **dict.fromkeys(("question", "Question", "QUESTION", "text", "claim", "sentence"), "So #?"),
+    **dict.fromkeys(("id", "_id", "ex_id", "qid", "ID", "pmid", "question_id", "row"), "#"),
+    "answer": "x", "answers": ["x"], "all_answers": [], "answer_aliases": ["y"], "type": "t",
+    "supporting_facts": [["A", 0]], "context_ids": ["p"], "context_id": "p", "title": "T#",
+    "supporting_idx": [0], "hop": 2, "answerable": True, "decomposition": ["a"], "facts": ["b"],
+    "question_decomposition": [{"question": "a", "answer": "b"}], "is_impossible": True,
+    "CONTEXTS": ["It is."], "final_decision": "yes", "options": {"A": "red", "B": "blue"},
+    "answer_idx": "B", "opa": "a", "opb": "b", "opc": "c", "opd": "d", "cop": 1,
+    "reasoning_types": "t", "compositionality_type": "t", "level": "l", "topic_entity": "E#",
+    "qtype": "t", "answers_match_kb": True, "smiles": "C#", "p_np": "1", "Class": "1",
+    "CT_TOX": "1", "gold path": "A_#", "one answer": "B(B/)",
+}  # fmt: skip
+OTHERWISE = {
+    **{
+        key: {"answer": ["x"]}
+        for key in ("nq_open", "bamboogle", "frames", "nq_titles", "selfaware")
+    },
+    "triviaqa": {"answer": '["x"]'},
+    "strategyqa": {"answer": True},
+    "squad2": {"answers": []},
+    "grailqa": {"answer": [{"answer_argument": "m.1"}]},
+    "fever": {"label": "SUPPORTS"},
+    "creak": {"label": "true"},
+}
+SIDE = {
+    ".gz": gzip.compress(b""),
+    "qrels.tsv": b"query-id\tcorpus-id\tscore\n" + b"".join(b"%d\td\t1\n" % n for n in range(30)),
+    ".tsv": b"A\tr\tB\n",
+}
+
+
+def documented():
+    """Set to files of questions, their fields and other files, from the table of the documentation."""
+    page = (Path(__file__).resolve().parents[2] / "docs" / "evaluation.md").read_text()
+    table = page.split("| set | questions | fields of a row |")[1].split("\n\n")[0]
+    found = {}
+    for line in table.splitlines()[2:]:
+        cells = [re.sub(r"\([^)]*\)", "", cell) for cell in line.split("|")[1:-1]]
+        assert re.search(r"\w\.\w", cells[4]), f"no original: {line}"
+        names, files, fields, others = (re.findall(r"`([^`]+)`", cell) for cell in cells[:4])
+        for name in names:
+            found[name] = ([one.replace("NAME", name) for one in files], fields,
+                           [one.replace("NAME", name) for one in others])  # fmt: skip
+    return found
+
+
+class Noted(DataFolder):
+    """Tells which files were asked for."""
+
+    def file(self, name):
+        self.asked = {*getattr(self, "asked", ()), name}
+        return super().file(name)
+
+
+def lay_out(folder, name, leave_out=""):
+    """A data folder of nothing but what the documentation says of a set."""
+    files, fields, others = documented()[name]
+    for other in others:
+        path = folder / other
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(next(content for end, content in SIDE.items() if other.endswith(end)))
+    values = {**VALUES, **OTHERWISE.get(name, {})}
+    for number, file in enumerate(files):
+        rows = [
+            {key: json.loads(json.dumps(values[key]).replace("#", f"{number}{n}" if number else str(n)))
+             for key in fields if key != leave_out}
+            for n in range(30)
+        ]  # fmt: skip
+        if file.endswith((".tsv", ".csv")):
+            mark = "\t" if file.endswith(".tsv") else ","
+            heads = [] if mark == "\t" else [mark.join(rows[0])]
+            path = written(folder, file, [])
+            path.write_text("\n".join(heads + [mark.join(row.values()) for row in rows]) + "\n")
+        else:
+            written(folder, file, rows)
+    return Noted(folder, folder / "cache")
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name != "library"])
+def test_the_documented_files_and_fields_are_what_a_set_needs(name, tmp_path):
+    files, fields, others = documented()[name]
+    data = lay_out(tmp_path / "all", name)
+    found = load(name, data)
+    assert found.tasks
+    assert not found.skipped
+    assert data.asked == {*files, *others}
+    for number, field in enumerate(fields):
+        less = load(name, lay_out(tmp_path / str(number), name, leave_out=field))
+        assert not less.tasks, f"{field} is not needed"
+        assert less.skipped
 
 
 def test_a_web_folder_that_is_not_there_is_a_clear_error(tmp_path):

@@ -82,6 +82,19 @@ def test_inspect_runs_the_agent_and_scores_it_as_we_do(template, monkeypatch, tm
     assert sum(s.scores["answers"].value["right"] for s in log.samples) >= 4
 
 
+def test_every_epoch_has_a_seed_of_its_own(template, monkeypatch, tmp_path):
+    monkeypatch.setattr(adapter, "policy_of", lambda *_, **__: expert(template))
+    log = evaluated(tmp_path, epochs=3, limit=2)
+    assert log.status == "success", log.error
+    first = load_settings().seed
+    seeds = {}
+    for sample in log.samples:
+        done = Trajectory.from_dict(sample.store[adapter.STORED])
+        seeds.setdefault(sample.id, []).append((sample.epoch, done.seed))
+    assert len(seeds) == 2
+    assert all(sorted(found) == [(n, first + n - 1) for n in (1, 2, 3)] for found in seeds.values())
+
+
 def test_a_policy_that_fails_is_an_error_of_the_sample(template, monkeypatch, tmp_path):
     class Gone(ExpertPolicy):
         async def generate(self, requests):

@@ -78,6 +78,57 @@ def test_multiple_choice(said, score):
     assert multiple_choice(said, ["red", "blue", "green"], 1) == score
 
 
+SIX = ["fracture", "-20", "20", "2.5", "E. coli", "a"]
+
+
+@pytest.mark.parametrize(
+    ("said", "named"),
+    [("A fracture of the hip", None), ("A fracture", 0), ("fracture", 0), ("A", 5), ("a.", 5),
+     ("(A)", 0), ("A)", 0), ("A: the fracture", 0), ("A, because of the hip", 0), ("A, B", None),
+     ("A or B", None), ("A and B", None), ("A\nIt broke.", 0), ("A - broken", 0), ("I am", None),
+     ("20", 2), ("-20", 1), ("-20.", 1), ("\u221220", 1), ("25", None), ("2.5", 3), ("20 %", 2),
+     ("E. coli", 4), ("E. coli infection", None), ("E. The bacterium", 4), ("e. e. coli", 4),
+     ("The answer is B", 1), ("The answer is B.", 1), ("So the answer is (B)", 1),
+     ("The answer is B because it is cold", 1), ("The answer is: B) -20", 1),
+     ("The correct answer is option C, the warm one", 2), ("The answer is a fracture", 0),
+     ("The answer is a bone", None), ("The answer is not B", None), ("Answer: **D**", 3),
+     ("It is cold, so the answer is B.", 1), ("The answer is B. No, the answer is C.", None),
+     ("The answer is -20", 1), ("The final answer is 20", 2), ("**B**", 1), ('"B"', 1),
+     ("B -20", 1), ("option b", 1), ("Choice C", 2), ("Z", None), ("", None), ("B's", None)],
+)  # fmt: skip
+def test_what_names_a_choice(said, named):
+    found = [place for place in range(6) if multiple_choice(said, SIX, place)]
+    assert found == ([] if named is None else [named])
+
+
+FORMS = (
+    *("{letter}", "({letter})", "{letter})", "{letter}.", "{letter}) {text}", "{letter}: {text}"),
+    *("{letter}. {text}", "{letter} {text}", "{text}", "{text}.", "The answer is {letter}."),
+    *("the answer is {text}", "Answer: {letter}", "Option {letter}", "**{letter}**", "[{letter}]"),
+)
+
+
+@given(
+    st.lists(
+        st.from_regex(r"[b-z][a-z]{2,5}( [0-9]{1,3})?", fullmatch=True),
+        min_size=2, max_size=6, unique_by=str.lower,
+    ),
+    st.data(),
+)  # fmt: skip
+def test_each_way_to_name_a_choice_names_it_alone(options, drawn):
+    place = drawn.draw(st.integers(0, len(options) - 1))
+    form = drawn.draw(st.sampled_from(FORMS))
+    said = form.format(letter="ABCDEF"[place], text=options[place])
+    if {"the", "an"} & set(" ".join(options).split()):
+        return
+    scores = [multiple_choice(said, options, right) for right in range(len(options))]
+    assert scores == [float(right == place) for right in range(len(options))]
+
+
+def test_choices_that_are_written_alike_are_one():
+    assert [multiple_choice("yes", ["Yes", "no", "yes"], n) for n in range(3)] == [1, 0, 1]
+
+
 def test_a_choice_text_that_is_a_letter_counts_as_text():
     assert multiple_choice("B", ["B", "C", "D"], 0) == 1
     with pytest.raises(ValueError, match="choice 3 of 2"):

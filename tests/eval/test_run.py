@@ -22,11 +22,13 @@ from agent.store import TrajectoryStore
 from agent.task import Task
 from agent.trajectory import Status, StopReason, Trajectory
 from eval.benchmarks import DataFolder, load
+from eval.benchmarks.base import choices
 from eval.command import compared, evaluate, exported, score
 from eval.compare import compare
-from eval.folder import RunHeader, SetHeader, claim, group_of, open_store, read_header
+from eval.folder import RunHeader, SetHeader, claim, digest_of, group_of, open_store, read_header
 from eval.metrics import SCORERS, exact_match
 from eval.revision import source
+from eval.regressions import Origin, add_regression, origin_of, searched_elsewhere
 from eval.run import EvalRequest, run, spread
 from eval.score import score_run
 from kg.errors import PolicyUnavailableError, UsageError
@@ -294,6 +296,9 @@ def test_own_questions_rows_that_are_broken_are_counted(policy, settings, tmp_pa
     [one] = score_run(tmp_path / "a").sets
     assert (one.name, one.questions, len(one.skipped)) == ("mine", 1, 1)
     assert "mine.jsonl:2" in score(tmp_path / "a", "", False)
+    path.write_text(path.read_text().replace('"answers": [', '"answers": ["other", '))
+    with pytest.raises(UsageError, match="questions of 'mine' or their answers"):
+        run(EvalRequest(benchmarks=(str(path),)), settings, tmp_path / "a")
 
 
 def test_comparisons_say_what_each_run_has_alone(policy, settings, tmp_path):
@@ -416,8 +421,6 @@ def test_spread_takes_from_the_whole_set():
 
 
 def test_a_wrong_answer_becomes_a_regression_task(policy, settings, tmp_path):
-    from eval.regressions import add_regression
-
     ask(settings, tmp_path / "a", limit=6)
     out = tmp_path / "r.jsonl"
     with TrajectoryStore.open(tmp_path / "a" / "trajectories.sqlite") as store:
@@ -434,6 +437,67 @@ def test_a_wrong_answer_becomes_a_regression_task(policy, settings, tmp_path):
     ]  # fmt: skip
     run(EvalRequest(benchmarks=(str(out),)), settings, tmp_path / "b")
     assert score_run(tmp_path / "b").sets[0].questions == 2
+
+
+def test_a_regression_task_is_scored_and_asked_over_what_the_first_one_was(tmp_path):
+    corpus = tmp_path / "notes.jsonl"
+    corpus.write_text('{"id": "p", "text": "Red is a colour."}\n')
+    choice = choices("Which?", ["red", "blue"], 1, id="c", kind="choice")
+    tasks = [choice, Task("t", "Who?", ("x",), True), Task("d", "Who not?", (), False)]
+    sets = [
+        SetHeader(name="set", scorer="igpo", tasks=3, skipped=[], tools={}, corpus=[str(corpus)])
+    ]
+    out = run_folder(tmp_path / "a", tasks, sets=sets)
+    store, file = str(out / "trajectories.sqlite"), tmp_path / "r.jsonl"
+    with open_store(out) as opened:
+        episodes = {one.task.id: replace(one, task=task) for one in opened.query()
+                    for task in tasks if task.id == one.task.id}  # fmt: skip
+    for done in episodes.values():
+        assert add_regression(done, [], False, file, origin_of(done, store))
+    found = load(str(file), DataFolder("", tmp_path))
+    assert (found.scorer, found.corpus, found.skipped) == ("igpo", (corpus,), ())
+    asked = {task.id: task for task in found.tasks}
+    for task in tasks:
+        again = asked[task.id]
+        assert (again.question, again.answers, again.answerable, again.kind) == (
+            task.question, task.answers, task.answerable, task.kind
+        )  # fmt: skip
+    assert (asked["c"].meta["choices"], asked["c"].meta["right"]) == (["red", "blue"], 1)
+
+    other = Task("o", "Else?", ("y",), True)
+    with pytest.raises(UsageError, match="another scorer: igpo"):
+        add_regression(replace(episodes["t"], task=other), [], False, file)
+    assert add_regression(episodes["c"], ["Red"], False, tmp_path / "s.jsonl")
+    assert load(str(tmp_path / "s.jsonl"), DataFolder("", tmp_path)).tasks[0].meta["right"] == 0
+    with pytest.raises(UsageError, match="none of the choices"):
+        add_regression(episodes["c"], ["green"], False, tmp_path / "u.jsonl")
+    with pytest.raises(UsageError, match="normalises to nothing"):
+        add_regression(episodes["t"], ["The"], False, tmp_path / "u.jsonl")
+    assert not (tmp_path / "u.jsonl").exists()
+    moved = origin_of(episodes["t"], store, (tmp_path,), named=True)
+    assert (moved.scorer, moved.corpus) == ("igpo", (str(tmp_path),))
+    assert origin_of(episodes["t"], store, (tmp_path,)).corpus == (str(corpus),)
+    lost = replace(episodes["t"], versions={"search": "0123:hybrid:k3:c500"})
+    settings = load_settings(home=tmp_path / "home")
+    assert "--corpus" in searched_elsewhere(lost, Origin("", (str(corpus),)), settings)
+    assert not searched_elsewhere(episodes["t"], Origin(), settings)
+
+
+def test_a_run_does_not_go_on_with_other_questions(tmp_path):
+    def header(tasks):
+        one = SetHeader(name="mine", scorer="squad2", tasks=len(tasks), skipped=[], tools={},
+                        corpus=[], digest=digest_of(tasks))  # fmt: skip
+        return {"sets": [one]}
+
+    tasks = questions(2)
+    for count, changed in enumerate((
+        [replace(tasks[0], question="Who was 0?"), tasks[1]],
+        [replace(tasks[0], answers=("y",)), tasks[1]],
+        tasks[::-1],
+    )):  # fmt: skip
+        out = run_folder(tmp_path / str(count), tasks, **header(tasks))
+        with pytest.raises(UsageError, match="questions of 'mine' or their answers"):
+            run_folder(out, changed, **header(changed))
 
 
 SCRIPT = """

@@ -64,6 +64,8 @@ def test_sets_are_compared_as_sets():
     of = {"meta": {"answer_set": ["Alien", "Blade Runner", "Ridley and Sons"]}}
     assert total("set_f1", said("Blade Runner; Alien", **of)) == pytest.approx(0.8)
     assert total("set_f1", said("Ridley and Sons", **of)) == pytest.approx(0.5)
+    of = {"meta": {"answer_set": ["Trinidad and Tobago", "France"]}}
+    assert total("set_f1", said("Trinidad and Tobago, France", **of)) == 1
 
 
 @pytest.mark.parametrize(
