@@ -257,7 +257,9 @@ def _context(
     tasks = {one.task.id: one.task for one in used}
     known = {id: bool(t.meta[KNOWN]["known"]) for id, t in tasks.items() if KNOWN in t.meta}
     given = replace(functions(recipe, settings.models_dir, notify), known=known, progress=1.0)
-    promised = replace(given, promised=recipe.provides - ({Need.KNOWN} if not known else set()))
+    lacking = {Need.KNOWN} if not known else set()
+    lacking |= {Need.VOTES} if len(tasks) < 2 else set()
+    promised = replace(given, promised=recipe.provides - lacking)
     rewards = list(recipe.reward.rewards.values())
     whole = [task for task in tasks.values() if not missing(rewards, promised, [task])]
     require(rewards, promised, whole or list(tasks.values()))
