@@ -18,7 +18,7 @@ def examples():
             yield pytest.param(code, id=page.name)
 
 
-@pytest.mark.parametrize("code", examples())
+@pytest.mark.parametrize("code", list(examples()))
 def test_an_example_imports_what_there_is(code):
     named = [node for node in ast.walk(ast.parse(code)) if isinstance(node, ast.ImportFrom)]
     assert named
