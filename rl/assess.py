@@ -18,11 +18,13 @@ from agent.trajectory import Status, Trajectory, TrajectoryError
 from kg.errors import TurnwiseError, UsageError
 from rl.credit import Batch, Credit, CreditError, RewardPart, estimate
 from rl.credit.group import Bools, Floats, Ints
+from rl.gathered import gathered
 from rl.reduction import token_weights
 from rl.rewards import Combination, Need, RewardContext, RewardError, Values, require
 from rl.train_recipe import Assessment
 
 if TYPE_CHECKING:
+    from rl.rewards.information_gain import InformationGain
     from rl.scoring import Scorer
 
 log = logging.getLogger(__name__)
@@ -110,7 +112,8 @@ def assess(
     Args:
         groups: each holds rollouts of one task.
         spec: the recipe.
-        context: what rewards read; probes it does not have yet are computed.
+        context: what rewards read; probes it does not have yet are computed, and what the batch itself
+            tells (`rl.gathered`) is added.
         scorer: computes probes; needed where a reward reads them and `context` lacks some.
         values: predicts returns; needed where the estimator reads them.
 
@@ -118,7 +121,8 @@ def assess(
         UsageError: a reward needs what neither context nor scorer provides.
         CreditError: an estimator that cannot work with the batch.
     """
-    given = context or RewardContext()
+    groups = list(groups)
+    given = gathered(groups, spec.reward, context or RewardContext())
     _require(spec, given, scorer)
     dropped: list[Dropped] = []
     kept: list[tuple[Trajectory, ...]] = []
@@ -128,7 +132,7 @@ def assess(
     for group in groups:
         fit = _fit(group, seen, dropped)
         if spec.needs_probes:
-            fit, given = _probed(fit, given, scorer, spec.gain.before, dropped)
+            fit, given = _probed(fit, given, scorer, spec.gain, dropped)
         fit, parts = _rewarded(fit, spec.reward, given, dropped, faults)
         if fit:
             kept.append(tuple(fit))
@@ -233,7 +237,7 @@ def _probed(
     group: Group,
     context: RewardContext,
     scorer: Scorer | None,
-    before: str,
+    gain: InformationGain,
     dropped: list[Dropped],
 ) -> tuple[list[Trajectory], RewardContext]:
     """The trajectories that have probes, after scoring those that had none."""
@@ -246,7 +250,8 @@ def _probed(
     answers = lacking[0].task.answers
     scores, why = GroupScores(), "" if answers else "its task has no gold answer to probe for"
     try:
-        scores = score_group(scorer, lacking, answers, Wrapper(before)) if answers else scores
+        if answers:
+            scores = score_group(scorer, lacking, answers, Wrapper(gain.before), alias=gain.alias)
     except UsageError as error:
         why = error.message
     for trajectory in lacking:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import sys
-from contextlib import redirect_stdout
+from contextlib import closing, redirect_stdout
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -290,7 +290,8 @@ def trace_html(
 
 @trace.command(
     "credit",
-    epilog="Examples: agent trace credit 3f2a · agent trace credit 3f2a --recipe grpo --json",
+    epilog="Examples: agent trace credit 3f2a · agent trace credit 3f2a --recipe grpo --json · "
+    "agent trace credit 3f2a --scorer vllm",
 )
 def trace_credit(
     id: str,
@@ -300,6 +301,10 @@ def trace_credit(
     policy: Annotated[
         str, typer.Option("--policy", "-p", help="Model to probe with, not the episode's own.")
     ] = "",
+    scorer: Annotated[
+        Literal["model", "vllm"],
+        typer.Option(help="What computes probes: the model in this process, or vLLM."),
+    ] = "model",
     store: Store = None,
     json_: AsJson = False,
 ) -> None:
@@ -312,8 +317,10 @@ def trace_credit(
     from rl.trace_credit import Accountant, credit_report
 
     with open_history(store) as opened:
-        accountant = Accountant(opened, recipe, settings_of().models_dir, policy, stderr)
-        typer.echo(credit_report(accountant, id, json_))
+        models = settings_of().models_dir
+        accountant = Accountant(opened, recipe, models, policy, stderr, scorer)
+        with closing(accountant):
+            typer.echo(credit_report(accountant, id, json_))
 
 
 @trace.command(

@@ -19,7 +19,7 @@ from agent.policies.chat import ChatTemplate
 from rl import losses, ranks
 from rl.batches import Floats, Ids, TreeBatch, UpdateBatch
 from rl.engine import load_trainable, start_engine
-from rl.scoring import Scorer
+from rl.scoring import Scorer, positions
 from rl.step import UpdateStats, take_step
 from rl.train_recipe import LossChoice, Update
 from rl.tree import TokenTree
@@ -150,6 +150,7 @@ class LearnerScorer(Scorer):
     def __init__(self, learner: Learner) -> None:
         self.policy = ""
         self.template = learner.template
+        self.context_length = positions(learner.engine.module.model)
         self._learner = learner
 
     def logprobs(self, tree: TokenTree, rows: Ids) -> Floats:

@@ -297,7 +297,9 @@ def _context(
     tasks = list({one.task.id: one.task for one in used}.values())
     known = told_labels(tasks)
     given = replace(functions(recipe, settings.models_dir, notify), known=known, progress=1.0)
-    promised = replace(given, promised=recipe.provides - ({Need.KNOWN} if not known else set()))
+    lacking = {Need.KNOWN} if not known else set()
+    lacking |= {Need.VOTES} if len(tasks) < 2 else set()
+    promised = replace(given, promised=recipe.provides - lacking)
     rewards = list(recipe.reward.rewards.values())
     whole = [task for task in tasks if not missing(rewards, promised, [task])]
     require(rewards, promised, whole or tasks)

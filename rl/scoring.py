@@ -9,17 +9,18 @@ from __future__ import annotations
 
 import asyncio
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from agent.policies.base import Request, Sampling
 from agent.policies.chat import ChatTemplate
-from agent.trajectory import Trajectory, TrajectoryError
+from agent.trajectory import Trajectory, TrajectoryError, Turn
 from kg.errors import PolicyUnavailableError
 from rl.probes import Probe, Wrapper, make_probe
 from rl.tree import TokenTree, build_tree
@@ -33,6 +34,9 @@ if TYPE_CHECKING:
 Ids = npt.NDArray[np.int64]
 Logprobs = npt.NDArray[np.float32]
 
+#: Which gold answers are probed at every turn: all, the one likeliest on the bare prompt, or the first.
+Alias = Literal["all", "likeliest", "first"]
+
 
 class Scorer(ABC):
     """Log-probabilities under one set of weights.
@@ -40,10 +44,12 @@ class Scorer(ABC):
     Attributes:
         policy: `name@version` of the weights, as trajectories name them; "" accepts any.
         template: its tokenizer.
+        context_length: the most tokens of a sequence that it reads; 0 when unknown.
     """
 
     policy: str
     template: ChatTemplate
+    context_length: int = 0
 
     @abstractmethod
     def logprobs(self, tree: TokenTree, rows: Ids) -> Logprobs:
@@ -71,6 +77,7 @@ class ModelScorer(Scorer):
         self.policy = policy
         self.template = template
         self.way: Way = way
+        self.context_length = positions(model)
         self._targets = TargetLogprobs(model.eval())
 
     def logprobs(self, tree: TokenTree, rows: Ids) -> Logprobs:
@@ -90,6 +97,11 @@ class ModelScorer(Scorer):
                 )
             )
         return np.asarray(found.float().cpu().numpy(), dtype=np.float32)
+
+
+def positions(model: Any) -> int:
+    """Positions that a transformers model was trained for; 0 when its configuration does not say."""
+    return int(getattr(model.config.get_text_config(), "max_position_embeddings", 0) or 0)
 
 
 def load_scorer(
@@ -144,6 +156,7 @@ class VllmScorer(Scorer):
         assert policy.template is not None
         self.policy = f"{policy.name}@{policy.version}"
         self.template = policy.template
+        self.context_length = policy.context_length - 1  # it must sample one token behind each
         self._engine = policy
 
     def logprobs(self, tree: TokenTree, rows: Ids) -> Logprobs:
@@ -155,7 +168,8 @@ class VllmScorer(Scorer):
         requests = [
             Request((), tuple(tree.ids[path].tolist()), one, prompt_logprobs=True) for path in paths
         ]
-        done = asyncio.run(self._engine.generate(requests))
+        with ThreadPoolExecutor(1) as apart:  # the caller may be within an event loop of its own
+            done = apart.submit(asyncio.run, self._engine.generate(requests)).result()
         for path, completion in zip(paths, done, strict=True):
             found[path] = completion.prompt_logprobs
         return found[rows]
@@ -168,7 +182,8 @@ class GroupScores:
     Attributes:
         logprobs: by trajectory id, float32[its tokens], NaN where the policy did not sample.
         gold: by trajectory id, float64[answers, turns]: mean log-probability (nats a token) of each
-            gold answer behind what each turn's call saw; column 0 is the bare prompt.
+            gold answer behind what each turn's call saw; column 0 is the bare prompt. Rows follow the
+            answers; NaN where one was not probed.
         tokens: computed; `sequence_tokens` is what the same would be one by one.
         problems: a line for each trajectory that could not be scored.
     """
@@ -197,6 +212,14 @@ class _Layout:
         default_factory=list
     )
 
+    def force(
+        self, trajectory: Trajectory, turn: int, context: Ids, probes: Mapping[int, Probe]
+    ) -> None:
+        """Add the probes, by number of their answer, behind what a turn's call saw."""
+        for answer, probe in probes.items():
+            self.forced.append((trajectory, answer, turn, len(self.sequences), probe.answer))
+            self.sequences.append(np.concatenate([context, probe.ids]))
+
 
 def score_group(
     scorer: Scorer,
@@ -204,44 +227,64 @@ def score_group(
     answers: Sequence[str] = (),
     wrapper: Wrapper | None = None,
     most: int = 32_768,
+    alias: Alias = "all",
 ) -> GroupScores:
     """Score trajectories of one task.
 
     Args:
         scorer: computes log-probabilities.
         group: may share turns; one that cannot be scored is told in `problems`, the others go on.
-        answers: gold answers to probe for, the same for the whole group; none for no probes.
+        answers: gold answers to probe for, the same for the whole group; none for no probes. Blank
+            ones are passed over.
         wrapper: text around a forced answer.
         most: tokens of one tree; a larger group is computed in several.
+        alias: which of the answers are probed at every turn. `likeliest`: all of them behind the bare
+            prompts, in a small pass before, and then the one with the highest mean there.
 
     Raises:
-        UsageError: a gold answer is empty.
+        UsageError: all gold answers are empty.
     """
-    probes = [make_probe(scorer.template, answer, wrapper) for answer in answers]
-    fit, problems = _scorable(scorer, group)
+    said = {n: answer for n, answer in enumerate(answers) if answer.strip()} or dict(
+        enumerate(answers)
+    )
+    probes = {n: make_probe(scorer.template, answer, wrapper) for n, answer in said.items()}
+    longest = max((len(probe.ids) for probe in probes.values()), default=0)
+    fit, problems = _scorable(scorer, group, longest)
     scores = GroupScores(problems=tuple(problems))
-    for part in _parts(fit, probes, most):
-        layout = _lay_out(part, probes)
-        tree = build_tree(layout.sequences)
-        values = _values(scorer, tree, layout)
-        _read_replies(scores, layout, tree, values)
-        _read_gold(scores, layout, tree, values, len(probes))
-        scores = GroupScores(
-            scores.logprobs,
-            scores.gold,
-            scores.tokens + len(tree),
-            scores.sequence_tokens + tree.sequence_tokens,
-            scores.problems,
-        )
+    if alias == "first":
+        probes = dict(list(probes.items())[:1])
+    elif alias == "likeliest" and len(probes) > 1:
+        scores = _scored(scorer, scores, _bare(fit, probes), len(answers))
+        if scores.gold:
+            means = np.mean([table[:, 0] for table in scores.gold.values()], axis=0)
+            chosen = int(np.nanargmax(means))
+            probes = {chosen: probes[chosen]}
+    for part in _parts(fit, list(probes.values()), most):
+        scores = _scored(scorer, scores, _lay_out(part, probes), len(answers))
     return scores
 
 
-def _scorable(scorer: Scorer, group: Sequence[Trajectory]) -> tuple[list[Trajectory], list[str]]:
+def _scored(scorer: Scorer, scores: GroupScores, layout: _Layout, answers: int) -> GroupScores:
+    """The scores with those of one more tree."""
+    tree = build_tree(layout.sequences)
+    values = _values(scorer, tree, layout)
+    _read_replies(scores, layout, tree, values)
+    _read_gold(scores, layout, tree, values, answers)
+    return replace(
+        scores,
+        tokens=scores.tokens + len(tree),
+        sequence_tokens=scores.sequence_tokens + tree.sequence_tokens,
+    )
+
+
+def _scorable(
+    scorer: Scorer, group: Sequence[Trajectory], longest: int
+) -> tuple[list[Trajectory], list[str]]:
     fit: list[Trajectory] = []
     problems: list[str] = []
     for trajectory in group:
         try:
-            _check(scorer, trajectory)
+            _check(scorer, trajectory, longest)
         except TrajectoryError as error:
             problems.append(error.message)
         else:
@@ -249,11 +292,12 @@ def _scorable(scorer: Scorer, group: Sequence[Trajectory]) -> tuple[list[Traject
     return fit, problems
 
 
-def _check(scorer: Scorer, trajectory: Trajectory) -> None:
+def _check(scorer: Scorer, trajectory: Trajectory, longest: int) -> None:
     """Refuse what this scorer cannot score.
 
     Raises:
-        TrajectoryError: no token ids, or ids of another tokenizer.
+        TrajectoryError: no token ids, ids of another tokenizer, or a turn that is too long for the
+            model once the longest probe, of so many tokens, hangs off it.
     """
     if not trajectory.has_tokens:
         raise TrajectoryError(
@@ -271,6 +315,18 @@ def _check(scorer: Scorer, trajectory: Trajectory) -> None:
         raise TrajectoryError(
             f"trajectory {trajectory.id} is of the policy {trajectory.policy}, not {scorer.policy}"
         )
+    size = max((_size(trajectory, turn, longest) for turn in trajectory.turns), default=0)
+    if 0 < scorer.context_length < size:
+        raise TrajectoryError(
+            f"trajectory {trajectory.id} is too long to score: {size} tokens with the gold answer "
+            f"behind them; the model reads {scorer.context_length}"
+        )
+
+
+def _size(trajectory: Trajectory, turn: Turn, longest: int) -> int:
+    """Tokens of the longest sequence that a turn is scored in."""
+    reply = turn.reply.stop - turn.reply.start if turn.sampled else 0
+    return len(trajectory.prompt_of(turn)) + max(reply, longest)
 
 
 def _parts(
@@ -291,7 +347,17 @@ def _parts(
         yield part
 
 
-def _lay_out(group: Sequence[Trajectory], probes: Sequence[Probe]) -> _Layout:
+def _bare(group: Sequence[Trajectory], probes: Mapping[int, Probe]) -> _Layout:
+    """The probes behind what the first call of each trajectory saw: mostly the same for all."""
+    layout = _Layout()
+    for trajectory in group:
+        if trajectory.turns:
+            context = trajectory.prompt_of(trajectory.turns[0]).astype(np.int64)
+            layout.force(trajectory, 0, context, probes)
+    return layout
+
+
+def _lay_out(group: Sequence[Trajectory], probes: Mapping[int, Probe]) -> _Layout:
     layout = _Layout()
     for trajectory in group:
         for number, turn in enumerate(trajectory.turns):
@@ -300,10 +366,7 @@ def _lay_out(group: Sequence[Trajectory], probes: Sequence[Probe]) -> _Layout:
             if turn.sampled and len(reply):
                 layout.replies.append((trajectory, reply, len(layout.sequences)))
                 layout.sequences.append(np.concatenate([context, trajectory.token_ids[reply]]))
-            for answer, probe in enumerate(probes):
-                place = len(layout.sequences)
-                layout.forced.append((trajectory, answer, number, place, probe.answer))
-                layout.sequences.append(np.concatenate([context, probe.ids]))
+            layout.force(trajectory, number, context, probes)
     return layout
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from agent.console.html import write_html
 from agent.store import Filter, TrajectoryStore
@@ -19,15 +20,18 @@ from rl.receipt_table import render_receipt
 from rl.train_recipe import Assessment, load_assessment
 
 if TYPE_CHECKING:
-    from rl.scoring import ModelScorer
+    from agent.policies.vllm import VllmPolicy
+    from rl.scoring import Scorer
 
 Notify = Callable[[str], None]
+#: What computes probes: transformers, one token tree a pass, or vLLM, one request a branch of it.
+Engine = Literal["model", "vllm"]
 
 
 class _Loaded(NamedTuple):
     """A scorer and the `name@version` of its weights."""
 
-    scorer: ModelScorer
+    scorer: Scorer
     label: str
 
 
@@ -41,6 +45,7 @@ class Accountant:
         models: folder of pulled models.
         policy: model that computes probes; the one that sampled the episode when empty.
         notify: told in words when long work begins and what is skipped.
+        engine: what computes probes.
     """
 
     store: TrajectoryStore
@@ -48,8 +53,15 @@ class Accountant:
     models: Path
     policy: str = ""
     notify: Notify = lambda line: None
+    engine: Engine = "model"
     _loaded: dict[str, _Loaded] = field(default_factory=dict)
     _assessed: dict[tuple[str, str, str], tuple[Assessed, list[str]]] = field(default_factory=dict)
+    _running: list[VllmPolicy] = field(default_factory=list)
+
+    def close(self) -> None:
+        """End what was started to compute probes."""
+        while self._running:
+            asyncio.run(self._running.pop().aclose())
 
     @cached_property
     def spec(self) -> Assessment:
@@ -80,7 +92,7 @@ class Accountant:
         )
 
     def _assess(
-        self, trajectory: Trajectory, scorer: ModelScorer | None, label: str
+        self, trajectory: Trajectory, scorer: Scorer | None, label: str
     ) -> tuple[Assessed, list[str]]:
         """The episode's group, assessed once for all its episodes, and notes."""
         key = (trajectory.group or trajectory.id, trajectory.task.id, label)
@@ -115,8 +127,6 @@ class Accountant:
 
     def _load(self, name: str, trajectory: Trajectory) -> _Loaded:
         from agent.policies.catalog import resolve
-        from agent.policies.plain_model import quiet
-        from rl.scoring import load_scorer
 
         hint = "--policy NAME of a local model, or a recipe without information gain: --recipe grpo"
         gone = PolicyUnavailableError(
@@ -133,12 +143,30 @@ class Accountant:
                 raise
             raise gone from error
         self.notify(f"scoring with {name}")
-        with quiet():
-            scorer = load_scorer(folder, name)
+        scorer = self._open(folder, name)
         loaded = _Loaded(scorer, scorer.policy)
         if self.policy:
             scorer.policy = ""  # asked for by name: only the tokens must fit
         return loaded
+
+    def _open(self, folder: Path, name: str) -> Scorer:
+        """The scorer of a model folder; one on vLLM runs until `close`.
+
+        Raises:
+            PolicyUnavailableError: the folder holds no model, or the engine does not start.
+            MissingExtraError: vLLM is not installed.
+        """
+        if self.engine == "vllm":
+            from agent.policies.vllm import VllmPolicy
+            from rl.scoring import VllmScorer
+
+            self._running.append(VllmPolicy(folder, name=name))
+            return VllmScorer(self._running[-1])
+        from agent.policies.plain_model import quiet
+        from rl.scoring import load_scorer
+
+        with quiet():
+            return load_scorer(folder, name)
 
 
 def credit_report(accountant: Accountant, id: str, as_json: bool) -> str:

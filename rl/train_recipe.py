@@ -444,6 +444,8 @@ class TrainRecipe(Assessment):
             Need.PROGRESS: True,
             Need.ANCHOR: self.loss.anchor is not None,
             Need.KNOWN: self.tasks.probe > 0,
+            Need.VOTES: self.rollouts.tasks > 1,
+            Need.CONFIDENCE: self.rollouts.size > 1,
             Need.RERANKER: self.models.reranker is not None,
             Need.ENTAILMENT: self.models.entailment is not None,
             Need.JUDGE: self.models.judge is not None,

@@ -49,7 +49,7 @@ class Abstention(Reward):
         shape: how confidence counts.
         confidence: `measured` (geometric-mean probability of the final reply's tokens), `stated` in
             the final reply ("confidence: 80%"; none counts as the worst for the case), or `given` in the
-            context.
+            context (in a run, the share of the task's other rollouts that end alike).
         scorer: of right answers.
     """
 

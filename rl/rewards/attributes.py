@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import ClassVar, NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
 from pydantic import Field
 
@@ -22,7 +22,7 @@ from rl.rewards.base import Range, Reward, RewardError, Values, at_end
 from rl.rewards.context import Need, RewardContext
 from rl.rewards.molecule import descriptor
 from rl.rewards.outcome import Outcome
-from rl.rewards.reading import final_answer, meta_text
+from rl.rewards.reading import final_answer, judged, meta_text
 from rl.rewards.registry import register
 
 _BLOCK = re.compile(r"<name>(.*?)</name>", re.DOTALL | re.IGNORECASE)
@@ -50,6 +50,15 @@ RANGES: dict[str, dict[str, tuple[float, float]]] = {
 }  # fmt: skip
 """Favourable ranges by property and RDKit descriptor, both ends included (released code)."""
 
+USUAL: dict[str, tuple[float, float]] = {
+    "MolMR": (40, 130), "HeavyAtomCount": (20, 70),
+    "NOCount": (0, 10), "NHOHCount": (0, 5),
+    "qed": (0.67, 1),
+}  # fmt: skip
+"""Ranges of drug-likeness, whatever the property, for descriptors without one of their own: Ghose's
+filter (10.1021/cc9800071: molar refractivity, atoms), Lipinski's rule (10.1016/S0169-409X(96)00423-1:
+nitrogen and oxygen atoms, their hydrogens), QED of attractive compounds (10.1038/nchem.1243)."""
+
 _ALIASES = {
     "molecularweight": "MolWt", "mw": "MolWt", "molweight": "MolWt", "weight": "MolWt",
     "logp": "MolLogP", "lipophilicity": "MolLogP", "clogp": "MolLogP",
@@ -60,8 +69,16 @@ _ALIASES = {
     "rotatablebonds": "NumRotatableBonds", "fsp3": "FractionCSP3", "rings": "RingCount",
     "numrings": "RingCount", "aromaticrings": "NumAromaticRings",
     "valenceelectrons": "NumValenceElectrons", "radicalelectrons": "NumRadicalElectrons",
+    "molarrefractivity": "MolMR", "mr": "MolMR", "druglikeness": "qed",
     "heavyatomweight": "HeavyAtomMolWt", "heavyatoms": "HeavyAtomCount",
 }  # fmt: skip
+
+
+RATIONAL = (
+    "The attributes named are relevant to the property, and for each of them 'improve' or 'not improve' "
+    "is what its value in this molecule does to the property."
+)
+"""What a judge is asked of a block; own wording."""
 
 
 class Attribute(NamedTuple):
@@ -203,38 +220,68 @@ class AttributeCount(Reward):
 
 @register
 class AttributeRationality(Reward):
-    """Share of the recognised attributes whose stated direction RDKit confirms.
+    """Do the named attributes speak for or against the property as is said?
 
-    An attribute favours the property when its descriptor lies in the favourable range. Names not
-    recognised are left out; without any, or with a SMILES that is invalid, the value is 0.
+    By RDKit: the share of the recognised attributes whose stated direction it confirms. An attribute
+    favours the property when its descriptor lies in the favourable range. Names not recognised are left
+    out; without any, or with a SMILES that is invalid, the value is 0. By a judge: how sensible it
+    finds the attributes and directions, 0 to 1; 0 without a block. Both: the mean of the two.
 
     Attributes:
+        by: `rdkit` as in the released code, where a model's part is the table of ranges; a `judge` of
+            each reply; or `both`.
         ranges: favourable ranges by RDKit descriptor, instead of those of the task's property.
+        usual: where the property's own table has no range for a descriptor, take the usual one of
+            drug-likeness (`USUAL`).
         chance_corrected: 2 * share - 1, so that guessed directions earn nothing on average; the
-            published share pays them a half.
+            published share pays them a half. A judge's part stays as it is.
     """
 
     name: ClassVar[str] = "attribute_rationality"
-    source: ClassVar[str] = "AttriLens-Mol 2508.04748 (code); chance correction: own"
+    source: ClassVar[str] = "AttriLens-Mol 2508.04748 (code); chance correction, judge: own"
     last_turn_only: ClassVar[bool] = True
+    by: Literal["rdkit", "judge", "both"] = "rdkit"
+    usual: bool = True
     ranges: dict[str, tuple[float, float]] = Field(default_factory=dict)
     chance_corrected: bool = False
 
     @property
     def range(self) -> Range:
         """A share, or one less chance."""
-        return Range(-1.0 if self.chance_corrected else 0.0, 1.0)
+        low = {"rdkit": -1.0, "both": -0.5, "judge": 0.0}[self.by]
+        return Range(low if self.chance_corrected else 0.0, 1.0)
 
     @property
     def needs(self) -> tuple[Need, ...]:
-        """A molecule and, without own ranges, the property that is asked for."""
-        return (Need.MOLECULE,) if self.ranges else (Need.MOLECULE, Need.PROPERTY)
+        """A molecule; the property that is asked for, unless own ranges say all; the judge."""
+        asked = () if self.ranges and self.by == "rdkit" else (Need.PROPERTY,)
+        return (Need.MOLECULE, *asked, *((Need.JUDGE,) if self.by != "rdkit" else ()))
 
     def values(self, group: Sequence[Trajectory], context: RewardContext) -> Values:
-        """The share of each trajectory."""
-        return [at_end(trajectory, self._value(trajectory)) for trajectory in group]
+        """The share, the judge's score or their mean, of each trajectory."""
+        return [at_end(trajectory, self._value(trajectory, context)) for trajectory in group]
 
-    def _value(self, trajectory: Trajectory) -> float:
+    def _value(self, trajectory: Trajectory, context: RewardContext) -> float:
+        parts = []
+        if self.by != "judge":
+            parts.append(self._confirmed(trajectory))
+        if self.by != "rdkit":
+            parts.append(self._sensible(trajectory, context))
+        return sum(parts) / len(parts)
+
+    def _sensible(self, trajectory: Trajectory, context: RewardContext) -> float:
+        """What the judge says of the block."""
+        asked, smiles = meta_text(trajectory, "property"), meta_text(trajectory, "smiles")
+        named = attributes(final_text(trajectory)) if context.judge is not None else []
+        if named is None:
+            return 0.0
+        said = {True: "improve", False: "not improve", None: "(no direction)"}
+        lines = "\n".join(f"{item.name}: {said[item.improves]}" for item in named)
+        text = f"Molecule (SMILES): {smiles}\nProperty: {asked}\nAttributes:\n{lines}"
+        return judged(trajectory, RATIONAL, text, context)
+
+    def _confirmed(self, trajectory: Trajectory) -> float:
+        """The share that RDKit confirms, less chance where that is corrected."""
         ranges, smiles = self._ranges(trajectory), meta_text(trajectory, "smiles")
         said: dict[str, bool] = {}
         for item in attributes(final_text(trajectory)) or []:
@@ -258,7 +305,7 @@ class AttributeRationality(Reward):
         if asked not in RANGES:
             known = f"choose one of: {', '.join(RANGES)}, or give ranges"
             raise RewardError(f"no favourable ranges for '{asked}'", trajectory.id, hint=known)
-        return RANGES[asked]
+        return {**USUAL, **RANGES[asked]} if self.usual else RANGES[asked]
 
 
 def named_label(trajectory: Trajectory) -> bool | None:

@@ -96,15 +96,19 @@ class RewardContext:
         gold_logprobs: trajectory id to float[aliases, turns] (or float[turns] for one alias): mean
             log-probability, nats a token, of each gold answer when it is forced in the context that
             the turn's policy call saw; column 0 is the bare prompt. A reward that wants the answer turn
-            too reads one more column. Rows follow `Task.answers`.
+            too reads one more column. Rows follow `Task.answers`; NaN behind column 0 where an answer
+            was not probed.
         anchor_kl: trajectory id to float64[turns]: sum over a turn's sampled tokens of log p(policy) -
             log p(anchor), nats; 0 on a turn that a script wrote.
         known: task id to whether the policy answers it closed-book.
-        confidence: trajectory id to a confidence in its final reply, 0 to 1.
-        vote_shares: label to its share among self-analyses of many tasks, 0 to 1.
+        confidence: trajectory id to a confidence in its final reply, 0 to 1. In an assessment the share
+            of the task's other rollouts that end alike, unless given; see `rl.gathered`.
+        vote_shares: label to its share among self-analyses of many tasks, 0 to 1. In an assessment
+            those of the batch, unless given.
         progress: share of the run's steps that is done, 0 to 1; None when unknown.
         edges: reference edges of the graph, as pairs of node names.
-        knowledge: task id to passages that statements are checked against, besides retrieved ones.
+        knowledge: task id to passages that statements are checked against, besides retrieved ones. In
+            an assessment those of `Task.meta["knowledge"]`, unless given.
         reranker, entailment, facts, judge: models as plain functions.
         promised: needs that will be filled in before the first group is rewarded.
     """

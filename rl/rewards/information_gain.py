@@ -97,7 +97,7 @@ class InformationGain(Reward):
         return row, [np.exp(c) if self.form == "probability" else c for c in chosen]
 
     def _scores(self, trajectory: Trajectory, context: RewardContext) -> Floats:
-        """float64[aliases, columns], checked.
+        """float64[aliases, columns], checked; NaN in the rows of aliases that were not probed.
 
         Raises:
             RewardError: no scores, too few or too many columns, or one that is no log-probability.
@@ -114,6 +114,8 @@ class InformationGain(Reward):
             )
             raise RewardError(shape, trajectory.id)
         wrong = ~np.isfinite(table) | (table > _ROUNDING)
+        if _probed(table).any():
+            wrong[~_probed(table)] = False
         if wrong.any():
             alias, turn = (int(i) for i in np.argwhere(wrong)[0])
             what = f"the gold answer's log-probability is {table[alias, turn]}"
@@ -121,13 +123,22 @@ class InformationGain(Reward):
         return np.minimum(table, 0.0)
 
     def _alias(self, tables: list[Floats]) -> int:
-        """The row to use for every trajectory of the question."""
-        if not tables or self.alias == "first":
+        """The row to use for every trajectory of the question, one that was probed for all of them.
+
+        Raises:
+            RewardError: there is none, or they are scored on different numbers of aliases.
+        """
+        if not tables:
             return 0
         counts = {len(table) for table in tables}
         if len(counts) > 1:
             raise RewardError(f"trajectories of one task are scored on {sorted(counts)} aliases")
-        return int(np.mean([table[:, 0] for table in tables], axis=0).argmax())
+        rows = np.flatnonzero(np.all([_probed(table) for table in tables], axis=0))
+        if not len(rows):
+            raise RewardError("trajectories of one task are scored on different aliases")
+        if self.alias == "first":
+            return int(rows[0])
+        return int(rows[np.mean([table[rows, 0] for table in tables], axis=0).argmax()])
 
     def _gains(self, trajectory: Trajectory, scores: Floats) -> Floats:
         row = nothing(trajectory)
@@ -138,3 +149,9 @@ class InformationGain(Reward):
         if self.only:
             row[[turn.action.name not in self.only for turn in trajectory.turns]] = 0.0
         return row
+
+
+def _probed(table: Floats) -> Bools:
+    """bool[aliases]: which were probed behind the bare prompt too, where there is more to probe."""
+    behind = table[:, 1:] if table.shape[1] > 1 else table
+    return np.asarray(np.isfinite(behind).any(axis=1), dtype=np.bool_)

@@ -92,6 +92,17 @@ def test_json_adds_up_to_the_loss(agent, rollouts):
     assert [line["id"] for line in receipt["rollouts"]] == [t.id for t in rollouts]
 
 
+def test_vllm_computes_the_same_probes(agent, rollouts, micro):
+    pytest.importorskip("vllm", reason="vLLM is not installed")
+    told = [agent("credit", rollouts[1].id, "--json", "--scorer", s) for s in ("model", "vllm")]
+    assert [code for code, _, _ in told] == [0, 0], told
+    ours, theirs = (json.loads(out) for _, out, _ in told)
+    assert theirs["scored_by"] == ours["scored_by"] == micro[1]
+    gold = [[line["gold"] for line in one["turns"]] for one in (ours, theirs)]
+    assert gold[1] == pytest.approx(gold[0], abs=1e-3)
+    assert theirs["gold_answer"] == ours["gold_answer"]
+
+
 def test_a_recipe_without_probes_loads_no_model(store, rollouts):
     script = (
         "import sys, cli\ntry: cli.main()\nfinally: print('torch' in sys.modules, file=sys.stderr)"

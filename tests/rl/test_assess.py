@@ -378,6 +378,20 @@ def test_the_text_before_a_forced_answer_is_an_option(rollouts, scored, scorer):
         assert (found.context.gold_logprobs[t.id] != scored.context.gold_logprobs[t.id]).all()
 
 
+def test_a_blank_alias_is_passed_over(rollouts, scorer, scored):
+    blank = [replace(t, task=replace(t.task, answers=("", *t.task.answers))) for t in rollouts]
+    found = assess([blank], load_assessment("igpo"), scorer=scorer)
+    assert found.dropped == ()
+    np.testing.assert_allclose(found.contributions, scored.contributions, atol=1e-6)
+    gold = found.context.gold_logprobs[rollouts[1].id]
+    assert np.isfinite(gold).all(axis=1).sum() == 1  # one alias alone is probed at every turn
+    first = load_assessment("igpo", ["rewards.gain.options={alias: first}"])
+    assert (
+        make_receipt(assess([blank], first, scorer=scorer), rollouts[0].id).gold_answer
+        == "oganesson"
+    )
+
+
 def test_probes_that_are_there_need_no_scorer(rollouts, scored):
     again = assess([rollouts], load_assessment("igpo"), scored.context)
     np.testing.assert_array_equal(scored.contributions, again.contributions)

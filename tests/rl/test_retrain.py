@@ -29,7 +29,7 @@ from rl.leash import turn_kl
 from rl.logged import Wanted, comparable, demonstrations, with_correction
 from rl.packing import rows
 from rl.receipt import make_receipt
-from rl.retrain import retrain
+from rl.retrain import _context, retrain
 from rl.rewards import RewardContext
 from rl.scoring import load_scorer, score_group
 from rl.train_recipe import load_train
@@ -293,6 +293,22 @@ def test_a_gradient_that_needs_a_critic_is_refused(logged, models_dir, tmp_path)
     url = stored(tmp_path / "log.sqlite", logged)
     with pytest.raises(UsageError, match="token_gae needs a critic"):
         retrain(url, load_train("ppo"), settings_of(models_dir), tmp_path / "run", "gradient")
+
+
+def test_a_reward_that_no_task_of_the_log_feeds_is_told_before_anything_is_loaded(
+    logged, models_dir, tmp_path
+):
+    asked = [t for t in logged if t.task.evidence]
+    bare = [replace(t, task=replace(t.task, evidence=())) for t in asked]
+    part = "{reward: observation_utility, options: {ideal: {by: evidence}}}"
+    recipe = load_train("grpo", [*SMALL, f"rewards={{found: {part}}}"])
+    url, run = stored(tmp_path / "bare.sqlite", bare), tmp_path / "run"
+    with pytest.raises(UsageError, match="observation_utility lacks gold evidence"):
+        retrain(url, recipe, settings_of(models_dir), run, "gradient")
+    assert not run.exists()
+    some = _context(recipe, [*bare, replace(asked[0], task=replace(asked[0].task, id="w"))],
+                    settings_of(models_dir), print)  # fmt: skip
+    assert some.progress == 1.0
 
 
 def test_a_store_without_anything_to_learn_from_says_why(logged, models_dir, tmp_path):

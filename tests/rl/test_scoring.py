@@ -13,8 +13,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen3Config, Qwen3
 
 from agent.policies.catalog import resolve
 from agent.policies.chat import ChatTemplate
+from agent.trajectory import Span
 from kg.errors import UsageError
 from rl.probes import Wrapper, make_probe
+from rl.rewards import RewardContext, make_reward
 from rl.scoring import ModelScorer, VllmScorer, load_scorer, score_group
 from rl.tree_attention import NAME, on_tree, register
 from tests.rl.groups import random_group
@@ -191,11 +193,61 @@ def test_what_cannot_be_scored_is_told_and_the_rest_goes_on(models, template):
         score_group(scorer, group, [" "])
 
 
+def test_a_row_that_is_too_long_is_told_and_the_rest_goes_on(models, template):
+    scorer = ModelScorer(models[0], template, "")
+    assert scorer.context_length == 512
+    group = random_group(2, size=3)
+    probe = len(make_probe(template, "gold").ids)
+
+    def size(t):
+        """Of its longest context with what is scored behind it."""
+        return max(
+            len(t.prompt_of(u)) + max(probe, u.sampled * (u.reply.stop - u.reply.start))
+            for u in t.turns
+        )
+
+    *others, far = sorted(group, key=size)
+    scorer.context_length = size(far) - 1
+    found = score_group(scorer, group, ["gold"])
+    assert set(found.gold) == {t.id for t in others}
+    assert f"trajectory {far.id} is too long to score: {size(far)} tokens" in found.problems[0]
+    scorer.context_length = size(far)
+    assert score_group(scorer, group, ["gold"]).problems == ()
+
+
+def test_only_the_alias_that_is_scored_is_probed_at_every_turn(models, template):
+    scorer = ModelScorer(models[0], template, "")
+    group = random_group(4, size=4, turns=(2, 4))
+    answers = ["gold", "", "the golden one", "Au"]
+    whole = score_group(scorer, group, [a for a in answers if a])
+    best = [0, 2, 3][int(np.mean([t[:, 0] for t in whole.gold.values()], axis=0).argmax())]
+    likeliest = score_group(scorer, group, answers, alias="likeliest")
+    first = score_group(scorer, group, answers, alias="first")
+    for alias, found in ((best, likeliest), (0, first)):
+        alone = score_group(scorer, group, [answers[alias]])
+        for t in group:
+            np.testing.assert_allclose(found.gold[t.id][alias], alone.gold[t.id][0], atol=CLOSE)
+            others = np.delete(found.gold[t.id], alias, axis=0)
+            assert np.isnan(others[:, 1:]).all()
+    assert first.tokens < likeliest.tokens < whole.tokens
+    context = RewardContext(gold_logprobs=likeliest.gold)
+    chosen, curves = make_reward("information_gain").curves(group, context)
+    assert chosen == best
+    assert all(np.isfinite(curve).all() for curve in curves)
+    context = RewardContext(gold_logprobs=first.gold)
+    assert make_reward("information_gain", {"alias": "first"}).curves(group, context)[0] == 0
+
+
 def test_only_tokens_of_the_answer_count(template):
     probe = make_probe(template, "Lise Meitner", Wrapper("<answer>\n", "</answer>"))
     assert template.decode(probe.ids[probe.answer]).strip() == "Lise Meitner"
     assert template.decode(probe.ids).endswith("Lise Meitner")
     assert template.decode(probe.ids[~probe.answer]).strip() == "<answer>"
+
+
+async def in_a_loop(scorer, group):
+    """Scored by a caller that has an event loop, as a notebook or a server has."""
+    return score_group(scorer, group, ["Lise Meitner"])
 
 
 def test_vllm_scores_as_the_model_in_this_process(micro):
@@ -206,7 +258,17 @@ def test_vllm_scores_as_the_model_in_this_process(micro):
     try:
         group = random_group(8, size=3, vocabulary=300)
         ours = score_group(load_scorer(micro, "p"), group, ["Lise Meitner"])
-        theirs = score_group(VllmScorer(policy), group, ["Lise Meitner"])
+        scorer = VllmScorer(policy)
+        theirs = asyncio.run(in_a_loop(scorer, group))
+        assert scorer.context_length == policy.context_length - 1
+        long = np.tile(group[0].token_ids, 40)[: policy.context_length - 5]
+        end = Span(len(long) - 1, len(long))
+        turn = replace(group[0].turns[0], context=(Span(0, end.start),), reply=end, sampled=True)
+        grown = {"token_ids": long, "logprobs": np.zeros(len(long), np.float32)}
+        far = replace(group[0], id="far", turns=(turn,), **grown)
+        found = score_group(scorer, [far, *group[1:]], ["Lise Meitner"])
+        assert set(found.gold) == {t.id for t in group[1:]}
+        assert "trajectory far is too long to score" in found.problems[0]
         for t in group:
             np.testing.assert_allclose(theirs.gold[t.id], ours.gold[t.id], atol=1e-3)
     finally:

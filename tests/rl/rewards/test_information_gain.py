@@ -91,6 +91,23 @@ class TestAlias:
         there, back = gains(self.GROUP, self.SCORES), gains(self.GROUP[::-1], self.SCORES[::-1])
         assert [r.tolist() for r in there] == [r.tolist() for r in back[::-1]]
 
+    def test_an_alias_that_was_probed_behind_the_bare_prompt_alone_is_passed_over(self):
+        none = math.nan
+        scores = ([[-1, none], [-2, -0.5], [none, none]], [[-1, none], [-2, -1], [none, none]])
+        for alias in ("likeliest", "first"):
+            rows = gains(self.GROUP, scores, alias=alias)
+            assert [row[0] for row in rows] == pytest.approx([1.5, 1])
+
+    def test_trajectories_probed_for_different_answers_are_refused(self):
+        none = math.nan
+        with pytest.raises(RewardError, match="scored on different aliases"):
+            gains(self.GROUP, ([[-1, -1], [-2, none]], [[-1, none], [-2, -1]]))
+
+    def test_a_hole_in_a_probed_row_is_an_error(self):
+        made = episode(search(), search(), answer(), id="t")
+        with pytest.raises(RewardError, match="trajectory t, turn 1: the gold answer's log-prob"):
+            gains([made], [[[-1, math.nan, -1], [-2, math.nan, math.nan]]])
+
     def test_trajectories_scored_on_different_aliases_are_refused(self):
         with pytest.raises(RewardError, match=r"on \[1, 2\] aliases"):
             gains(self.GROUP, ([[-5, -1]], self.SCORES[1]))

@@ -5,8 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kg.errors import UsageError
-from rl.rewards import RewardContext, RewardError, make_reward
-from rl.rewards.attributes import RANGES, attributes, descriptor_name
+from rl.rewards import Need, RewardContext, RewardError, make_reward
+from rl.rewards.attributes import RANGES, USUAL, attributes, descriptor_name
 from rl.rewards.chemistry import (
     FEATURES,
     Claim,
@@ -57,6 +57,64 @@ class TestAttributes:
     )
     def test_rationality(self, block, share):
         assert total("attribute_rationality", named(block)) == pytest.approx(share)
+
+    @pytest.mark.parametrize(
+        ("block", "share"),
+        [
+            ("MolMR: improve", 1),  # 44.7 lies in 40..130
+            ("NOCount: improve, NHOHCount: not improve", 0.5),  # 4 and 1
+            ("heavy atoms: improve", 0),  # 13, below 20
+            ("QED: improve", 0),  # 0.55
+            (
+                "MolWt: not improve, molar refractivity: improve",
+                0.5,
+            ),  # the property's own range counts
+        ],
+    )
+    def test_usual_ranges_stand_where_the_property_has_none(self, block, share):
+        assert total("attribute_rationality", named(block)) == pytest.approx(share)
+        own = {"usual": False}
+        if "MolWt" not in block:
+            assert total("attribute_rationality", named(block), **own) == 0
+
+    def test_every_usual_range_is_of_a_descriptor_that_rdkit_has(self):
+        assert all(low < high for low, high in USUAL.values())
+        assert all(descriptor(ASPIRIN, name) is not None for name in USUAL)
+        assert not USUAL.keys() & set().union(*RANGES.values())
+
+    @pytest.mark.parametrize(("by", "value"), [("judge", 0.8), ("both", 0.9), ("rdkit", 1.0)])
+    def test_rationality_by_a_judge(self, by, value):
+        asked = []
+
+        def judge(criterion, text):
+            asked.append((criterion, text))
+            return 0.8
+
+        context, reward = (
+            RewardContext(judge=judge),
+            make_reward("attribute_rationality", {"by": by}),
+        )
+        assert (Need.JUDGE in reward.needs) == (by != "rdkit")
+        one = named("MolWt: improve, TPSA: sure")
+        assert reward([one], context)[0].sum() == pytest.approx(value)
+        if by == "rdkit":
+            assert asked == []
+            return
+        [(criterion, text)] = asked
+        assert "relevant" in criterion
+        assert ASPIRIN in text
+        assert text.endswith("bbbp\nAttributes:\nMolWt: improve\nTPSA: (no direction)")
+        bare = episode(answer("True"), of=molecule(), id="t")
+        assert reward([bare], context)[0].sum() == 0
+        assert len(asked) == 1  # without a block there is nothing to ask
+        with pytest.raises(RewardError, match="trajectory t, turn 0: no judge policy"):
+            reward([one], NONE)
+
+    def test_the_judge_s_part_is_not_corrected_for_chance(self):
+        options = {"by": "both", "chance_corrected": True}
+        reward = make_reward("attribute_rationality", options)
+        context = RewardContext(judge=lambda criterion, text: 0.0)
+        assert reward([named("MolWt: not improve")], context)[0].sum() == reward.range.low == -0.5
 
     def test_an_invalid_smiles_is_worth_nothing_and_no_error(self):
         bad = named("MolWt: improve", of=molecule("this is no molecule"))
