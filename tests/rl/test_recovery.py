@@ -43,7 +43,7 @@ def stage(micro, tmp_path_factory):
     async def play():
         policy = TransformersPolicy(micro, name="micro", dtype="float32")
         settings = isolated_settings(home=folder, **agent)
-        tasks = Tasks(worlds={**WORLD, "questions": 150})
+        tasks = Tasks(worlds={**WORLD, "first_seed": 5})
         sets = open_sets(
             load_sets(tasks, settings, "", folder / "worlds"), settings, policy, lambda line: None
         )
