@@ -99,7 +99,10 @@ class TargetLogprobs(torch.nn.Module):
 
     Args:
         model: a transformers causal language model, with or without adapters.
-        chunk: positions of one projection; as many as make 16 million logits when 0.
+        chunk: most positions of one projection; as many as make 16 million logits when 0.
+
+    Under ZeRO 3 every call of the projection gathers its matrix from all processes, in the backward pass
+    again: the processes then agree on the number of chunks, whatever the number of their targets.
     """
 
     def __init__(self, model: torch.nn.Module, chunk: int = 0) -> None:
@@ -128,7 +131,8 @@ class TargetLogprobs(torch.nn.Module):
         """
         hidden, base = _hidden(self.model, ids, positions), _below(self.model)
         before = targets - 1 if predictors is None else predictors
-        in_parts = torch.is_grad_enabled() and len(targets) > self.chunk
+        count = self._chunks(len(targets), base.lm_head, ids.device)
+        in_parts = torch.is_grad_enabled() and count > 1
 
         def read(source: torch.Tensor, part: torch.Tensor) -> torch.Tensor:
             return _read(base.lm_head(hidden[source]).float(), ids[part], entropy)
@@ -136,10 +140,17 @@ class TargetLogprobs(torch.nn.Module):
         parts = [
             checkpoint(read, source, part, use_reentrant=False) if in_parts else read(source, part)
             for source, part in zip(
-                torch.split(before, self.chunk), torch.split(targets, self.chunk), strict=True
+                torch.tensor_split(before, count), torch.tensor_split(targets, count), strict=True
             )
         ]
         return torch.cat(parts, dim=-1)
+
+    def _chunks(self, targets: int, head: torch.nn.Module, device: torch.device) -> int:
+        """Into how many parts the targets go: as many as every process needs, where the head's matrix is
+        shared out; a process with fewer targets then has smaller parts, or empty ones."""
+        own = max(1, math.ceil(targets / self.chunk))
+        apart = any(hasattr(parameter, "ds_tensor") for parameter in head.parameters())
+        return ranks.most(own, device) if apart else own
 
 
 _LOGITS = 2**24
