@@ -273,7 +273,9 @@ def start_engine(
 ) -> Any:
     """A DeepSpeed engine with AdamW, warm-up and cosine decay over `steps` optimizer steps.
 
-    Gradient accumulation is the caller's: the engine steps when it is told to.
+    Gradient accumulation is the caller's: the engine steps when it is told to. Gradients of bfloat16
+    passes are added up in float32: a sum with eight bits stands still once it is some 200 times a
+    summand. DeepSpeed does that from ZeRO stage 1 on alone: a bfloat16 engine has that stage at least.
 
     Raises:
         MissingExtraError: DeepSpeed is not installed.
@@ -292,12 +294,14 @@ def start_engine(
 
 
 def _config(optimizer: Optimizer, dtype: torch.dtype, zero: int) -> dict[str, Any]:
+    narrow = dtype is torch.bfloat16
     return {
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": 1,
         "gradient_clipping": optimizer.clip,
-        "bf16": {"enabled": dtype is torch.bfloat16},
-        "zero_optimization": {"stage": zero},
+        "bf16": {"enabled": narrow},
+        "data_types": {"grad_accum_dtype": "fp32"},
+        "zero_optimization": {"stage": max(zero, 1) if narrow else zero},
         "zero_force_ds_cpu_optimizer": False,
         "optimizer": {
             "type": "AdamW",
@@ -318,6 +322,12 @@ def _rate(optimizer: Optimizer, step: int, steps: int) -> float:
         return (step + 1) / warm
     progress = min(1.0, (step - warm) / max(1, steps - warm))
     return optimizer.final + (1 - optimizer.final) * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def keeps_states(engine: Any, folder: Path) -> bool:
+    """Whether a checkpoint holds the optimizer as this engine reads it. One that was saved at ZeRO stage
+    0 does not for a higher stage: DeepSpeed would begin with a new optimizer and say nothing."""
+    return not engine.zero_optimization() or any(folder.glob("*zero_pp_rank_*_optim_states.pt"))
 
 
 @contextmanager

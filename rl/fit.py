@@ -22,7 +22,7 @@ import torch
 from kg.errors import TurnwiseError, UsageError
 from rl import ranks, run_folder
 from rl.attention import row_lengths
-from rl.engine import TargetLogprobs, start_engine
+from rl.engine import TargetLogprobs, keeps_states, start_engine
 from rl.interrupt import graceful
 from rl.packing import Pack, Row, pack
 from rl.recipe import Fit
@@ -249,8 +249,15 @@ def _save(engine: Any, run: Path, step: int, before: float) -> None:
 
 def _resume(engine: Any, run: Path) -> tuple[int, float]:
     """Position and first held-out loss of the last save; 0 and NaN when there is none."""
-    if not (run / "checkpoint" / "latest").exists():
+    latest = run / "checkpoint" / "latest"
+    if not latest.exists():
         return 0, math.nan
+    if not keeps_states(engine, latest.parent / latest.read_text("utf-8").strip()):
+        raise UsageError(
+            f"the save in {run} was made at another ZeRO stage: bfloat16 engines have stage 1 at least "
+            "since gradients are added up in float32",
+            "go on with the version of turnwise that began the run, or begin it anew (--out)",
+        )
     _, state = engine.load_checkpoint(
         str(run / "checkpoint"), load_module_strict=False, load_module_only=False
     )

@@ -134,6 +134,17 @@ def test_the_whole_step_at_once_equals_eight_parts(tiny, expected):
         assert a == pytest.approx(b, rel=1e-4), name
 
 
+@pytest.mark.parametrize("zero", [0, 1, 2, 3])
+def test_many_passes_in_bfloat16_add_up_in_float32(tiny, zero):
+    """The mean over 300 equal trees has the gradient of one; a bfloat16 sum stands still on the way."""
+    [tree] = trees_of(0, groups=1, size=2)
+    made = learner(tiny, zero=zero, dtype="bfloat16", lr=1e-9)
+    one, many = (made.step(update_batch([tree] * n)).figures["grad_norm"] for n in (1, 300))
+    exact = learner(tiny).step(update_batch([tree])).figures["grad_norm"]
+    assert many == pytest.approx(one, rel=1e-2)
+    assert many == pytest.approx(exact, rel=2e-2)
+
+
 def test_lora_moves_the_adapters_alone_and_its_anchor_is_the_base(tiny):
     loss = LossChoice(anchor=Anchor(coefficient=0.1))
     made = learner(tiny, lora=True, loss=loss)
