@@ -28,7 +28,7 @@ def load_trainable(
     lora: Lora | None,
     dtype: torch.dtype,
     init: Path | None = None,
-    longest: int = 0,
+    longest: int | None = None,
     attention: Literal["packed", "tree"] = "packed",
     checkpointing: bool = False,
 ) -> TargetLogprobs:
@@ -39,7 +39,7 @@ def load_trainable(
         lora: adapters to add; None trains all weights.
         dtype: of the weights.
         init: an adapter to go on from instead of a new one.
-        longest: tokens of the longest row that it will see.
+        longest: tokens of the longest row or path that it will see; None for as many as the model reads.
         attention: over packed rows (see `rl.attention`) or a token tree (`rl.tree_attention`).
         checkpointing: compute activations again in the backward pass instead of keeping them.
 
@@ -60,7 +60,7 @@ def load_critic(
         PolicyUnavailableError: the folder does not hold a model.
         UsageError: a model whose computation differs from what is trained here.
     """
-    model = _loaded(folder, dtype, 0, "tree", checkpointing)
+    model = _loaded(folder, dtype, None, "tree", checkpointing)
     model.lm_head = torch.nn.Identity()
     return TokenValues(_adapted(model, lora, None)).to(dtype).train()
 
@@ -68,7 +68,7 @@ def load_critic(
 def _loaded(
     folder: Path,
     dtype: torch.dtype,
-    longest: int,
+    longest: int | None,
     attention: Literal["packed", "tree"],
     checkpointing: bool,
 ) -> Any:
@@ -84,7 +84,8 @@ def _loaded(
         raise PolicyUnavailableError(
             f"no model in {folder}: {error}", "agent models list"
         ) from error
-    require_plain(model.config, longest)
+    reads = int(model.config.get_text_config().max_position_embeddings)
+    require_plain(model.config, reads if longest is None else longest)
     if checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     return model

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -10,9 +11,12 @@ import numpy as np
 import pytest
 import torch
 
+from kg.errors import UsageError
 from rl.batches import minibatches, update_batch
+from rl.critic import Critic
 from rl.learner import tree_loss
-from rl.train_recipe import Anchor, Correction, LossChoice
+from rl.recipe import Optimizer
+from rl.train_recipe import Anchor, Correction, CriticChoice, LossChoice, Update
 from tests.rl.learning import CALM, curve, digest, learner, tiny_model, trees_of
 
 STEPS = 20
@@ -209,6 +213,28 @@ def weights(made):
 
     with whole(made.engine):
         return {name: tensor.clone() for name, tensor in weights_of(made.engine).items()}
+
+
+def windowed(tiny, folder, window):
+    """The same model, its second layer seeing so many tokens back."""
+    shutil.copytree(tiny, folder)
+    config = json.loads((tiny / "config.json").read_text())
+    kinds = ["full_attention", "sliding_attention"]
+    config |= {"sliding_window": window, "use_sliding_window": True, "layer_types": kinds}
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+def test_a_window_narrower_than_the_context_is_refused(tiny, tmp_path):
+    """Attention over trees knows no window: it would train another model than the engine runs."""
+    narrow = windowed(tiny, tmp_path / "narrow", 64)
+    with pytest.raises(UsageError, match="sliding_window is 64"):
+        learner(narrow)
+    steady = Optimizer(lr=1e-3)
+    with pytest.raises(UsageError, match="sliding_window is 64"):
+        Critic(narrow, CriticChoice(optimizer=steady), Update(optimizer=steady), 1)
+    reads = json.loads((tiny / "config.json").read_text())["max_position_embeddings"]
+    learner(windowed(tiny, tmp_path / "wide", reads))
 
 
 def test_a_batch_without_an_advantage_is_skipped_and_counted(tiny):
