@@ -33,9 +33,17 @@ Transfer = Literal["files", "nccl"]
 #: a private network.
 COMMAND = (
     "VLLM_SERVER_DEV_MODE=1 python -m vllm.entrypoints.openai.api_server --model FOLDER "
-    "--host 127.0.0.1 --logprobs-mode raw_logprobs "
+    "--host 127.0.0.1 --logprobs-mode raw_logprobs --generation-config vllm "
     f"--worker-extension-cls {WorkerExtension.__module__}.{WorkerExtension.__name__}"
 )
+#: What a server takes from the model's generation_config.json where a request says nothing: each would
+#: sample from another distribution than the one whose log-probabilities are recorded.
+_PLAIN = {
+    "repetition_penalty": 1.0,
+    "presence_penalty": 0.0,
+    "frequency_penalty": 0.0,
+    "min_p": 0.0,
+}
 _NCCL = ' --weight-transfer-config \'{"backend": "nccl"}\''
 
 
@@ -173,6 +181,7 @@ class VllmServerPolicy(Policy):
             "temperature": sampling.temperature,
             "top_p": sampling.top_p,
             "top_k": sampling.top_k or -1,
+            **_PLAIN,
             "seed": sampling.seed,
             "stop": list(request.stop),
             "include_stop_str_in_output": True,
