@@ -21,7 +21,7 @@ from typing import Any
 from agent.policies import weight_reader
 from agent.policies.base import FinishReason, Request
 from agent.policies.fingerprint import Fingerprint
-from agent.policies.vllm_worker import WorkerExtension, unplain
+from agent.policies.vllm_worker import WorkerExtension, told_by
 from kg.errors import MissingExtraError, PolicyUnavailableError, UsageError
 
 # One process unless an isolated engine is asked for. A variable that the user has set stays. vLLM
@@ -167,10 +167,10 @@ class Engine:
     def fingerprints(self) -> dict[str, Fingerprint]:
         """Of every live tensor, under the names of a model folder; see `Policy.fingerprints`."""
         try:
-            [found] = self._engine.collective_rpc("turnwise_fingerprints")
+            found = self._engine.collective_rpc("turnwise_fingerprints")
         except Exception as error:
             raise PolicyUnavailableError(f"vLLM does not tell its weights: {error}") from error
-        return {name: unplain(plain) for name, plain in found.items()}
+        return told_by(found, self._folder)
 
     def close(self) -> None:
         """Give the memory back."""

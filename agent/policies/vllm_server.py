@@ -24,7 +24,7 @@ from agent.policies.base import Completion, FinishReason, Policy, Request
 from agent.policies.catalog import weights_version
 from agent.policies.chat import ChatTemplate
 from agent.policies.fingerprint import Fingerprint
-from agent.policies.vllm_worker import WorkerExtension, unplain
+from agent.policies.vllm_worker import WorkerExtension, told_by
 from kg.errors import PolicyUnavailableError
 
 Transfer = Literal["files", "nccl"]
@@ -104,6 +104,7 @@ class VllmServerPolicy(Policy):
             if self._transfer == "files":
                 await self._call("/collective_rpc", {"method": "turnwise_reload", "args": [place]})
             else:
+                await self._call("/collective_rpc", {"method": "turnwise_erase"})
                 await asyncio.to_thread(self._send, weights)
         finally:
             await self._call("/resume")
@@ -116,13 +117,9 @@ class VllmServerPolicy(Policy):
 
     async def fingerprints(self) -> dict[str, Fingerprint]:
         """See `Policy.fingerprints`. Of a server with several workers, each of which holds a part of
-        every matrix, none can be read."""
+        every matrix, none can be read: what is told is whether every worker's part was overwritten."""
         found = await self._call("/collective_rpc", {"method": "turnwise_fingerprints"})
-        workers = found["results"]
-        if len(workers) == 1:
-            return {name: unplain(plain) for name, plain in workers[0].items()}
-        shapes = weight_reader.shapes(self._folder)
-        return {name: Fingerprint("", shape, "") for name, shape in shapes.items()}
+        return told_by(found["results"], self._folder)
 
     async def aclose(self) -> None:
         """Close the connections; the server runs on."""

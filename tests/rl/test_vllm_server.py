@@ -21,6 +21,7 @@ from safetensors.torch import load_file, save_file
 from agent.policies.base import FinishReason, Request, Sampling
 from agent.policies.transformers import TransformersPolicy
 from agent.policies.vllm_server import VllmServerPolicy
+from agent.policies.vllm_worker import told_by
 from kg.errors import PolicyUnavailableError, UsageError
 from tests.conftest import ROOT
 
@@ -186,6 +187,20 @@ class Plain(BaseHTTPRequestHandler):
             self.wfile.write(json.dumps({"data": [{"id": "m", "max_model_len": 64}]}).encode())
 
     def log_message(self, *_): ...
+
+
+def test_parts_of_several_workers_are_told_by_what_was_overwritten(micro):
+    """A name that no worker knows stands for all that they hold."""
+    names = sorted(load_file(micro / "model.safetensors"))
+    known, fused = names[1:], names[0]
+    part = ("bfloat16", [4], "", True)
+    ones, others = dict.fromkeys(known, part), dict.fromkeys(known, part)
+    assert all(told.overwritten for told in told_by([ones, others], micro).values())
+    others[known[2]] = ("bfloat16", [4], "", False)
+    told = told_by([ones, others], micro)
+    assert {name for name in names if not told[name].overwritten} == {fused, known[2]}
+    alike = dict.fromkeys(names, ("bfloat16", [4], "ab", False))
+    assert told_by([alike, alike], micro) == told_by([alike], micro)
 
 
 def test_a_server_that_was_started_otherwise_is_told_how(micro):
