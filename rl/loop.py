@@ -53,7 +53,7 @@ from rl.step_metrics import (
     staleness,
 )
 from rl.sync import Canary
-from rl.train_recipe import TrainRecipe
+from rl.train_recipe import FREE, TrainRecipe
 from rl.tripwires import require_known
 
 log = logging.getLogger(__name__)
@@ -113,7 +113,7 @@ def train(
     ranks.join() if ranks.launched() else None
     torch.manual_seed(recipe.seed)
     with run_folder.held(run) if ranks.is_main() else nullcontext(), graceful() as interrupted:
-        ranks.main_first(lambda: run_folder.claim(run, recipe, free=("tripwires",)))
+        ranks.main_first(lambda: run_folder.claim(run, recipe, free=FREE))
         actor = Actor(recipe, settings, run, data, observer) if ranks.is_main() else None
         base = resolve(recipe.base, settings.models_dir, observer.notify)
         here = _taken_up(recipe, run, observer, actor, base, ignore)

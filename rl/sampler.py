@@ -49,12 +49,21 @@ def open_sampler(
             folder,
             name=name,
             dtype=rollouts.dtype,
+            max_model_len=rollouts.context,
             max_num_seqs=rollouts.concurrency,
             isolated=ranks.launched(),
+            **of_gpus(rollouts, torch.cuda.is_available()),
         )
     from agent.policies.transformers import TransformersPolicy
 
     return TransformersPolicy(folder, name=name, dtype=rollouts.dtype)
+
+
+def of_gpus(rollouts: Rollouts, there: bool) -> dict[str, Any]:
+    """What vLLM is told about GPUs, where there are any: the learner needs room on them too."""
+    if not there:
+        return {}
+    return {"gpu_memory": rollouts.gpu_memory, "tensor_parallel": rollouts.tensor_parallel}
 
 
 async def hand_over(

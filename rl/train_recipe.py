@@ -20,6 +20,13 @@ from rl.rewards import Combination, Need, Part
 from rl.rewards.information_gain import InformationGain
 from rl.tripwires import Tripwires
 
+#: Keys that may change when a run goes on: what pauses it, and what suits the machine.
+FREE = (
+    "tripwires",
+    "rollouts.deterministic",
+    "rollouts.gpu_memory",
+    "rollouts.tensor_parallel",
+)
 #: Label of the reward part that an anchor in the reward becomes.
 KL = "kl"
 
@@ -201,15 +208,24 @@ class Rollouts(Strict):
             wait for all episodes: its runs do not repeat to the last bit.
         server: of the engine `server`.
         dtype: of the engine; `auto` is float32 on a CPU and bfloat16 on a GPU.
+        gpu_memory: share of a GPU's memory for the weights and the cache of vLLM in this process; the
+            learner is on the same GPU.
+        context: tokens of prompt and reply together that vLLM in this process reads; 0 for the model's
+            own, on a CPU at most 4,096.
+        tensor_parallel: GPUs that vLLM in this process shares each matrix over, on GPUs.
         deterministic: vLLM takes a step only when every running episode waits for it, so that the same
-            run gives the same tokens to the last bit; costs some speed. The engine `transformers` cannot
-            wait: it batches whoever is there, and the key changes nothing.
+            run gives the same tokens to the last bit. While one episode is in a tool nobody gets a
+            token: that costs little where tools answer at once, and much where they do not. null is on
+            on a CPU and off on a GPU. The engine `transformers` cannot wait: it batches whoever is
+            there, and the key changes nothing.
         ahead: play the next step's episodes while this one's update runs: they are one update stale.
         misled: share of the episodes, drawn by their seeds, whose first search shows the best passages
             that hold neither the task's gold evidence nor its answer. Never of a task without gold
             evidence.
         agent: settings of the agent, as in agent.toml: tools, search, budgets. Its sampling may set
-            `max_tokens` alone: rollouts are drawn at temperature 1 from the whole distribution.
+            `max_tokens` alone: rollouts are drawn at temperature 1 from the whole distribution. Without
+            `budgets.seconds` no rollout ends by the clock, whatever machine plays it; validation keeps
+            the agent's own limit.
     """
 
     tasks: int = Field(16, ge=1)
@@ -218,7 +234,10 @@ class Rollouts(Strict):
     engine: Literal["vllm", "transformers", "server"] = "vllm"
     server: Server | None = None
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    deterministic: bool = True
+    gpu_memory: float = Field(0.35, gt=0, lt=1)
+    context: int = Field(0, ge=0)
+    tensor_parallel: int = Field(1, ge=1)
+    deterministic: bool | None = None
     ahead: bool = False
     misled: float = Field(0.0, ge=0, le=1)
     agent: dict[str, Any] = Field(default_factory=dict)

@@ -50,6 +50,7 @@ class EngineOptions:
     cache_gib: float = 0.0
     gpu_memory: float = 0.9
     isolated: bool = False
+    tensor_parallel: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,6 +197,7 @@ def _arguments(folder: Path, options: EngineOptions) -> dict[str, Any]:
         "dtype": default if options.dtype == "auto" else options.dtype,
         "max_model_len": min(options.max_model_len or (4096 if cpu else own), own),
         "max_num_seqs": options.max_num_seqs,
+        "tensor_parallel_size": options.tensor_parallel,
         "enable_prefix_caching": options.prefix_caching,
         "enforce_eager": cpu if options.eager is None else options.eager,
         "logprobs_mode": "raw_logprobs",
