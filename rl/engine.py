@@ -20,7 +20,7 @@ from kg.errors import PolicyUnavailableError
 from rl import ranks, tree_attention
 from rl.attention import register, require_plain
 from rl.losses import entropy_from_logits
-from rl.recipe import Lora, Optimizer
+from rl.recipe import Lora, Offload, Optimizer
 
 
 def load_trainable(
@@ -255,7 +255,7 @@ def adapter_of(engine: Any, base: str) -> Adapter | None:
 
     Args:
         engine: of DeepSpeed around a `TargetLogprobs`; under ZeRO 3 call this, and use what it gives,
-            within `whole`.
+            within `whole` of the adapter's parameters.
         base: what the adapter's configuration names as its base.
     """
     model = engine.module.model
@@ -270,13 +270,26 @@ def adapter_of(engine: Any, base: str) -> Adapter | None:
 
 
 def start_engine(
-    model: torch.nn.Module, optimizer: Optimizer, steps: int, dtype: torch.dtype, zero: int
+    model: torch.nn.Module,
+    optimizer: Optimizer,
+    steps: int,
+    dtype: torch.dtype,
+    zero: int,
+    offload: Offload = "none",
 ) -> Any:
     """A DeepSpeed engine with AdamW, warm-up and cosine decay over `steps` optimizer steps.
 
     Gradient accumulation is the caller's: the engine steps when it is told to. Gradients of bfloat16
     passes are added up in float32: a sum with eight bits stands still once it is some 200 times a
     summand. DeepSpeed does that from ZeRO stage 1 on alone: a bfloat16 engine has that stage at least.
+
+    Args:
+        model: to train.
+        optimizer: its hyperparameters.
+        steps: of the optimizer, for the learning rate.
+        dtype: of the model.
+        zero: DeepSpeed's stage.
+        offload: what lies in the host's memory instead of the GPU's.
 
     Raises:
         MissingExtraError: DeepSpeed is not installed.
@@ -288,21 +301,28 @@ def start_engine(
     engine, *_ = deepspeed.initialize(
         model=model,
         model_parameters=trainable,
-        config=_config(optimizer, dtype, zero),
+        config=_config(optimizer, dtype, zero, offload),
         lr_scheduler=lambda inner: LambdaLR(inner, lambda step: _rate(optimizer, step, steps)),
     )
     return engine
 
 
-def _config(optimizer: Optimizer, dtype: torch.dtype, zero: int) -> dict[str, Any]:
+def _config(
+    optimizer: Optimizer, dtype: torch.dtype, zero: int, offload: Offload = "none"
+) -> dict[str, Any]:
     narrow = dtype is torch.bfloat16
+    places: dict[str, Any] = {"stage": max(zero, 1) if narrow else zero}
+    if offload != "none":
+        places["offload_optimizer"] = {"device": "cpu"}
+    if offload == "all":
+        places["offload_param"] = {"device": "cpu"}
     return {
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": 1,
         "gradient_clipping": optimizer.clip,
         "bf16": {"enabled": narrow},
         "data_types": {"grad_accum_dtype": "fp32"},
-        "zero_optimization": {"stage": max(zero, 1) if narrow else zero},
+        "zero_optimization": places,
         "zero_force_ds_cpu_optimizer": False,
         "optimizer": {
             "type": "AdamW",
@@ -332,12 +352,17 @@ def keeps_states(engine: Any, folder: Path) -> bool:
 
 
 @contextmanager
-def whole(engine: Any) -> Iterator[None]:
-    """Within, every parameter is whole in every process, to be read: ZeRO 3 keeps parts of them."""
+def whole(engine: Any, parameters: Sequence[torch.nn.Parameter] | None = None) -> Iterator[None]:
+    """Within, parameters are whole in every process, to be read: ZeRO 3 keeps parts of them.
+
+    Args:
+        engine: of DeepSpeed; every process of the run enters with the same parameters.
+        parameters: which; all of them when None, which a model of many GPUs has no room for.
+    """
     import deepspeed
 
-    parameters: Sequence[torch.nn.Parameter] = list(engine.module.parameters())
+    chosen = list(engine.module.parameters()) if parameters is None else list(parameters)
     with deepspeed.zero.GatheredParameters(
-        parameters, enabled=engine.zero_optimization_partition_weights()
+        chosen, enabled=engine.zero_optimization_partition_weights()
     ):
         yield

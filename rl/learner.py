@@ -54,7 +54,9 @@ class Learner:
         if loss.anchor is not None and update.lora is None:
             self._frozen = load_trainable(folder, None, dtype, attention="tree").eval()
             self._frozen.requires_grad_(False)
-        self.engine = start_engine(model, update.optimizer, steps, dtype, update.zero)
+        self.engine = start_engine(
+            model, update.optimizer, steps, dtype, update.zero, update.offload
+        )
         if self._frozen is not None:
             self._frozen.to(self.engine.device)
 

@@ -29,6 +29,10 @@ class Strict(BaseModel):
         return hashlib.sha256(self.model_dump_json().encode()).hexdigest()[:12]
 
 
+#: What of a learner lies in the host's memory: nothing, the optimizer's states, or the weights too.
+Offload = Literal["none", "optimizer", "all"]
+
+
 class Lora(Strict):
     """Low-rank adapters on the named linear layers (`all-linear` for every one)."""
 

@@ -27,7 +27,6 @@ from rl import ranks, run_folder
 from rl.assess import Assessed, assess
 from rl.batches import lay_out, minibatches
 from rl.closed_book import KNOWN
-from rl.engine import adapter_of, whole
 from rl.fit import TrainingError
 from rl.interrupt import graceful
 from rl.learner import Learner, LearnerScorer
@@ -39,7 +38,7 @@ from rl.reward_models import functions
 from rl.rewards import Need, Part, RewardContext, require
 from rl.sft import train as fine_tune
 from rl.step_metrics import of_credit, of_updates
-from rl.sync import weights_of
+from rl.sync import collected
 from rl.train_recipe import Correction, TrainRecipe
 
 Notify = Callable[[str], None]
@@ -214,11 +213,10 @@ def _gradient(
     trees = lay_out(assessed, update.tree_tokens)
     steps, finished = _passes(learner, trees, per_pass, recipe, assessed, run, notify)
     out = run / "policy"
-    with whole(learner.engine):
-        if ranks.is_main():
-            dtype = torch.bfloat16 if update.dtype == "bfloat16" else torch.float32
-            adapter = adapter_of(learner.engine, str(base))
-            write_model(weights_of(learner.engine), base, out, dtype, adapter)
+    weights, adapter = collected(learner.engine, str(base), keep=ranks.is_main())
+    if ranks.is_main():
+        dtype = torch.bfloat16 if update.dtype == "bfloat16" else torch.float32
+        write_model(weights, base, out, dtype, adapter)
     silent = sum(not advantages.any() for advantages in assessed.credit.advantages)
     return _report(picked, out=out, way="gradient", silent=silent, steps=steps, finished=finished)
 

@@ -10,9 +10,8 @@ from pydantic import SecretStr
 
 from agent.policies.base import Policy
 from rl import ranks
-from rl.engine import adapter_of, whole
 from rl.model_files import write_model
-from rl.sync import Canary, Delivery, deliver, learner_logprobs, weights_of
+from rl.sync import Canary, Delivery, collected, deliver, learner_logprobs
 from rl.train_recipe import Rollouts
 
 
@@ -84,12 +83,11 @@ async def hand_over(
         UsageError: the folder cannot be written.
     """
     proof = learner_logprobs(engine, canary)
-    with whole(engine):
-        if policy is None:
-            return None
-        weights, adapter = weights_of(engine), adapter_of(engine, str(like))
-        write_model(weights, like, folder, getattr(torch, _dtype(rollouts)), adapter)
-        return await deliver(policy, folder, weights, canary, proof)
+    weights, adapter = collected(engine, str(like), keep=policy is not None)
+    if policy is None:
+        return None
+    write_model(weights, like, folder, getattr(torch, _dtype(rollouts)), adapter)
+    return await deliver(policy, folder, weights, canary, proof)
 
 
 def _dtype(rollouts: Rollouts) -> str:

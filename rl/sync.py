@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     import torch
 
     from agent.policies.chat import ChatTemplate
+    from rl.engine import Adapter
 
 Logprobs = npt.NDArray[np.float32]
 
@@ -189,22 +190,79 @@ def weights_of(model: torch.nn.Module) -> dict[str, torch.Tensor]:
     Raises:
         SyncError: a parameter is not whole, or an adapter is of a kind that is not merged here.
     """
+    return {_plain_name(piece.name): piece.tensor() for piece in _pieces(model)}
+
+
+def collected(engine: Any, base: str, keep: bool) -> tuple[dict[str, torch.Tensor], Adapter | None]:
+    """What `weights_of` and `rl.engine.adapter_of` give, where every process need not hold it all: under
+    ZeRO 3 one tensor after the other is gathered, and copied to the memory of the host.
+
+    Args:
+        engine: of DeepSpeed; every process of the run calls this.
+        base: what the adapter's configuration names as its base.
+        keep: whether this process wants them; the others get nothing.
+    """
+    from rl.engine import adapter_of, whole
+
+    if not engine.zero_optimization_partition_weights():
+        return (weights_of(engine), adapter_of(engine, base)) if keep else ({}, None)
+    found: dict[str, torch.Tensor] = {}
+    for piece in _pieces(engine):
+        with whole(engine, piece.needed):
+            if keep:
+                found[_plain_name(piece.name)] = piece.tensor().to("cpu", copy=True)
+    trained = [p for name, p in engine.module.named_parameters() if "lora_" in name]
+    with whole(engine, trained):
+        adapter = adapter_of(engine, base) if keep else None
+        if adapter is not None:
+            held = {
+                name: one.detach().to("cpu", copy=True) for name, one in adapter.tensors.items()
+            }
+            adapter = adapter._replace(tensors=held)
+    return found, adapter
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """One tensor of a model folder, before it is made.
+
+    Attributes:
+        needed: the parameters that it is made of.
+        adapted: the layer whose adapters are merged into it, if any.
+    """
+
+    name: str
+    needed: tuple[torch.nn.Parameter, ...]
+    adapted: Any = None
+
+    def tensor(self) -> torch.Tensor:
+        """Raises SyncError where a parameter is not whole, or an adapter of another kind."""
+        if not all(parameter.numel() for parameter in self.needed):
+            raise SyncError(
+                f"the learner's '{self.name}' is not whole", "gather it: rl.engine.whole"
+            )
+        if self.adapted is None:
+            return self.needed[0].detach()
+        return _merged(self.name, self.adapted)
+
+
+def _pieces(model: Any) -> Iterator[_Piece]:
+    """See `weights_of`; nothing is read yet."""
     from rl.engine import TargetLogprobs
 
     inner: Any = getattr(model, "module", model)  # of a DeepSpeed engine
     inner = inner.model if isinstance(inner, TargetLogprobs) else inner
     layers = dict(inner.named_modules())
-    found: dict[str, torch.Tensor] = {}
     for name, parameter in inner.named_parameters():
         path, _, own = name.rpartition(".")
         if "lora_" in name:
             continue
-        if not parameter.numel():
-            raise SyncError(f"the learner's '{name}' is not whole", "gather it: rl.engine.whole")
         adapted = layers[path.removesuffix(".base_layer")] if path.endswith(".base_layer") else None
-        merge = adapted is not None and own == "weight"
-        found[_plain_name(name)] = _merged(name, adapted) if merge else parameter.detach()
-    return found
+        if adapted is None or own != "weight":
+            yield _Piece(name, (parameter,))
+        else:
+            added = (p for other, p in adapted.named_parameters() if "lora_" in other)
+            yield _Piece(name, (parameter, *added), adapted)
 
 
 def _plain_name(name: str) -> str:

@@ -14,7 +14,7 @@ from pydantic import Field, model_validator
 
 from eval.benchmarks import Split
 from rl.credit import find
-from rl.recipe import Lora, Optimizer, Strict, Worlds, load, resolved, validated
+from rl.recipe import Lora, Offload, Optimizer, Strict, Worlds, load, resolved, validated
 from rl.reduction import Aggregation, KlEstimator, Level
 from rl.rewards import Combination, Need, Part
 from rl.rewards.information_gain import InformationGain
@@ -282,6 +282,8 @@ class Update(Strict):
         checkpointing: compute activations again in the backward pass instead of keeping them.
         entropy: report the policy's entropy where no bonus needs it; costs a little.
         dtype, zero: of the DeepSpeed engine.
+        offload: to the host's memory: the `optimizer`'s states (ZeRO 1 and above), or `all`, the weights
+            too (ZeRO 3); slow.
         bad_steps: updates in a row whose loss is not a number before the run stops.
     """
 
@@ -294,12 +296,20 @@ class Update(Strict):
     entropy: bool = True
     dtype: Literal["bfloat16", "float32"] = "float32"
     zero: Literal[0, 1, 2, 3] = 0
+    offload: Offload = "none"
     bad_steps: int = Field(3, ge=1)
 
     @model_validator(mode="after")
     def _repeatable(self) -> Self:
         if self.lora is not None and self.lora.dropout:
             raise ValueError("lora.dropout: ratios need the same probabilities twice; use 0")
+        return self
+
+    @model_validator(mode="after")
+    def _has_what_it_offloads(self) -> Self:
+        least = {"none": 0, "optimizer": 1, "all": 3}[self.offload]
+        if self.zero < least:
+            raise ValueError(f"offload: {self.offload} needs zero: {least} or above")
         return self
 
 

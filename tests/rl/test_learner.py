@@ -16,6 +16,7 @@ from rl.batches import minibatches, update_batch
 from rl.critic import Critic
 from rl.learner import tree_loss
 from rl.recipe import Optimizer
+from rl.sync import collected, weights_of
 from rl.train_recipe import Anchor, Correction, CriticChoice, LossChoice, Update
 from tests.rl.learning import CALM, curve, digest, learner, tiny_model, trees_of
 
@@ -32,11 +33,49 @@ def expected(tiny):
     return curve(learner(tiny, lr=CALM), STEPS)
 
 
-@pytest.mark.parametrize("zero", [1, 2, 3])
-def test_every_zero_stage_learns_alike(tiny, expected, zero):
-    assert curve(learner(tiny, zero=zero, lr=CALM), STEPS) == pytest.approx(
-        expected, rel=2e-3, abs=2e-4
-    )
+@pytest.mark.parametrize(
+    ("zero", "offload"), [(1, "none"), (2, "none"), (3, "none"), (2, "optimizer"), (3, "all")]
+)
+def test_every_zero_stage_learns_alike(tiny, expected, zero, offload):
+    made = learner(tiny, zero=zero, lr=CALM, offload=offload)
+    assert curve(made, STEPS) == pytest.approx(expected, rel=2e-3, abs=2e-4)
+
+
+def test_a_recipe_offloads_what_its_stage_shares_out():
+    for zero, offload in ((0, "optimizer"), (2, "all")):
+        with pytest.raises(ValueError, match="or above"):
+            Update(optimizer=Optimizer(lr=1e-3), zero=zero, offload=offload)
+
+
+@pytest.mark.parametrize("lora", [False, True])
+def test_weights_are_collected_one_after_the_other(tiny, lora, monkeypatch):
+    """A model of many GPUs is never whole on one of them."""
+    import deepspeed
+
+    from rl.engine import adapter_of, whole
+
+    made = learner(tiny, zero=3, lora=lora)
+    made.step(update_batch(trees_of(0)))
+    with whole(made.engine):
+        expected = {name: one.clone() for name, one in weights_of(made.engine).items()}
+        adapter = adapter_of(made.engine, "base")
+        inner = {n: one.clone() for n, one in adapter.tensors.items()} if adapter else None
+    asked, real = [], deepspeed.zero.GatheredParameters
+
+    def noted(parameters, **how):
+        asked.append(sum(p.ds_numel for p in parameters))
+        return real(parameters, **how)
+
+    monkeypatch.setattr(deepspeed.zero, "GatheredParameters", noted)
+    found, told = collected(made.engine, "base", keep=True)
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], one) for name, one in expected.items())
+    assert (told is not None) is lora
+    if lora:
+        assert told.tensors.keys() == inner.keys()
+        assert all(torch.equal(told.tensors[name], one) for name, one in inner.items())
+    assert max(asked) < sum(one.numel() for one in expected.values())
+    assert collected(made.engine, "base", keep=False) == ({}, None)
 
 
 def test_two_processes_learn_as_one_does(tiny, expected, tmp_path):
@@ -209,7 +248,6 @@ def test_a_step_without_a_number_changes_nothing(tiny, zero):
 
 def weights(made):
     from rl.engine import whole
-    from rl.sync import weights_of
 
     with whole(made.engine):
         return {name: tensor.clone() for name, tensor in weights_of(made.engine).items()}
