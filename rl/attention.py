@@ -62,7 +62,7 @@ def require_plain(config: Any, longest: int) -> None:
 
     Args:
         config: of the model, as transformers has it.
-        longest: tokens of the longest row; a sliding window at least so wide changes nothing.
+        longest: tokens of the longest row or path; a sliding window at least so wide changes nothing.
 
     Raises:
         UsageError: they do not, because of a named field.
@@ -86,7 +86,8 @@ def require_plain(config: Any, longest: int) -> None:
 def _unsupported(name: str, value: object) -> UsageError:
     return UsageError(
         f"this model cannot be trained here: its {name} is {value}",
-        "choose a model with plain causal attention, or shorter rows (pack_tokens)",
+        "choose a model with plain causal attention; where a window is the reason, fine-tuning on "
+        "shorter rows (pack_tokens) will do",
     )
 
 

@@ -18,6 +18,7 @@ from typing import Any
 
 from kg.errors import TurnwiseError, UsageError
 from rl import ranks, run_folder
+from rl.engine import keeps_states
 from rl.stamp import Stamp
 
 log = logging.getLogger(__name__)
@@ -129,6 +130,13 @@ class Checkpoint:
             return {}
         wanted = [(engine, self.folder, tag)]
         wanted += [(one, self.folder / tag, name) for name, one in (beside or {}).items()]
+        for one, folder, name in wanted:
+            if (folder / name).is_dir() and not keeps_states(one, folder / name):
+                raise CheckpointError(
+                    f"the checkpoint {folder / name} was saved at another ZeRO stage: bfloat16 engines "
+                    "have stage 1 at least since gradients are added up in float32",
+                    "go on with the version of turnwise that began the run, or begin it anew (--out)",
+                )
         try:
             with _no_code():
                 found = [

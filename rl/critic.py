@@ -66,7 +66,9 @@ class Critic:
         ranks.join()
         model = load_critic(folder, choice.lora, dtype, update.checkpointing)
         steps = batches * choice.epochs * choice.minibatches
-        self.engine = start_engine(model, choice.optimizer, steps, dtype, update.zero)
+        self.engine = start_engine(
+            model, choice.optimizer, steps, dtype, update.zero, update.offload
+        )
 
     def values(self, groups: Sequence[Sequence[Trajectory]]) -> list[Floats]:
         """For each trajectory, groups end to end, float64[its tokens]: the predicted return before each

@@ -273,7 +273,8 @@ async def _delivered(patient: Patient, folder: Path, stats: UpdateStats) -> Chec
     moved = sum(before[name] != one for name, one in after.items() if one.readable)
     detail = (
         f"{told.tensors} tensors equal the learner's, {moved} of them moved by the step; "
-        f"{len(told.by_canary)} are attested by the canary alone; its gap is {told.gap:.2g} nats"
+        f"{len(told.by_canary)} cannot be read back and were overwritten; "
+        f"the canary's gap is {told.gap:.2g} nats"
     )
     if not stats.applied or not (moved or told.by_canary):
         norm = stats.figures["grad_norm"]

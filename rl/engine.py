@@ -20,7 +20,7 @@ from kg.errors import PolicyUnavailableError
 from rl import ranks, tree_attention
 from rl.attention import register, require_plain
 from rl.losses import entropy_from_logits
-from rl.recipe import Lora, Optimizer
+from rl.recipe import Lora, Offload, Optimizer
 
 
 def load_trainable(
@@ -28,7 +28,7 @@ def load_trainable(
     lora: Lora | None,
     dtype: torch.dtype,
     init: Path | None = None,
-    longest: int = 0,
+    longest: int | None = None,
     attention: Literal["packed", "tree"] = "packed",
     checkpointing: bool = False,
 ) -> TargetLogprobs:
@@ -39,7 +39,7 @@ def load_trainable(
         lora: adapters to add; None trains all weights.
         dtype: of the weights.
         init: an adapter to go on from instead of a new one.
-        longest: tokens of the longest row that it will see.
+        longest: tokens of the longest row or path that it will see; None for as many as the model reads.
         attention: over packed rows (see `rl.attention`) or a token tree (`rl.tree_attention`).
         checkpointing: compute activations again in the backward pass instead of keeping them.
 
@@ -60,7 +60,7 @@ def load_critic(
         PolicyUnavailableError: the folder does not hold a model.
         UsageError: a model whose computation differs from what is trained here.
     """
-    model = _loaded(folder, dtype, 0, "tree", checkpointing)
+    model = _loaded(folder, dtype, None, "tree", checkpointing)
     model.lm_head = torch.nn.Identity()
     return TokenValues(_adapted(model, lora, None)).to(dtype).train()
 
@@ -68,7 +68,7 @@ def load_critic(
 def _loaded(
     folder: Path,
     dtype: torch.dtype,
-    longest: int,
+    longest: int | None,
     attention: Literal["packed", "tree"],
     checkpointing: bool,
 ) -> Any:
@@ -84,7 +84,8 @@ def _loaded(
         raise PolicyUnavailableError(
             f"no model in {folder}: {error}", "agent models list"
         ) from error
-    require_plain(model.config, longest)
+    reads = int(model.config.get_text_config().max_position_embeddings)
+    require_plain(model.config, reads if longest is None else longest)
     if checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     return model
@@ -99,7 +100,10 @@ class TargetLogprobs(torch.nn.Module):
 
     Args:
         model: a transformers causal language model, with or without adapters.
-        chunk: positions of one projection; as many as make 16 million logits when 0.
+        chunk: most positions of one projection; as many as make 16 million logits when 0.
+
+    Under ZeRO 3 every call of the projection gathers its matrix from all processes, in the backward pass
+    again: the processes then agree on the number of chunks, whatever the number of their targets.
     """
 
     def __init__(self, model: torch.nn.Module, chunk: int = 0) -> None:
@@ -128,7 +132,8 @@ class TargetLogprobs(torch.nn.Module):
         """
         hidden, base = _hidden(self.model, ids, positions), _below(self.model)
         before = targets - 1 if predictors is None else predictors
-        in_parts = torch.is_grad_enabled() and len(targets) > self.chunk
+        count = self._chunks(len(targets), base.lm_head, ids.device)
+        in_parts = torch.is_grad_enabled() and count > 1
 
         def read(source: torch.Tensor, part: torch.Tensor) -> torch.Tensor:
             return _read(base.lm_head(hidden[source]).float(), ids[part], entropy)
@@ -136,10 +141,17 @@ class TargetLogprobs(torch.nn.Module):
         parts = [
             checkpoint(read, source, part, use_reentrant=False) if in_parts else read(source, part)
             for source, part in zip(
-                torch.split(before, self.chunk), torch.split(targets, self.chunk), strict=True
+                torch.tensor_split(before, count), torch.tensor_split(targets, count), strict=True
             )
         ]
         return torch.cat(parts, dim=-1)
+
+    def _chunks(self, targets: int, head: torch.nn.Module, device: torch.device) -> int:
+        """Into how many parts the targets go: as many as every process needs, where the head's matrix is
+        shared out; a process with fewer targets then has smaller parts, or empty ones."""
+        own = max(1, math.ceil(targets / self.chunk))
+        apart = any(hasattr(parameter, "ds_tensor") for parameter in head.parameters())
+        return ranks.most(own, device) if apart else own
 
 
 _LOGITS = 2**24
@@ -243,7 +255,7 @@ def adapter_of(engine: Any, base: str) -> Adapter | None:
 
     Args:
         engine: of DeepSpeed around a `TargetLogprobs`; under ZeRO 3 call this, and use what it gives,
-            within `whole`.
+            within `whole` of the adapter's parameters.
         base: what the adapter's configuration names as its base.
     """
     model = engine.module.model
@@ -258,11 +270,26 @@ def adapter_of(engine: Any, base: str) -> Adapter | None:
 
 
 def start_engine(
-    model: torch.nn.Module, optimizer: Optimizer, steps: int, dtype: torch.dtype, zero: int
+    model: torch.nn.Module,
+    optimizer: Optimizer,
+    steps: int,
+    dtype: torch.dtype,
+    zero: int,
+    offload: Offload = "none",
 ) -> Any:
     """A DeepSpeed engine with AdamW, warm-up and cosine decay over `steps` optimizer steps.
 
-    Gradient accumulation is the caller's: the engine steps when it is told to.
+    Gradient accumulation is the caller's: the engine steps when it is told to. Gradients of bfloat16
+    passes are added up in float32: a sum with eight bits stands still once it is some 200 times a
+    summand. DeepSpeed does that from ZeRO stage 1 on alone: a bfloat16 engine has that stage at least.
+
+    Args:
+        model: to train.
+        optimizer: its hyperparameters.
+        steps: of the optimizer, for the learning rate.
+        dtype: of the model.
+        zero: DeepSpeed's stage.
+        offload: what lies in the host's memory instead of the GPU's.
 
     Raises:
         MissingExtraError: DeepSpeed is not installed.
@@ -274,19 +301,28 @@ def start_engine(
     engine, *_ = deepspeed.initialize(
         model=model,
         model_parameters=trainable,
-        config=_config(optimizer, dtype, zero),
+        config=_config(optimizer, dtype, zero, offload),
         lr_scheduler=lambda inner: LambdaLR(inner, lambda step: _rate(optimizer, step, steps)),
     )
     return engine
 
 
-def _config(optimizer: Optimizer, dtype: torch.dtype, zero: int) -> dict[str, Any]:
+def _config(
+    optimizer: Optimizer, dtype: torch.dtype, zero: int, offload: Offload = "none"
+) -> dict[str, Any]:
+    narrow = dtype is torch.bfloat16
+    places: dict[str, Any] = {"stage": max(zero, 1) if narrow else zero}
+    if offload != "none":
+        places["offload_optimizer"] = {"device": "cpu"}
+    if offload == "all":
+        places["offload_param"] = {"device": "cpu"}
     return {
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": 1,
         "gradient_clipping": optimizer.clip,
-        "bf16": {"enabled": dtype is torch.bfloat16},
-        "zero_optimization": {"stage": zero},
+        "bf16": {"enabled": narrow},
+        "data_types": {"grad_accum_dtype": "fp32"},
+        "zero_optimization": places,
         "zero_force_ds_cpu_optimizer": False,
         "optimizer": {
             "type": "AdamW",
@@ -309,13 +345,24 @@ def _rate(optimizer: Optimizer, step: int, steps: int) -> float:
     return optimizer.final + (1 - optimizer.final) * 0.5 * (1 + math.cos(math.pi * progress))
 
 
+def keeps_states(engine: Any, folder: Path) -> bool:
+    """Whether a checkpoint holds the optimizer as this engine reads it. One that was saved at ZeRO stage
+    0 does not for a higher stage: DeepSpeed would begin with a new optimizer and say nothing."""
+    return not engine.zero_optimization() or any(folder.glob("*zero_pp_rank_*_optim_states.pt"))
+
+
 @contextmanager
-def whole(engine: Any) -> Iterator[None]:
-    """Within, every parameter is whole in every process, to be read: ZeRO 3 keeps parts of them."""
+def whole(engine: Any, parameters: Sequence[torch.nn.Parameter] | None = None) -> Iterator[None]:
+    """Within, parameters are whole in every process, to be read: ZeRO 3 keeps parts of them.
+
+    Args:
+        engine: of DeepSpeed; every process of the run enters with the same parameters.
+        parameters: which; all of them when None, which a model of many GPUs has no room for.
+    """
     import deepspeed
 
-    parameters: Sequence[torch.nn.Parameter] = list(engine.module.parameters())
+    chosen = list(engine.module.parameters()) if parameters is None else list(parameters)
     with deepspeed.zero.GatheredParameters(
-        parameters, enabled=engine.zero_optimization_partition_weights()
+        chosen, enabled=engine.zero_optimization_partition_weights()
     ):
         yield

@@ -48,13 +48,15 @@ class Learner:
         dtype = getattr(torch, update.dtype)
         ranks.join()
         model = load_trainable(
-            folder, update.lora, dtype, None, 0, "tree", checkpointing=update.checkpointing
+            folder, update.lora, dtype, attention="tree", checkpointing=update.checkpointing
         )
         self._frozen = None
         if loss.anchor is not None and update.lora is None:
-            self._frozen = load_trainable(folder, None, dtype, None, 0, "tree").eval()
+            self._frozen = load_trainable(folder, None, dtype, attention="tree").eval()
             self._frozen.requires_grad_(False)
-        self.engine = start_engine(model, update.optimizer, steps, dtype, update.zero)
+        self.engine = start_engine(
+            model, update.optimizer, steps, dtype, update.zero, update.offload
+        )
         if self._frozen is not None:
             self._frozen.to(self.engine.device)
 

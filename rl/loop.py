@@ -54,15 +54,14 @@ from rl.step_metrics import (
     staleness,
 )
 from rl.sync import Canary
-from rl.train_recipe import TrainRecipe
+from rl.train_recipe import FREE, TrainRecipe
 from rl.tripwires import require_known
 
 log = logging.getLogger(__name__)
-_FREE = ("tripwires",)  # sections that may change while a run goes on
 
 
 def _stamp(recipe: TrainRecipe) -> Stamp:
-    return Stamp.of(recipe, _FREE)
+    return Stamp.of(recipe, FREE)
 
 
 @dataclass(frozen=True)
@@ -119,7 +118,7 @@ def train(
     ranks.join() if ranks.launched() else None
     torch.manual_seed(recipe.seed)
     with run_folder.held(run) if ranks.is_main() else nullcontext(), graceful() as interrupted:
-        ranks.main_first(lambda: run_folder.claim(run, recipe, free=_FREE))
+        ranks.main_first(lambda: run_folder.claim(run, recipe, free=FREE))
         actor = Actor(recipe, settings, run, data, observer) if ranks.is_main() else None
         base = resolve(recipe.base, settings.models_dir, observer.notify)
         here = _taken_up(recipe, run, observer, actor, base, ignore)

@@ -110,6 +110,11 @@ def anybody(flag: bool, device: torch.device) -> bool:
     return _reduced(float(flag), device, "MAX") > 0
 
 
+def most(count: int, device: torch.device) -> int:
+    """The largest count of any process; all get the same answer."""
+    return int(_reduced(count, device, "MAX"))
+
+
 def _reduced(value: float, device: torch.device, how: str) -> float:
     import torch
 

@@ -38,6 +38,10 @@ def _digest(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
+#: What of a learner lies in the host's memory: nothing, the optimizer's states, or the weights too.
+Offload = Literal["none", "optimizer", "all"]
+
+
 class Lora(Strict):
     """Low-rank adapters on the named linear layers (`all-linear` for every one)."""
 

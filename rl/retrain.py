@@ -29,7 +29,6 @@ from rl.assess import Assessed, assess
 from rl.batches import TreeBatch, UpdateBatch, lay_out, minibatches
 from rl.boundary import foreign_labels, told_labels
 from rl.checkpoint import Checkpoint
-from rl.engine import adapter_of, whole
 from rl.fit import TrainingError
 from rl.interrupt import graceful
 from rl.learner import Learner, LearnerScorer
@@ -43,7 +42,7 @@ from rl.rewind import rewind
 from rl.sft import train as fine_tune
 from rl.stamp import Stamp
 from rl.step_metrics import of_credit, of_updates
-from rl.sync import weights_of
+from rl.sync import collected
 from rl.train_recipe import Correction, TrainRecipe
 
 Notify = Callable[[str], None]
@@ -245,11 +244,10 @@ def _descended(
     passes = _Passes(learner, batches, recipe, assessed, run, notify)
     steps, interrupted = passes.carry_out()
     out = run / "policy"
-    with whole(learner.engine):
-        if ranks.is_main():
-            dtype = torch.bfloat16 if update.dtype == "bfloat16" else torch.float32
-            adapter = adapter_of(learner.engine, str(base))
-            write_model(weights_of(learner.engine), base, out, dtype, adapter)
+    weights, adapter = collected(learner.engine, str(base), keep=ranks.is_main())
+    if ranks.is_main():
+        dtype = torch.bfloat16 if update.dtype == "bfloat16" else torch.float32
+        write_model(weights, base, out, dtype, adapter)
     silent = sum(not advantages.any() for advantages in assessed.credit.advantages)
     finished = steps == len(batches)
     return _report(
@@ -304,9 +302,9 @@ def _context(
     whole = [task for task in tasks if not missing(rewards, promised, [task])]
     require(rewards, promised, whole or tasks)
     if any(Need.KNOWN in reward.needs for reward in rewards):
-        lacking = len(tasks) - len(known)
-        bare = f"{lacking} of {len(tasks)} tasks have no label of agent probe and are left out"
-        for line in (bare if lacking else "", foreign_labels(tasks, recipe.base)):
+        unlabelled = len(tasks) - len(known)
+        bare = f"{unlabelled} of {len(tasks)} tasks have no label of agent probe and are left out"
+        for line in (bare if unlabelled else "", foreign_labels(tasks, recipe.base)):
             if line:
                 notify(line)
     return given

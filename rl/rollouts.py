@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -52,12 +53,13 @@ class Stage:
             PolicyUnavailableError: the policy failed in every episode.
             ExceptionGroup: several episodes met errors of the program at once; one comes out plainly.
         """
-        if self._rollouts.deterministic:  # a prompt that is read again differs in the last bits
+        together = _together(self._rollouts)
+        if together:  # a prompt that is read again differs in the last bits
             await self._policy.forget_prefixes()
         out: list[Trajectory | None] = [None] * len(plays)
         waiting = iter(range(len(plays)))
         seats = min(self._rollouts.concurrency, len(plays))
-        busy = _Busy(self._policy, seats if self._rollouts.deterministic else 0)
+        busy = _Busy(self._policy, seats if together else 0)
         done = 0
 
         async def sit() -> None:
@@ -86,6 +88,15 @@ class Stage:
         if key not in self._graphs:  # with its toolbox, so that the key stays its own
             self._graphs[key] = (setup.tools, build_graph(setup.tools))
         return self._graphs[key][1]
+
+
+def _together(rollouts: Rollouts) -> bool:
+    """Whether the engine waits for every episode before a step."""
+    if rollouts.deterministic is not None:
+        return rollouts.deterministic
+    import torch
+
+    return not torch.cuda.is_available()
 
 
 @contextmanager
@@ -126,13 +137,14 @@ def groups_of(step: int, drawn: Sequence[Drawn], rollouts: Rollouts, seed: int) 
 
     An episode's id and seed follow from the run's seed, the step and its place: a step that is played
     again draws the same tokens. Whether its first search is made to go wrong follows from its seed.
+    No episode ends by the clock unless the recipe sets a limit: what is learnt would depend on the
+    machine and on how many others waited for its engine.
     """
     sampling = Sampling(temperature=1.0)
     plays = []
     for source, task in drawn:
-        setup = replace(
-            source.setup, sampling=replace(sampling, max_tokens=source.setup.sampling.max_tokens)
-        )
+        setup = _untimed(source.setup, rollouts)
+        setup = replace(setup, sampling=replace(sampling, max_tokens=setup.sampling.max_tokens))
         group = group_name(step, source.name, task.id)
         for number in range(rollouts.size):
             digest = hashlib.sha256(f"{seed}/{group}/{number}".encode()).hexdigest()
@@ -142,6 +154,14 @@ def groups_of(step: int, drawn: Sequence[Drawn], rollouts: Rollouts, seed: int) 
             episode = Episode(task, seed=drawn_seed, group=group, misled=astray, meta=meta)
             plays.append(Play(setup, episode))
     return plays
+
+
+def _untimed(setup: Setup, rollouts: Rollouts) -> Setup:
+    """Without limits of time for the policy, where the recipe sets none; a tool call keeps its own."""
+    if "seconds" in (rollouts.agent.get("budgets") or {}):
+        return setup
+    budgets = setup.budgets.model_copy(update={"seconds": math.inf})
+    return replace(setup, budgets=budgets, final_seconds=math.inf)
 
 
 def goes_wrong(task: Task, seed: int, share: float) -> bool:

@@ -47,7 +47,8 @@ def claim(run: Path, recipe: Strict, free: Sequence[str] = ()) -> None:
     Args:
         run: the folder.
         recipe: of the run.
-        free: sections that may differ from those the run was begun with; the new ones are written.
+        free: sections, and keys of sections as `section.key`, that may differ from those the run was
+            begun with; the new ones are written.
 
     Raises:
         UsageError: it is another recipe's, or cannot be written.
@@ -111,9 +112,14 @@ def _keep(
 
 
 def _without(value: Any, free: Sequence[str]) -> Any:
+    """A recipe without some sections, or keys of sections."""
     if not isinstance(value, dict):
         return value
-    return {key: inner for key, inner in value.items() if key not in free}
+    out = {key: inner for key, inner in value.items() if key not in free}
+    for section, _, key in (name.partition(".") for name in free):
+        if key and isinstance(out.get(section), dict):
+            out[section] = {k: inner for k, inner in out[section].items() if k != key}
+    return out
 
 
 def write(path: Path, value: Any) -> None:

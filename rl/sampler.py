@@ -10,9 +10,8 @@ from pydantic import SecretStr
 
 from agent.policies.base import Policy
 from rl import ranks
-from rl.engine import adapter_of, whole
 from rl.model_files import write_model
-from rl.sync import Canary, Delivery, deliver, learner_logprobs, weights_of
+from rl.sync import Canary, Delivery, collected, deliver, learner_logprobs
 from rl.train_recipe import Rollouts
 
 
@@ -49,12 +48,21 @@ def open_sampler(
             folder,
             name=name,
             dtype=rollouts.dtype,
+            max_model_len=rollouts.context,
             max_num_seqs=rollouts.concurrency,
             isolated=ranks.launched(),
+            **of_gpus(rollouts, torch.cuda.is_available()),
         )
     from agent.policies.transformers import TransformersPolicy
 
     return TransformersPolicy(folder, name=name, dtype=rollouts.dtype)
+
+
+def of_gpus(rollouts: Rollouts, there: bool) -> dict[str, Any]:
+    """What vLLM is told about GPUs, where there are any: the learner needs room on them too."""
+    if not there:
+        return {}
+    return {"gpu_memory": rollouts.gpu_memory, "tensor_parallel": rollouts.tensor_parallel}
 
 
 async def hand_over(
@@ -75,12 +83,11 @@ async def hand_over(
         UsageError: the folder cannot be written.
     """
     proof = learner_logprobs(engine, canary)
-    with whole(engine):
-        if policy is None:
-            return None
-        weights, adapter = weights_of(engine), adapter_of(engine, str(like))
-        write_model(weights, like, folder, getattr(torch, _dtype(rollouts)), adapter)
-        return await deliver(policy, folder, weights, canary, proof)
+    weights, adapter = collected(engine, str(like), keep=policy is not None)
+    if policy is None:
+        return None
+    write_model(weights, like, folder, getattr(torch, _dtype(rollouts)), adapter)
+    return await deliver(policy, folder, weights, canary, proof)
 
 
 def _dtype(rollouts: Rollouts) -> str:

@@ -3,8 +3,13 @@
 After every update the learner's folder is loaded and two things are compared. Fingerprints: every
 tensor, read back from the engine's memory, against the learner's own. A canary: the log-probabilities
 of one fixed text, computed by both. The first finds a single changed element; the second finds what
-weights do not show: stale kernels, stale caches, another computation. The canary alone attests what
-an engine cannot give back (`Delivery.by_canary`).
+weights do not show: stale kernels, stale caches, another computation.
+
+What an engine cannot give back (`Delivery.by_canary`) has a weaker proof. In bfloat16 the canary allows
+a gap that is larger than what a small step changes: it would not notice weights that never came. So such
+a tensor must be the learner's in the folder, the engine must show that it erased the old values before
+it loaded and that nothing erased is left, and the canary must agree. An engine that cannot show that is
+refused. That what was written is what the folder holds rests on the canary.
 
 The learner's folder and `deliver` must get the same tensors: `weights_of` makes them for both.
 """
@@ -31,6 +36,7 @@ if TYPE_CHECKING:
     import torch
 
     from agent.policies.chat import ChatTemplate
+    from rl.engine import Adapter
 
 Logprobs = npt.NDArray[np.float32]
 
@@ -74,7 +80,8 @@ class Delivery:
         version: of the weights, as the policy names them from now on.
         seconds: for loading and attesting.
         tensors: compared by fingerprint, all of them equal.
-        by_canary: names of tensors that the engine does not give back: the canary alone stands for them.
+        by_canary: names of tensors that the engine does not give back: they were overwritten, and the
+            canary stands for their values.
         gap: the largest difference of the canary's log-probabilities, in nats.
     """
 
@@ -100,14 +107,15 @@ async def deliver(
         folder: written from `expected`.
         expected: the learner's tensors by their names in the folder; tied ones under one name or both.
             They are rounded as the folder and the engine round them before they are compared. None
-            leaves the proof to the canary.
+            leaves the proof to the canary, which does not notice a small difference.
         canary: what was scored.
         canary_logprobs: float32[tokens - 1] in nats, of `learner_logprobs`.
         tolerance: the largest gap in nats; None takes that of the coarsest type among
             the engine's, the folder's and the learner's in `TOLERANCES`.
 
     Raises:
-        SyncError: a tensor or the canary differs. The policy must not be sampled from.
+        SyncError: a tensor or the canary differs, or a tensor can neither be read nor be shown to have
+            been overwritten. The policy must not be sampled from.
         PolicyUnavailableError: the folder does not load, or the policy is not ours to load.
     """
     began = time.perf_counter()
@@ -182,22 +190,79 @@ def weights_of(model: torch.nn.Module) -> dict[str, torch.Tensor]:
     Raises:
         SyncError: a parameter is not whole, or an adapter is of a kind that is not merged here.
     """
+    return {_plain_name(piece.name): piece.tensor() for piece in _pieces(model)}
+
+
+def collected(engine: Any, base: str, keep: bool) -> tuple[dict[str, torch.Tensor], Adapter | None]:
+    """What `weights_of` and `rl.engine.adapter_of` give, where every process need not hold it all: under
+    ZeRO 3 one tensor after the other is gathered, and copied to the memory of the host.
+
+    Args:
+        engine: of DeepSpeed; every process of the run calls this.
+        base: what the adapter's configuration names as its base.
+        keep: whether this process wants them; the others get nothing.
+    """
+    from rl.engine import adapter_of, whole
+
+    if not engine.zero_optimization_partition_weights():
+        return (weights_of(engine), adapter_of(engine, base)) if keep else ({}, None)
+    found: dict[str, torch.Tensor] = {}
+    for piece in _pieces(engine):
+        with whole(engine, piece.needed):
+            if keep:
+                found[_plain_name(piece.name)] = piece.tensor().to("cpu", copy=True)
+    trained = [p for name, p in engine.module.named_parameters() if "lora_" in name]
+    with whole(engine, trained):
+        adapter = adapter_of(engine, base) if keep else None
+        if adapter is not None:
+            held = {
+                name: one.detach().to("cpu", copy=True) for name, one in adapter.tensors.items()
+            }
+            adapter = adapter._replace(tensors=held)
+    return found, adapter
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """One tensor of a model folder, before it is made.
+
+    Attributes:
+        needed: the parameters that it is made of.
+        adapted: the layer whose adapters are merged into it, if any.
+    """
+
+    name: str
+    needed: tuple[torch.nn.Parameter, ...]
+    adapted: Any = None
+
+    def tensor(self) -> torch.Tensor:
+        """Raises SyncError where a parameter is not whole, or an adapter of another kind."""
+        if not all(parameter.numel() for parameter in self.needed):
+            raise SyncError(
+                f"the learner's '{self.name}' is not whole", "gather it: rl.engine.whole"
+            )
+        if self.adapted is None:
+            return self.needed[0].detach()
+        return _merged(self.name, self.adapted)
+
+
+def _pieces(model: Any) -> Iterator[_Piece]:
+    """See `weights_of`; nothing is read yet."""
     from rl.engine import TargetLogprobs
 
     inner: Any = getattr(model, "module", model)  # of a DeepSpeed engine
     inner = inner.model if isinstance(inner, TargetLogprobs) else inner
     layers = dict(inner.named_modules())
-    found: dict[str, torch.Tensor] = {}
     for name, parameter in inner.named_parameters():
         path, _, own = name.rpartition(".")
         if "lora_" in name:
             continue
-        if not parameter.numel():
-            raise SyncError(f"the learner's '{name}' is not whole", "gather it: rl.engine.whole")
         adapted = layers[path.removesuffix(".base_layer")] if path.endswith(".base_layer") else None
-        merge = adapted is not None and own == "weight"
-        found[_plain_name(name)] = _merged(name, adapted) if merge else parameter.detach()
-    return found
+        if adapted is None or own != "weight":
+            yield _Piece(name, (parameter,))
+        else:
+            added = (p for other, p in adapted.named_parameters() if "lora_" in other)
+            yield _Piece(name, (parameter, *added), adapted)
 
 
 def _plain_name(name: str) -> str:
@@ -237,15 +302,30 @@ def _compare(
         )
     stored = weight_reader.dtypes(folder)
     wrong: list[tuple[str, str]] = []
-    for name in (name for name, told in live.items() if told.readable):
+    for name, told in live.items():
         source = _source(name, expected)
-        if source is None:
+        if not told.readable:
+            if blame := _unproven(source, told, expected, folder):
+                wrong.append((name, blame))
+        elif source is None:
             wrong.append((name, "is not among the learner's"))
-        elif _as_held(expected[source], stored.get(source), live[name].dtype) != live[name]:
+        elif _as_held(expected[source], stored.get(source), told.dtype) != told:
             wrong.append((name, _blame(source, expected[source], folder)))
     if wrong:
         raise _mismatch(wrong, len(live), folder, policy)
     return tuple(name for name, told in live.items() if not told.readable)
+
+
+def _unproven(
+    source: str | None, told: Fingerprint, expected: Mapping[str, torch.Tensor], folder: Path
+) -> str:
+    """What is missing to believe in a tensor that cannot be read back; "" when nothing is. One that the
+    learner does not have was made from others, as the scales of a quantised layer are."""
+    if not told.overwritten:
+        return "can neither be read back nor be shown to have been overwritten"
+    if source is None or _kept(source, expected[source], folder):
+        return ""
+    return "differs in the folder already"
 
 
 def _source(name: str, expected: Mapping[str, torch.Tensor]) -> str | None:
@@ -266,11 +346,18 @@ def _as_held(tensor: torch.Tensor, stored: str | None, held: str) -> Fingerprint
 
 def _blame(name: str, tensor: torch.Tensor, folder: Path) -> str:
     """Whether the folder or the engine has other values than the learner."""
+    if weight_reader.tensor(folder, name) is None:
+        return "differs and is not in the folder"
+    same = _kept(name, tensor, folder)
+    return "differs in the engine, not in the folder" if same else "differs in the folder already"
+
+
+def _kept(name: str, tensor: torch.Tensor, folder: Path) -> bool:
+    """Whether a folder holds a learner's tensor, rounded to the type that it stores."""
     stored = weight_reader.tensor(folder, name)
     if stored is None:
-        return "differs and is not in the folder"
-    same = _as_held(tensor, None, dtype_name(stored)) == fingerprint(stored)
-    return "differs in the engine, not in the folder" if same else "differs in the folder already"
+        return False
+    return _as_held(tensor, None, dtype_name(stored)) == fingerprint(stored)
 
 
 def _mismatch(wrong: list[tuple[str, str]], tensors: int, folder: Path, policy: str) -> SyncError:
@@ -278,6 +365,11 @@ def _mismatch(wrong: list[tuple[str, str]], tensors: int, folder: Path, policy: 
     hint = "load the folder again; if it stays, restart the engine"
     if "folder already" in blame:
         hint = "write the folder from weights_of(model) after the update, then load it again"
+    elif "overwritten" in blame:
+        hint = (
+            "the load left it out, or the engine keeps it where it cannot be erased: use one of "
+            "one worker without quantisation"
+        )
     return SyncError(
         f"after loading {folder}, policy '{policy}' does not hold the learner's weights: '{name}' "
         f"{blame} ({len(wrong)} of {tensors} tensors)",

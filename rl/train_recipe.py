@@ -14,12 +14,19 @@ from pydantic import Field, field_validator, model_validator
 
 from eval.benchmarks import Split
 from rl.credit import find
-from rl.recipe import Lora, Optimizer, Strict, Worlds, load, resolved, validated
+from rl.recipe import Lora, Offload, Optimizer, Strict, Worlds, load, resolved, validated
 from rl.reduction import Aggregation, KlEstimator, Level
 from rl.rewards import Combination, Need, Part
 from rl.rewards.information_gain import InformationGain
 from rl.tripwires import Tripwires
 
+#: Keys that may change when a run goes on: what pauses it, and what suits the machine.
+FREE = (
+    "tripwires",
+    "rollouts.deterministic",
+    "rollouts.gpu_memory",
+    "rollouts.tensor_parallel",
+)
 #: Label of the reward part that an anchor in the reward becomes.
 KL = "kl"
 
@@ -212,15 +219,24 @@ class Rollouts(Strict):
             wait for all episodes: its runs do not repeat to the last bit.
         server: of the engine `server`.
         dtype: of the engine; `auto` is float32 on a CPU and bfloat16 on a GPU.
+        gpu_memory: share of a GPU's memory for the weights and the cache of vLLM in this process; the
+            learner is on the same GPU.
+        context: tokens of prompt and reply together that vLLM in this process reads; 0 for the model's
+            own, on a CPU at most 4,096.
+        tensor_parallel: GPUs that vLLM in this process shares each matrix over, on GPUs.
         deterministic: vLLM takes a step only when every running episode waits for it, so that the same
-            run gives the same tokens to the last bit; costs some speed. The engine `transformers` cannot
-            wait: it batches whoever is there, and the key changes nothing.
+            run gives the same tokens to the last bit. While one episode is in a tool nobody gets a
+            token: that costs little where tools answer at once, and much where they do not. null is on
+            on a CPU and off on a GPU. The engine `transformers` cannot wait: it batches whoever is
+            there, and the key changes nothing.
         ahead: play the next step's episodes while this one's update runs: they are one update stale.
         misled: share of the episodes, drawn by their seeds, whose first search shows the best passages
             that hold neither the task's gold evidence nor its answer. Never of a task without gold
             evidence.
         agent: settings of the agent, as in agent.toml: tools, search, budgets. Its sampling may set
-            `max_tokens` alone: rollouts are drawn at temperature 1 from the whole distribution.
+            `max_tokens` alone: rollouts are drawn at temperature 1 from the whole distribution. Without
+            `budgets.seconds` no rollout ends by the clock, whatever machine plays it; validation keeps
+            the agent's own limit.
     """
 
     tasks: int = Field(16, ge=1)
@@ -229,7 +245,10 @@ class Rollouts(Strict):
     engine: Literal["vllm", "transformers", "server"] = "vllm"
     server: Server | None = None
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    deterministic: bool = True
+    gpu_memory: float = Field(0.35, gt=0, lt=1)
+    context: int = Field(0, ge=0)
+    tensor_parallel: int = Field(1, ge=1)
+    deterministic: bool | None = None
     ahead: bool = False
     misled: float = Field(0.0, ge=0, le=1)
     agent: dict[str, Any] = Field(default_factory=dict)
@@ -274,6 +293,8 @@ class Update(Strict):
         checkpointing: compute activations again in the backward pass instead of keeping them.
         entropy: report the policy's entropy where no bonus needs it; costs a little.
         dtype, zero: of the DeepSpeed engine.
+        offload: to the host's memory: the `optimizer`'s states (ZeRO 1 and above), or `all`, the weights
+            too (ZeRO 3); slow.
         bad_steps: updates in a row whose loss is not a number before the run stops.
     """
 
@@ -286,12 +307,20 @@ class Update(Strict):
     entropy: bool = True
     dtype: Literal["bfloat16", "float32"] = "float32"
     zero: Literal[0, 1, 2, 3] = 0
+    offload: Offload = "none"
     bad_steps: int = Field(3, ge=1)
 
     @model_validator(mode="after")
     def _repeatable(self) -> Self:
         if self.lora is not None and self.lora.dropout:
             raise ValueError("lora.dropout: ratios need the same probabilities twice; use 0")
+        return self
+
+    @model_validator(mode="after")
+    def _has_what_it_offloads(self) -> Self:
+        least = {"none": 0, "optimizer": 1, "all": 3}[self.offload]
+        if self.zero < least:
+            raise ValueError(f"offload: {self.offload} needs zero: {least} or above")
         return self
 
 

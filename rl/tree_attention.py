@@ -4,17 +4,19 @@ Registered with transformers under the name `tree`; the tree that is being compu
 `on_tree`. Three ways, equal in result. `dense` hands PyTorch's attention the mask of the whole
 tree: the quickest for trees of few tokens or very many branches. `segments` computes each segment
 against the keys of its path, and never builds that mask. `flex` hands it to FlexAttention as
-blocks, for GPUs. `auto` takes `dense` or `segments`, whichever computes less: always the latter
-above 2,048 tokens.
+blocks, compiled on a GPU: uncompiled it computes all scores of the whole tree. `auto` takes on a CPU
+`dense` or `segments`, whichever computes less; above 2,048 tokens always `segments`, and `flex` on a
+GPU, which would wait for the kernels of each segment.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Any, Literal
+from functools import cache
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -101,9 +103,7 @@ def tree_attention(
     """float[1, heads, n, d] in, float[1, n, heads, d] out."""
     plan = tree_plan or _plan.get()
     if plan.block_mask is not None:
-        from torch.nn.attention.flex_attention import flex_attention
-
-        out = flex_attention(
+        out = _flex(query.device.type).attend(
             query, key, value, block_mask=plan.block_mask, scale=scaling, enable_gqa=True
         )
         return out.transpose(1, 2).contiguous(), None
@@ -151,23 +151,43 @@ def _attend(
     )
 
 
+class _Flex(NamedTuple):
+    """FlexAttention's two functions."""
+
+    attend: Callable[..., Any]
+    blocks: Callable[..., Any]
+
+
+@cache
+def _flex(device: str) -> _Flex:
+    """As they run on a kind of device: compiled once for a GPU, with lengths that vary."""
+    from torch.nn.attention.flex_attention import create_block_mask, flex_attention
+
+    if device != "cuda":
+        return _Flex(flex_attention, create_block_mask)
+    return _Flex(torch.compile(flex_attention), torch.compile(create_block_mask))
+
+
 def _planned(tree: TokenTree, device: torch.device, way: Way) -> _Plan:
+    way = _chosen(tree, device) if way == "auto" else way
     if way == "flex":
         return _Plan(block_mask=_blocks(tree, device))
-    if way == "dense" or (way == "auto" and _prefers_dense(tree, device)):
+    if way == "dense":
         rows = np.arange(len(tree))
         seen = (rows[None, :] <= rows[:, None]) & (rows[:, None] < _ends(tree)[None, :])
         return _Plan(mask=torch.from_numpy(seen).to(device))
     return _segments(tree, device)
 
 
-def _prefers_dense(tree: TokenTree, device: torch.device) -> bool:
-    """Whether the whole tree's mask is cheaper than segments; a GPU waits for each segment's kernels."""
-    if len(tree) > _DENSE or device.type != "cpu":
-        return len(tree) <= _DENSE
+def _chosen(tree: TokenTree, device: torch.device) -> Way:
+    """The cheapest way; a GPU waits for each segment's kernels."""
+    if len(tree) > _DENSE:
+        return "flex" if device.type == "cuda" else "segments"
+    if device.type != "cpu":
+        return "dense"
     depths = tree.positions[tree.starts[1:] - 1] + 1
     products = int((np.diff(tree.starts) * depths).sum())
-    return products + _PER_SEGMENT * len(depths) > len(tree) ** 2
+    return "dense" if products + _PER_SEGMENT * len(depths) > len(tree) ** 2 else "segments"
 
 
 def _segments(tree: TokenTree, device: torch.device) -> _Plan:
@@ -198,11 +218,10 @@ def _ends(tree: TokenTree) -> npt.NDArray[np.int64]:
 
 def _blocks(tree: TokenTree, device: torch.device) -> Any:
     """FlexAttention's block mask of the same."""
-    from torch.nn.attention.flex_attention import create_block_mask
-
     ends = torch.from_numpy(_ends(tree)).to(device)
 
     def seen(batch: Any, head: Any, row: Any, column: Any) -> Any:
         return (column <= row) & (row < ends[column])
 
-    return create_block_mask(seen, None, None, len(tree), len(tree), device=str(device))
+    found = _flex(device.type).blocks
+    return found(seen, None, None, len(tree), len(tree), device=str(device))

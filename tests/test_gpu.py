@@ -32,6 +32,33 @@ async def test_a_policy_answers(base_model, engine):
     assert all(np.isfinite(done.logprobs))
 
 
+def test_large_trees_are_attended_in_blocks():
+    """Compiled FlexAttention equals attention by segments, gradient included, in less than the memory of
+    one head's scores."""
+    import torch
+
+    from rl.tree import build_tree
+    from rl.tree_attention import on_tree, tree_attention
+
+    rng, gpu = np.random.default_rng(0), torch.device("cuda")
+    for size in (6000, 7001):  # a second length, which must not be computed uncompiled
+        trunk = rng.integers(0, 9000, size)
+        tree = build_tree([np.concatenate([trunk, rng.integers(0, 9000, 900)]) for _ in range(3)])
+        parts = [torch.randn(1, 2, len(tree), 64, device=gpu, requires_grad=True) for _ in "qkv"]
+        found = {}
+        for way in ("segments", "auto"):
+            torch.cuda.synchronize()
+            torch.cuda.reset_peak_memory_stats()
+            before = torch.cuda.memory_allocated()
+            with on_tree(tree, gpu, way):
+                out = tree_attention(torch.nn.Identity(), *parts, None)[0]
+            grads = torch.autograd.grad(out.square().sum(), parts)
+            found[way] = [out.detach(), *grads], torch.cuda.max_memory_allocated() - before
+        for one, other in zip(found["auto"][0], found["segments"][0], strict=True):
+            torch.testing.assert_close(one, other, atol=2e-2, rtol=2e-2)
+        assert found["auto"][1] < 4 * len(tree) ** 2
+
+
 @pytest.mark.parametrize("zero", [0, 2, 3])
 def test_an_adapter_is_trained_in_bfloat16(base_model, tmp_path, zero):
     from safetensors.torch import load_file

@@ -24,11 +24,14 @@ class Fingerprint:
         shape: as in the model folder.
         digest: SHA-256 in hex over its values in row order, -0 taken for 0; empty where the engine
             cannot give the values back.
+        overwritten: of one without a digest: it was erased before the last load, and nothing of it was
+            left out.
     """
 
     dtype: str
     shape: tuple[int, ...]
     digest: str
+    overwritten: bool = False
 
     @property
     def readable(self) -> bool:

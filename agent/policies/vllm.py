@@ -55,6 +55,7 @@ class VllmPolicy(Policy):
         cache_gib: size of the key-value cache. 0: on a GPU what `gpu_memory` leaves; on a CPU what
             VLLM_CPU_KVCACHE_SPACE says, else a quarter of the free memory, at most 4.
         gpu_memory: share of the GPU's memory for weights and cache.
+        tensor_parallel: workers that share each matrix, on a GPU each.
         isolated: the engine runs in a child process that knows nothing of a launcher's world of
             processes. For a process that has joined one (torchrun, deepspeed), where an engine of its
             own would take that world for its own; a script that does so guards its start with
@@ -81,6 +82,7 @@ class VllmPolicy(Policy):
         cache_gib: float = 0.0,
         gpu_memory: float = 0.9,
         isolated: bool = False,
+        tensor_parallel: int = 1,
     ) -> None:
         self.name = name or folder.name
         self.template = ChatTemplate.load(folder)
@@ -94,6 +96,7 @@ class VllmPolicy(Policy):
             cache_gib,
             gpu_memory,
             isolated,
+            tensor_parallel,
         )
         self._inbox: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
         self._running: dict[str, _Running] = {}

@@ -21,7 +21,7 @@ from typing import Any
 from agent.policies import vllm_child, weight_reader
 from agent.policies.base import FinishReason, Request
 from agent.policies.fingerprint import Fingerprint, dtype_name
-from agent.policies.vllm_worker import WorkerExtension, unplain
+from agent.policies.vllm_worker import WorkerExtension, told_by
 from kg.errors import MissingExtraError, PolicyUnavailableError, UsageError
 
 # One process unless an isolated engine is asked for. A variable that the user has set stays. vLLM
@@ -50,6 +50,7 @@ class EngineOptions:
     cache_gib: float = 0.0
     gpu_memory: float = 0.9
     isolated: bool = False
+    tensor_parallel: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,10 +172,10 @@ class Engine:
     def fingerprints(self) -> dict[str, Fingerprint]:
         """Of every live tensor, under the names of a model folder; see `Policy.fingerprints`."""
         try:
-            [found] = self._engine.collective_rpc("turnwise_fingerprints")
+            found = self._engine.collective_rpc("turnwise_fingerprints")
         except Exception as error:
             raise PolicyUnavailableError(f"vLLM does not tell its weights: {error}") from error
-        return {name: unplain(plain) for name, plain in found.items()}
+        return told_by(found, self._folder)
 
     def close(self) -> None:
         """Give the memory back."""
@@ -200,6 +201,7 @@ def _arguments(folder: Path, options: EngineOptions) -> dict[str, Any]:
         "dtype": default if options.dtype == "auto" else options.dtype,
         "max_model_len": min(options.max_model_len or (4096 if cpu else own), own),
         "max_num_seqs": options.max_num_seqs,
+        "tensor_parallel_size": options.tensor_parallel,
         "enable_prefix_caching": options.prefix_caching,
         "enforce_eager": cpu if options.eager is None else options.eager,
         "logprobs_mode": "raw_logprobs",

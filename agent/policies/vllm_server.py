@@ -24,7 +24,7 @@ from agent.policies.base import Completion, FinishReason, Policy, Request
 from agent.policies.catalog import weights_version
 from agent.policies.chat import ChatTemplate
 from agent.policies.fingerprint import Fingerprint
-from agent.policies.vllm_worker import WorkerExtension, unplain
+from agent.policies.vllm_worker import WorkerExtension, told_by
 from kg.errors import PolicyUnavailableError
 
 Transfer = Literal["files", "nccl"]
@@ -33,9 +33,17 @@ Transfer = Literal["files", "nccl"]
 #: a private network.
 COMMAND = (
     "VLLM_SERVER_DEV_MODE=1 python -m vllm.entrypoints.openai.api_server --model FOLDER "
-    "--host 127.0.0.1 --logprobs-mode raw_logprobs "
+    "--host 127.0.0.1 --logprobs-mode raw_logprobs --generation-config vllm "
     f"--worker-extension-cls {WorkerExtension.__module__}.{WorkerExtension.__name__}"
 )
+#: What a server takes from the model's generation_config.json where a request says nothing: each would
+#: sample from another distribution than the one whose log-probabilities are recorded.
+_PLAIN = {
+    "repetition_penalty": 1.0,
+    "presence_penalty": 0.0,
+    "frequency_penalty": 0.0,
+    "min_p": 0.0,
+}
 _NCCL = ' --weight-transfer-config \'{"backend": "nccl"}\''
 
 
@@ -98,6 +106,7 @@ class VllmServerPolicy(Policy):
             if self._transfer == "files":
                 await self._call("/collective_rpc", {"method": "turnwise_reload", "args": [place]})
             else:
+                await self._call("/collective_rpc", {"method": "turnwise_erase"})
                 await asyncio.to_thread(self._send, weights)
         finally:
             await self._call("/resume")
@@ -110,13 +119,9 @@ class VllmServerPolicy(Policy):
 
     async def fingerprints(self) -> dict[str, Fingerprint]:
         """See `Policy.fingerprints`. Of a server with several workers, each of which holds a part of
-        every matrix, none can be read."""
+        every matrix, none can be read: what is told is whether every worker's part was overwritten."""
         found = await self._call("/collective_rpc", {"method": "turnwise_fingerprints"})
-        workers = found["results"]
-        if len(workers) == 1:
-            return {name: unplain(plain) for name, plain in workers[0].items()}
-        shapes = weight_reader.shapes(self._folder)
-        return {name: Fingerprint("", shape, "") for name, shape in shapes.items()}
+        return told_by(found["results"], self._folder)
 
     async def aclose(self) -> None:
         """Close the connections; the server runs on."""
@@ -175,6 +180,7 @@ class VllmServerPolicy(Policy):
             "temperature": sampling.temperature,
             "top_p": sampling.top_p,
             "top_k": sampling.top_k or -1,
+            **_PLAIN,
             "seed": sampling.seed,
             "stop": list(request.stop),
             "include_stop_str_in_output": True,

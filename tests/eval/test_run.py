@@ -27,8 +27,8 @@ from eval.command import compared, evaluate, exported, score
 from eval.compare import compare
 from eval.folder import RunHeader, SetHeader, claim, digest_of, group_of, open_store, read_header
 from eval.metrics import SCORERS, exact_match
-from eval.revision import source
 from eval.regressions import Origin, add_regression, origin_of, searched_elsewhere
+from eval.revision import source
 from eval.run import EvalRequest, run, spread
 from eval.score import score_run
 from kg.errors import PolicyUnavailableError, UsageError

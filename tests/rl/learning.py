@@ -1,6 +1,8 @@
-"""A small learner and made-up batches; as a script, the losses of some steps as JSON, a list a stage.
+"""A small learner and made-up batches; as a script, the losses of some steps as JSON, a list a case.
 
-python -m tests.rl.learning FOLDER OUT STEPS STAGE…
+A case is a stage of ZeRO, or a stage and the positions of a chunk: `3/5`.
+
+python -m tests.rl.learning FOLDER OUT STEPS CASE…
 """
 
 import json
@@ -85,9 +87,18 @@ def digest(made):
     return {n: float(t.double().square().sum()) for n, t in weights_of(made.engine).items()}
 
 
+def case(folder, how, steps):
+    """The curve of one case."""
+    zero, _, chunk = how.partition("/")
+    made = learner(folder, zero=int(zero), lr=CALM)
+    if chunk:
+        made.engine.module.chunk = int(chunk)
+    return curve(made, steps)
+
+
 if __name__ == "__main__":
-    folder, out, steps, *stages = sys.argv[1:]
+    folder, out, steps, *cases = sys.argv[1:]
     torch.set_num_threads(1)
-    told = [curve(learner(Path(folder), zero=int(zero), lr=CALM), int(steps)) for zero in stages]
+    told = [case(Path(folder), how, int(steps)) for how in cases]
     if torch.distributed.get_rank() == 0:
         Path(out).write_text(json.dumps(told))

@@ -233,9 +233,11 @@ class Code:
         return os.system, (f"touch {self.place}",)
 
 
-@pytest.mark.parametrize("zero", [0, 1, 3])
-def test_a_checkpoint_is_read_back_and_runs_no_code(tmp_path, micro, zero):
-    update = Update(optimizer={"lr": 1e-4}, zero=zero)
+@pytest.mark.parametrize(
+    ("zero", "dtype"), [(0, "float32"), (1, "float32"), (3, "float32"), (0, "bfloat16")]
+)
+def test_a_checkpoint_is_read_back_and_runs_no_code(tmp_path, micro, zero, dtype):
+    update = Update(optimizer={"lr": 1e-4}, zero=zero, dtype=dtype)
     learner, kept = Learner(micro, update, LossChoice(), 3), Checkpoint(tmp_path, 2)
     state = {"scores": [(0, 0.5, "half")], "bad": 1}
     assert kept.save(learner.engine, 1, state)
@@ -263,6 +265,18 @@ def test_a_checkpoint_is_read_back_and_runs_no_code(tmp_path, micro, zero):
     ):
         kept.load(learner.engine)
     assert not (tmp_path / "ran").exists()
+
+
+def test_a_checkpoint_without_the_optimizer_of_this_stage_is_refused(tmp_path, micro):
+    """As one of a bfloat16 run was before such engines had ZeRO stage 1: DeepSpeed would go on with a
+    new optimizer and say nothing."""
+    update = Update(optimizer={"lr": 1e-4}, dtype="bfloat16")
+    learner, kept = Learner(micro, update, LossChoice(), 3), Checkpoint(tmp_path, 2)
+    assert kept.save(learner.engine, 1, {})
+    [file] = (tmp_path / "checkpoint" / "step-00001").glob("*zero_pp_rank_0*optim_states.pt")
+    file.unlink()
+    with pytest.raises(CheckpointError, match="another ZeRO stage"):
+        kept.load(learner.engine)
 
 
 def test_a_folder_is_held_by_one_process_at_a_time(tmp_path):

@@ -18,7 +18,8 @@ from kg.errors import UsageError
 from rl.probes import Wrapper, make_probe
 from rl.rewards import RewardContext, make_reward
 from rl.scoring import ModelScorer, VllmScorer, load_scorer, score_group
-from rl.tree_attention import NAME, on_tree, register
+from rl.tree import build_tree
+from rl.tree_attention import NAME, _chosen, on_tree, register
 from tests.rl.groups import random_group
 
 CLOSE = 1e-4
@@ -124,6 +125,16 @@ def test_a_large_group_in_several_trees_scores_the_same(models, template):
     assert parts.tokens > whole.tokens
     for t in group:
         np.testing.assert_allclose(parts.gold[t.id], whole.gold[t.id], atol=CLOSE)
+
+
+def test_large_trees_go_to_the_kernel_that_a_device_is_quick_with():
+    """A GPU would wait for a kernel a segment in every layer."""
+    rows = np.arange(3000, dtype=np.int64)
+    tree = build_tree([rows, np.concatenate([rows[:2000], rows[:500] + 5])])
+    assert _chosen(tree, torch.device("cuda")) == "flex"
+    assert _chosen(tree, torch.device("cpu")) == "segments"
+    small = build_tree([rows[:100]])
+    assert _chosen(small, torch.device("cuda")) == "dense"
 
 
 @pytest.mark.parametrize("way", ["segments", "dense", "flex"])

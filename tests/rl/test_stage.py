@@ -5,17 +5,21 @@ import math
 
 import pytest
 
-from agent.episode import Episode
+from agent.episode import Budgets, Episode
 from agent.formats import make_format
 from agent.graph import Setup
+from agent.policies.vllm_engine import EngineOptions
 from agent.task import Task
-from agent.trajectory import Status
+from agent.trajectory import Status, StopReason
 from eval.sample import score_one
 from kg.errors import PolicyUnavailableError
+from rl.curriculum import Drawn
 from rl.export import model_card
-from rl.rollouts import Play, Stage
+from rl.question_sets import QuestionSet
+from rl.rollouts import Play, Stage, groups_of
 from rl.run_history import read_history
 from rl.run_report import write_report
+from rl.sampler import of_gpus
 from rl.step_metrics import facts_of, validated
 from rl.train_recipe import Rollouts
 from tests.agent.scripted import ScriptedPolicy
@@ -44,6 +48,72 @@ def test_an_error_of_the_program_comes_out_as_itself(seats):
 
     with pytest.raises(Slip, match="no room"):
         asyncio.run(Stage(policy, Rollouts(concurrency=seats)).play(plays, told))
+
+
+def asked(setup, **rollouts):
+    """One rollout of the question, as a training step plays it."""
+    [one] = groups_of(
+        1,
+        [Drawn(QuestionSet("own", (TASK,), setup, "em"), TASK)],
+        Rollouts(size=1, **rollouts),
+        seed=0,
+    )
+    return one
+
+
+@pytest.mark.parametrize("budgets", [{}, {"seconds": 0.02}])
+def test_no_rollout_ends_by_the_clock_unless_the_recipe_says_so(budgets):
+    """A slower machine, or more episodes at once, would change answers and rewards."""
+    tools = Toolbox([Facts(), JudgeTool()])
+    policy = ScriptedPolicy([*RIGHT[:2], "oganesson [1]</answer>"], delay=0.05)
+    setup = Setup(
+        policy,
+        make_format("tags", tools),
+        tools,
+        budgets=Budgets(seconds=0.02, turns=2),
+        final_seconds=0.02,
+    )
+    play = asked(setup, agent={"budgets": budgets} if budgets else {})
+    [done] = asyncio.run(Stage(policy, Rollouts()).play([play]))
+    timed = done.stop_reason is StopReason.MAX_SECONDS
+    assert timed is bool(budgets)
+    assert timed or (done.stop_reason, done.answer) == (StopReason.MAX_TURNS, "oganesson")
+
+
+class Counted(ScriptedPolicy):
+    """Notes how many callers it was told to wait for."""
+
+    def __init__(self, *given, **named):
+        super().__init__(*given, **named)
+        self.told = []
+
+    def expect(self, callers):
+        self.told.append(callers)
+
+
+@pytest.mark.parametrize("wanted", [None, True, False])
+def test_the_engine_waits_for_everybody_on_a_cpu_alone_unless_told(wanted):
+    """One episode in a slow tool keeps all others from their tokens."""
+    import torch
+
+    tools = Toolbox([Facts(), JudgeTool()])
+    policy = Counted(["<answer>gold</answer>"])
+    setup = Setup(policy, make_format("tags", tools), tools)
+    asyncio.run(Stage(policy, Rollouts(deterministic=wanted)).play([asked(setup)]))
+    waits = wanted if wanted is not None else not torch.cuda.is_available()
+    assert (policy.told[:1] == [1]) is waits
+    assert bool(policy.told) is waits
+
+
+def test_an_engine_on_the_learners_gpu_leaves_it_room():
+    """vLLM takes nine tenths of a GPU unless it is told: with the learner there it would not start."""
+    told = of_gpus(Rollouts(), there=True)
+    assert told["gpu_memory"] <= 0.4
+    own = Rollouts(gpu_memory=0.6, tensor_parallel=2, context=1024)
+    assert of_gpus(own, there=True) == {"gpu_memory": 0.6, "tensor_parallel": 2}
+    assert of_gpus(own, there=False) == {}
+    options = EngineOptions(max_model_len=own.context, **told)
+    assert (options.gpu_memory, options.tensor_parallel) == (told["gpu_memory"], 1)
 
 
 def measured(scripts):

@@ -175,6 +175,64 @@ async def test_the_canary_alone_catches_a_change_that_matters(
         await deliver(policy, good, None, canary, theirs)
 
 
+HIDDEN = "model.layers.2.input_layernorm.weight"
+
+
+@pytest.fixture
+def hidden(policy, micro, monkeypatch):
+    """The engine gives back no norm, as a server of several workers gives back nothing."""
+    from agent.policies import vllm_worker
+
+    told = vllm_worker._plain
+    monkeypatch.setattr(
+        vllm_worker, "_plain", lambda module: "Norm" not in type(module).__name__ and told(module)
+    )
+    yield
+    monkeypatch.undo()
+    asyncio.run(policy.load(micro))
+
+
+@pytest.mark.parametrize("policy", ["vllm"], indirect=True)
+def test_what_cannot_be_read_was_overwritten_whole(
+    policy, micro, learner, canary, tmp_path, hidden
+):
+    mine = weights_of(learner)
+    folder = written(micro, tmp_path / "new", mine)
+    told = asyncio.run(deliver(policy, folder, mine, canary, learner_logprobs(learner, canary)))
+    assert {name for name in mine if "norm" in name} == set(told.by_canary)
+    assert told.tensors == TENSORS - len(told.by_canary) > 0
+    assert told.gap < 1e-4
+
+
+@pytest.mark.parametrize("policy", ["vllm"], indirect=True)
+@pytest.mark.parametrize("what", ["left out", "not erased", "wrong folder"])
+def test_what_cannot_be_read_and_did_not_come_is_noticed(
+    policy, micro, learner, canary, tmp_path, hidden, monkeypatch, what
+):
+    """A step that moves a norm by a millionth moves the canary of a bfloat16 engine less than rounding
+    does: it is no proof that the norm came."""
+    from agent.policies import vllm_worker, weight_reader
+
+    mine, theirs = weights_of(learner), learner_logprobs(learner, canary)
+    stored = {**mine, HIDDEN: mine[HIDDEN] + 1e-6} if what == "wrong folder" else mine
+    folder = written(micro, tmp_path / "new", stored)
+    every = weight_reader.tensors
+    if what == "left out":
+        monkeypatch.setattr(
+            weight_reader, "tensors", lambda f: (item for item in every(f) if item[0] != HIDDEN)
+        )
+    if what == "not erased":
+        monkeypatch.setattr(vllm_worker.WorkerExtension, "turnwise_erase", lambda self: None)
+        worker = policy._engine._engine.model_executor.driver_worker.worker
+        monkeypatch.setattr(worker, "turnwise_erased", False)
+    wrong = (
+        "differs in the folder already" if what == "wrong folder" else "to have been overwritten"
+    )
+    name = r"model\.layers\.0\." if what == "not erased" else HIDDEN
+    with pytest.raises(SyncError, match=f"'{name}.*{wrong}"):
+        asyncio.run(deliver(policy, folder, mine, canary, theirs, tolerance=1.0))
+
+
 async def test_merged_adapters_are_attested_and_equal_the_project_s_merge(
     policy, micro, canary, tmp_path
 ):

@@ -9,7 +9,7 @@ from kg.errors import UsageError
 from rl import run_folder
 from rl.pause import TrippedError, looked
 from rl.run_history import History, read_history
-from rl.train_recipe import TrainRecipe
+from rl.train_recipe import FREE, TrainRecipe
 from rl.tripwires import Tripwires, check, require_known
 from tests.rl.histories import CALM, history, measured, write
 
@@ -184,14 +184,35 @@ def test_several_wires_are_all_named(tmp_path):
     assert "--ignore capped --ignore entropy" in error.hint
 
 
-def test_only_tripwires_may_change_while_a_run_goes_on(tmp_path):
+def test_only_tripwires_and_what_suits_the_machine_may_change_while_a_run_goes_on(tmp_path):
     begun = TrainRecipe.model_validate(RECIPE)
-    off = begun.model_copy(update={"tripwires": Tripwires(gap=None)})
-    run_folder.claim(tmp_path, begun, free=("tripwires",))
-    run_folder.claim(tmp_path, off, free=("tripwires",))
-    assert json.loads((tmp_path / "recipe.json").read_text())["tripwires"]["gap"] is None
-    with pytest.raises(UsageError, match="another recipe"):
-        run_folder.claim(tmp_path, off.model_copy(update={"seed": 9}), free=("tripwires",))
+    other = begun.model_copy(
+        update={
+            "tripwires": Tripwires(gap=None),
+            "rollouts": begun.rollouts.model_copy(update={"gpu_memory": 0.5, "tensor_parallel": 2}),
+        }
+    )
+    run_folder.claim(tmp_path, begun, free=FREE)
+    run_folder.claim(tmp_path, other, free=FREE)
+    written = json.loads((tmp_path / "recipe.json").read_text())
+    assert written["tripwires"]["gap"] is None
+    assert written["rollouts"]["gpu_memory"] == 0.5
+    longer = other.rollouts.model_copy(update={"context": 512})
+    for change in ({"seed": 9}, {"rollouts": longer}):
+        with pytest.raises(UsageError, match="another recipe"):
+            run_folder.claim(tmp_path, other.model_copy(update=change), free=FREE)
+
+
+def test_a_run_that_was_begun_before_a_key_was_there_goes_on(tmp_path):
+    """And before `deterministic` followed the machine."""
+    now = TrainRecipe.model_validate(RECIPE)
+    before = json.loads(now.model_dump_json())
+    for key in ("gpu_memory", "context", "tensor_parallel"):
+        del before["rollouts"][key]
+    before["rollouts"]["deterministic"] = True
+    (tmp_path / "recipe.json").write_text(json.dumps(before))
+    run_folder.claim(tmp_path, now, free=FREE)
+    assert json.loads((tmp_path / "recipe.json").read_text()) == json.loads(now.model_dump_json())
 
 
 def test_a_run_that_goes_on_forgets_later_steps_and_events(tmp_path):

@@ -21,6 +21,7 @@ from safetensors.torch import load_file, save_file
 from agent.policies.base import FinishReason, Request, Sampling
 from agent.policies.transformers import TransformersPolicy
 from agent.policies.vllm_server import VllmServerPolicy
+from agent.policies.vllm_worker import told_by
 from kg.errors import PolicyUnavailableError, UsageError
 from tests.conftest import ROOT
 
@@ -29,8 +30,20 @@ TEXT = ("Who founded the town?", "Where is the river?", "What is it made of?")
 
 
 @pytest.fixture(scope="module")
-def url(micro, tmp_path_factory):
-    """A server of the micro policy, started as the documentation says."""
+def penalised(micro, tmp_path_factory):
+    """The micro policy as a model ships whose makers want no repetitions in chats."""
+    folder = tmp_path_factory.mktemp("penalised") / "micro"
+    shutil.copytree(micro, folder)
+    path = folder / "generation_config.json"
+    config = json.loads(path.read_text()) if path.is_file() else {}
+    path.write_text(json.dumps(config | {"repetition_penalty": 3.0, "min_p": 0.9}))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def url(penalised, tmp_path_factory):
+    """A server of the micro policy, started as the documentation says, but for `--generation-config`:
+    what a request says must be enough."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -42,7 +55,7 @@ def url(micro, tmp_path_factory):
         "PYTHONPATH": str(ROOT),
     }
     command = [
-        sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(micro),
+        sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(penalised),
         "--host", "127.0.0.1",
         "--port", str(port), "--dtype", "float32", "--enforce-eager", "--max-model-len", "2048",
         "--no-enable-chunked-prefill", "--max-num-batched-tokens", "2048",
@@ -91,7 +104,8 @@ def changed(micro, folder, factor=1.01):
 async def test_it_samples_what_the_model_samples_in_this_process(url, micro):
     server, here = VllmServerPolicy(url, micro), TransformersPolicy(micro, dtype="float32")
     assert server.context_length == 2048
-    theirs, ours = [await p.generate(requests(p, temperature=0.0)) for p in (server, here)]
+    asked = [requests(p, temperature=0.0, max_tokens=24) for p in (server, here)]
+    theirs, ours = [await p.generate(r) for p, r in zip((server, here), asked, strict=True)]
     for one, other in zip(theirs, ours, strict=True):
         assert (one.token_ids, one.text, one.finish) == (other.token_ids, other.text, other.finish)
         assert np.allclose(one.logprobs, other.logprobs, atol=1e-3)
@@ -173,6 +187,20 @@ class Plain(BaseHTTPRequestHandler):
             self.wfile.write(json.dumps({"data": [{"id": "m", "max_model_len": 64}]}).encode())
 
     def log_message(self, *_): ...
+
+
+def test_parts_of_several_workers_are_told_by_what_was_overwritten(micro):
+    """A name that no worker knows stands for all that they hold."""
+    names = sorted(load_file(micro / "model.safetensors"))
+    known, fused = names[1:], names[0]
+    part = ("bfloat16", [4], "", True)
+    ones, others = dict.fromkeys(known, part), dict.fromkeys(known, part)
+    assert all(told.overwritten for told in told_by([ones, others], micro).values())
+    others[known[2]] = ("bfloat16", [4], "", False)
+    told = told_by([ones, others], micro)
+    assert {name for name in names if not told[name].overwritten} == {fused, known[2]}
+    alike = dict.fromkeys(names, ("bfloat16", [4], "ab", False))
+    assert told_by([alike, alike], micro) == told_by([alike], micro)
 
 
 def test_a_server_that_was_started_otherwise_is_told_how(micro):
