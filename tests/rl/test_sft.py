@@ -153,11 +153,11 @@ def test_a_gradient_that_is_no_number_changes_nothing(tiny, zero):
     torch.manual_seed(0)
     made = load_trainable(tiny, None, torch.float32)
     engine = start_engine(made, Optimizer(lr=5e-3), 10, torch.float32, zero)
-    [name, broken], *_ = engine.module.named_parameters()
+    (_, broken), *_ = engine.module.named_parameters()
     before = {name: p.detach().clone() for name, p in engine.module.named_parameters()}
     packs = next(_steps(recipe(), [row for one in demonstrations() for row in rows(one)]))
     hook = broken.register_hook(lambda gradient: gradient * float("nan"))
-    with pytest.raises(TrainingError, match="norm (nan|inf|-1).* at step 1; it changed nothing"):
+    with pytest.raises(TrainingError, match=r"norm (nan|inf|-1).* at step 1; it changed nothing"):
         _step(engine, packs, 1, 10, 0.0, 0)
     assert all(torch.equal(p, before[name]) for name, p in engine.module.named_parameters())
     hook.remove()
