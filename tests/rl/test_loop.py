@@ -56,7 +56,9 @@ def started(out, *options, engine="vllm"):
 def metrics(out):
     """Steps without their times."""
     rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in row.items() if not k.startswith("seconds")} for row in rows]
+    return [
+        {k: v for k, v in row.items() if not k.startswith(("seconds", "speed/"))} for row in rows
+    ]
 
 
 def tokens(out):
