@@ -84,6 +84,7 @@ class _Given(Policy):
         self.template = policy.template
         self.context_length = policy.context_length
         self.native_tools = policy.native_tools
+        self.engine = policy.engine
         self.reply = reply
 
     async def generate(self, requests: Sequence[Request]) -> list[Completion]:

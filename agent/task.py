@@ -69,7 +69,14 @@ class Task:
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Task:
-        """The inverse of `to_dict`; unknown keys are an error."""
+        """The inverse of `to_dict`; unknown keys are an error.
+
+        Raises:
+            TypeError: a key is missing or unknown, or a text stands where a list belongs.
+        """
+        for name in ("answers", "evidence"):
+            if isinstance(data.get(name), str):
+                raise TypeError(f"'{name}' is a text where a list belongs")
         return cls(**data)
 
 

@@ -230,6 +230,17 @@ class Trajectory:
         return len(self.token_ids) > 0
 
     @property
+    def abstained(self) -> bool:
+        """Whether the policy declined by its own act, with or without budget left.
+
+        An empty answer for another reason (a budget spent on malformed replies, an error) is none.
+        """
+        if self.status is Status.FAILED:
+            return False
+        last = self.turns[-1].action.kind if self.turns else None
+        return self.status is Status.ABSTAINED or last is ActionKind.ABSTAIN
+
+    @property
     def misled(self) -> bool:
         """Whether a tool was made to withhold what it found, and the policy saw the result."""
         return any(turn.observation is not None and turn.observation.misled for turn in self.turns)

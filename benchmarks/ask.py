@@ -30,7 +30,6 @@ from agent.session import make_setup  # noqa: E402
 from agent.settings import load_settings  # noqa: E402
 from agent.task import Task  # noqa: E402
 from agent.toolbox import index_of  # noqa: E402
-from agent.trajectory import Status  # noqa: E402
 from eval.benchmarks import DataFolder, load  # noqa: E402
 from eval.metrics import exact_match, normalise, token_f1  # noqa: E402
 from eval.stats import bootstrap, paired  # noqa: E402
@@ -93,7 +92,7 @@ async def acted(policy: Policy, tasks: list[Task], tool: SearchTool, concurrency
     setup = make_setup(load_settings(), policy, Toolbox([tool, JudgeTool()]))
     found: dict[str, str] = {}
     async for done in rollout([Episode(task) for task in tasks], setup, concurrency):
-        found[done.task.id] = "" if done.status is Status.ABSTAINED else done.answer or NOTHING
+        found[done.task.id] = "" if done.abstained else done.answer or NOTHING
     return [found[task.id] for task in tasks]
 
 

@@ -18,8 +18,9 @@ from eval.folder import shape_of
 class EpisodeCache:
     """The cache, for one setup.
 
-    The key holds the question, the seed, the policy's weights, sampling, prompt, format, budgets, the
-    tools' data versions and turnwise's own version; use `--no-cache` while changing its code.
+    The key holds the question, the seed, the policy's weights, engine, number format and context length,
+    sampling, prompt, format, budgets, the tools' data versions and turnwise's own version; use
+    `--no-cache` while changing its code.
     """
 
     def __init__(self, store: TrajectoryStore, setup: Setup) -> None:

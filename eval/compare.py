@@ -1,6 +1,7 @@
 """Two runs on the same questions: differences with intervals, exact tests, and a correction.
 
-Only questions that both runs scored are compared; the others are counted.
+Only questions that both runs scored are compared; the others are counted. Runs that were scored by
+different scorers, or whose ids stand for different questions, are refused.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from eval.sample import Sample
+from eval.sample import Sample, whole
 from eval.score import score_run
 from eval.stats import Interval, holm, mcnemar_p, paired, permutation_p
 from kg.errors import UsageError
@@ -23,6 +24,7 @@ class SetComparison:
     """One set, B against A.
 
     Attributes:
+        scorer: by which both were scored.
         n: questions that both scored.
         only_a, only_b: questions that one of them has alone.
         a, b: headline score of each, 0 to 1.
@@ -34,6 +36,7 @@ class SetComparison:
     """
 
     name: str
+    scorer: str
     n: int
     only_a: int
     only_b: int
@@ -56,15 +59,22 @@ class SetComparison:
 def compare(a: Path, b: Path, scorer: str = "") -> list[SetComparison]:
     """Compare two run folders set by set.
 
+    A decomposed run is compared by question: it has one right when all its steps are.
+
     Raises:
-        UsageError: not runs, or they have no scored question in common.
+        UsageError: not runs, they have no scored question in common, a set is scored by different
+            scorers, or the same id stands for different questions.
     """
-    first, second = _by_set(score_run(a, scorer).samples), _by_set(score_run(b, scorer).samples)
-    found = [
-        _compared(name, first[name], second[name])
-        for name in first
-        if set(first[name]) & set(second.get(name, {}))
-    ]
+    ran = score_run(a, scorer), score_run(b, scorer)
+    scorers = [{one.name: one.scorer for one in run.sets} for run in ran]
+    first, second = (_by_set(run.samples) for run in ran)
+    shared = [name for name in first if set(first[name]) & set(second.get(name, {}))]
+    for name in shared:
+        _require_one_scorer(name, scorers[0][name], scorers[1][name], a, b)
+        _require_one_gold(
+            name, first[name], second[name], ran[0].header.given == ran[1].header.given
+        )
+    found = [_compared(name, scorers[0][name], first[name], second[name]) for name in shared]
     if not found:
         raise UsageError(f"{a} and {b} have no scored question in common")
     adjusted = holm({one.name: one.p for one in found})
@@ -73,10 +83,14 @@ def compare(a: Path, b: Path, scorer: str = "") -> list[SetComparison]:
 
 def table(found: Sequence[SetComparison]) -> str:
     """The comparison as Markdown."""
-    head = "| set | n | A | B | B - A (95 %) | F1: B - A | won / lost | test | p | p (Holm) | differs |"
-    lines = [head, "|" + " --- |" * 11]
+    columns = (
+        *("set", "scorer", "n", "A", "B", "B - A (95 %)", "F1: B - A", "won / lost"),
+        *("test", "p", "p (Holm)", "differs"),
+    )
+    head = f"| {' | '.join(columns)} |"
+    lines = [head, "|" + " --- |" * len(columns)]
     lines += [
-        f"| {one.name} | {one.n}{_alone(one)} | {100 * one.a:.1f} | {100 * one.b:.1f} | "
+        f"| {one.name} | {one.scorer} | {one.n}{_alone(one)} | {100 * one.a:.1f} | {100 * one.b:.1f} | "
         f"{str(one.difference).strip()} | {str(one.f1_difference).strip()} | {one.won} / {one.lost} | "
         f"{one.test} | {one.p:.3g} | {one.adjusted:.3g} | {'yes' if one.differs else 'no'} |"
         for one in found
@@ -90,14 +104,50 @@ def _alone(one: SetComparison) -> str:
 
 def _by_set(samples: Sequence[Sample]) -> dict[str, dict[str, list[Sample]]]:
     out: dict[str, dict[str, list[Sample]]] = {}
-    for sample in samples:
+    for sample in whole(samples):
         if not sample.excluded:
             out.setdefault(sample.benchmark, {}).setdefault(sample.task, []).append(sample)
     return out
 
 
+def _require_one_scorer(name: str, first: str, second: str, a: Path, b: Path) -> None:
+    if first != second:
+        raise UsageError(
+            f"'{name}' is scored by '{first}' in {a} and by '{second}' in {b}",
+            f"agent compare {a} {b} --scorer {first}",
+        )
+
+
+def _require_one_gold(
+    name: str,
+    first: dict[str, list[Sample]],
+    second: dict[str, list[Sample]],
+    same_words: bool,
+) -> None:
+    """An id must stand for one question: a figure of pairs means nothing otherwise.
+
+    Args:
+        name: of the set.
+        first, second: samples of each run by task.
+        same_words: the runs told the same with each question, so that its text must be the same.
+    """
+    pairs = [(first[task][0], second[task][0]) for task in first if task in second]
+    other = [x.task for x, y in pairs if not _same_task(x, y, same_words)]
+    if other:
+        raise UsageError(
+            f"'{name}': {len(other)} of {len(pairs)} ids stand for another question or gold answer in "
+            f"each run, '{other[0]}' first",
+            "evaluate both over the same questions, one of them again with another --out",
+        )
+
+
+def _same_task(x: Sample, y: Sample, same_words: bool) -> bool:
+    same_gold = (set(x.gold), x.answerable) == (set(y.gold), y.answerable)
+    return same_gold and (not same_words or x.question == y.question)
+
+
 def _compared(
-    name: str, first: dict[str, list[Sample]], second: dict[str, list[Sample]]
+    name: str, scorer: str, first: dict[str, list[Sample]], second: dict[str, list[Sample]]
 ) -> SetComparison:
     shared = [task for task in first if task in second]
     rights = [[_mean(run[task], "right") for task in shared] for run in (first, second)]
@@ -114,6 +164,7 @@ def _compared(
     )
     return SetComparison(
         name=name,
+        scorer=scorer,
         n=len(shared),
         only_a=len(first) - len(shared),
         only_b=len(second) - len(shared),

@@ -107,6 +107,8 @@ def group_of(benchmark: str, task: Task) -> str:
 def shape_of(setup: Setup) -> dict[str, Any]:
     """Everything of a setup that shapes an episode."""
     return {
+        "engine": setup.policy.engine,
+        "context_length": setup.policy.context_length,
         "format": setup.format.name,
         "rule": setup.rule.value,
         "system": hashlib.sha256(setup.system.encode()).hexdigest()[:12],
@@ -162,14 +164,25 @@ def read_tasks(run: Path) -> list[tuple[str, Task]]:
 
 def _same(old: RunHeader, new: RunHeader, out: Path) -> RunHeader:
     ignored = {"created", "packages"}
-    a, b = old.model_dump(exclude=ignored), new.model_dump(exclude=ignored)
-    for name in a:
-        if a[name] != b[name]:
-            raise UsageError(
-                f"{out} holds a run with another {name}: {_short(a[name])}, now {_short(b[name])}",
-                "choose another --out, or repeat the command that began it",
-            )
+    found = _difference(old.model_dump(exclude=ignored), new.model_dump(exclude=ignored))
+    if found is not None:
+        name, a, b = found
+        raise UsageError(
+            f"{out} holds a run with another {name}: {_short(a)}, now {_short(b)}",
+            "choose another --out, or repeat the command that began it",
+        )
     return old
+
+
+def _difference(a: Any, b: Any, name: str = "") -> tuple[str, Any, Any] | None:
+    """Dotted name and both values of the first thing that differs; None where nothing does."""
+    if isinstance(a, list) and isinstance(b, list) and len(a) == len(b):
+        a, b = dict(enumerate(a)), dict(enumerate(b))
+    if not (isinstance(a, dict) and isinstance(b, dict)):
+        return None if a == b else (name, a, b)
+    both = ((key, a.get(key), b.get(key)) for key in {**a, **b})
+    inner = (_difference(x, y, f"{name}.{key}".lstrip(".")) for key, x, y in both)
+    return next((one for one in inner if one is not None), None)
 
 
 def _short(value: Any) -> str:

@@ -22,7 +22,7 @@ from eval.asking import Advance, ask_all, request_of
 from eval.folder import write
 from eval.sample import Sample
 from eval.score import score_run
-from eval.stats import Interval, bootstrap
+from eval.stats import Interval, estimate
 from kg.errors import UsageError
 
 CORRECT, INCORRECT, DECLINED, UNREAD = "correct", "incorrect", "declined", "unread"
@@ -117,7 +117,7 @@ def summary(judge: str, samples: Sequence[Sample], verdicts: dict[str, str], pro
         judge=judge,
         prompt=prompt,
         verdicts={s.id: verdicts[s.id] for s in judged},
-        accuracy=bootstrap(
+        accuracy=estimate(
             [float(x) for x in said], clusters=[(s.benchmark, s.task) for s in judged]
         ),
         unread=sum(verdicts[s.id] == UNREAD for s in judged),

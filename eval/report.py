@@ -7,8 +7,7 @@ Markdown.
 from __future__ import annotations
 
 import json
-import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from html import escape
 from pathlib import Path
@@ -83,19 +82,19 @@ def tables(scores: RunScores) -> list[Table]:
     return [
         _answers_table(scores.sets),
         *([_retrieval_table(scores.sets)] if any(one.retrieval for one in scores.sets) else []),
-        _mapping_table(
-            "Abstention", {one.name: one.abstention for one in scores.sets}, percent=True
-        ),
-        *_optional("Confidence of answers", {one.name: one.calibration for one in scores.sets}),
-        *_optional("Several samples", {one.name: one.several for one in scores.sets}),
+        *_figures_table("Abstention (%)", {s.name: s.abstention for s in scores.sets}),
+        *_figures_table("Confidence of answers (%)", {s.name: s.calibration for s in scores.sets}),
+        *_figures_table("Several samples (%)", {s.name: s.several for s in scores.sets}),
         *[
             _interval_table(f"{one.name} by {what}", values)
             for one in scores.sets
             for what, values in (("kind", one.kinds), ("number of searches", one.by_searches))
             if len(values) > 1
         ],
-        _mapping_table("Cost", {one.name: one.usage for one in scores.sets}),
-        _mapping_table("Stop reasons", {one.name: one.stop_reasons for one in scores.sets}),
+        *_figures_table("Cost", {one.name: one.usage for one in scores.sets}, _plain),
+        *_figures_table(
+            "Stop reasons (% of episodes)", {one.name: one.stop_shares for one in scores.sets}
+        ),
         *_left_out(scores.sets),
     ]
 
@@ -136,29 +135,39 @@ def _interval_table(title: str, values: Mapping[Any, Interval]) -> Table:
     return title, ("", "n", "accuracy"), list(rows)
 
 
-def _mapping_table(
-    title: str, values: Mapping[str, Mapping[str, float]], percent: bool = False
-) -> Table:
-    names = list(dict.fromkeys(name for one in values.values() for name in one))
-    rows = [
-        (key, *(_number(one.get(name), percent) for name in names)) for key, one in values.items()
-    ]
-    return title + (" (%)" if percent else ""), ("set", *names), list(rows)
-
-
-def _optional(title: str, values: Mapping[str, Mapping[str, float]]) -> list[Table]:
+def _figures_table(
+    title: str,
+    values: Mapping[str, Mapping[str, Interval]],
+    show: Callable[[Interval | None], str] | None = None,
+) -> list[Table]:
+    """One row a set with its questions; a figure over fewer of them says over how many. No table when
+    there is no figure."""
     kept = {name: one for name, one in values.items() if one}
-    return [_mapping_table(title, kept, percent=True)] if kept else []
+    names = list(dict.fromkeys(name for one in kept.values() for name in one))
+    rows: list[Sequence[str]] = []
+    for key, one in kept.items():
+        n = max(value.n for value in one.values())
+        cells = [_with_n(one.get(name), n, show or _interval) for name in names]
+        rows.append((key, str(n), *cells))
+    return [(title, ("set", "n", *names), rows)] if rows else []
+
+
+def _with_n(value: Interval | None, n: int, show: Callable[[Interval | None], str]) -> str:
+    over = f" (n={value.n})" if value is not None and value.n != n else ""
+    return show(value) + over
 
 
 def _left_out(sets: Sequence[SetScores]) -> list[Table]:
     rows: list[Sequence[str]] = []
     for one in sets:
         rows += [(one.name, str(count), reason) for reason, count in one.excluded.items()]
+        if one.incomplete:
+            lack = f"lack {one.missing} sample(s) in all; averaged over those that are there"
+            rows.append((one.name, str(one.incomplete), lack))
         rows += [(one.name, "1", problem) for problem in one.skipped[:20]]
         if len(one.skipped) > 20:
             rows.append((one.name, str(len(one.skipped) - 20), "more rows skipped"))
-    return [("Left out of the answer scores", ("set", "n", "why"), rows)] if rows else []
+    return [("Left out or incomplete", ("set", "n", "why"), rows)] if rows else []
 
 
 def _figures(scores: RunScores) -> list[str]:
@@ -235,15 +244,23 @@ def _markdown_table(table: Table) -> str:
 
 
 def _interval(value: Interval | None) -> str:
-    return "" if value is None else str(value).strip()
-
-
-def _number(value: float | None, percent: bool) -> str:
-    if value is None or math.isnan(value):
+    """In percent; a figure that came out the same in every draw has no interval to show."""
+    if value is None:
         return ""
-    if percent:
-        return f"{100 * value:.1f}"
-    return str(value) if isinstance(value, int) else f"{value:.2f}"
+    return f"{100 * value.mean:.1f} (no spread)" if _alike(value) else str(value).strip()
+
+
+def _plain(value: Interval | None) -> str:
+    """In the figure's own unit."""
+    if value is None:
+        return ""
+    if _alike(value):
+        return f"{value.mean:.2f} (no spread)"
+    return f"{value.mean:.2f} [{value.low:.2f}, {value.high:.2f}]"
+
+
+def _alike(value: Interval) -> bool:
+    return value.low == value.high
 
 
 def _line(text: str) -> str:

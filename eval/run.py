@@ -205,10 +205,18 @@ def _uncached(
 
 
 def spread(tasks: Sequence[Task], limit: int) -> tuple[Task, ...]:
-    """At most `limit` tasks, evenly over the set: the order of many goes by article or kind."""
+    """At most `limit` tasks in their order, evenly over the set: that of many goes by article or kind.
+
+    Nested: a larger limit keeps the tasks of a smaller one. Halves, then quarters, then eighths of the
+    set begin the next task (van der Corput's sequence), so that gaps differ by a factor of 2 at most
+    before rounding, and not at all at a power of two.
+    """
     if not limit or limit >= len(tasks):
         return tuple(tasks)
-    return tuple(tasks[i * len(tasks) // limit] for i in range(limit))
+    bits = (len(tasks) - 1).bit_length()
+    mirrored = (int(f"{i:0{bits}b}"[::-1], 2) for i in range(1 << bits))
+    chosen = dict.fromkeys(turned * len(tasks) >> bits for turned in mirrored)
+    return tuple(tasks[index] for index in sorted(list(chosen)[:limit]))
 
 
 def _load(name: str, request: EvalRequest, settings: Settings) -> Benchmark:

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 from agent.task import Task
 from agent.trajectory import Status, Trajectory
+from eval.analyses.given import OF, STEPS
 from eval.metrics import SCORERS
 from eval.metrics.choice import multiple_choice
 from eval.metrics.retrieval import hit_at_k, mrr, recall_at_k
 from eval.metrics.usage import Usage, usage
 
 NO_GOLD = "no gold answer"
+UNSCORABLE = "the gold answer cannot be compared with"
 
 
 @dataclass(frozen=True)
@@ -20,6 +24,12 @@ class Sample:
     """One scored episode.
 
     Attributes:
+        of, steps: of a step of a decomposed question, that question's id and its number of steps; empty
+            and 0 otherwise.
+        abstained: whether the policy declined by its own act; no answer without one is a spent budget
+            or an error.
+        vote: what the answer counts as among several of one question: its choice, or its text as the
+            scorer sees it, empty for a declined question; None when nothing was said.
         excluded: why it has no answer score; empty when it has.
         right: the headline score, 0 to 1: the choice's, the abstention's, else exact match.
         evidence_recall: share of the gold passages that were shown; None without gold.
@@ -29,6 +39,8 @@ class Sample:
 
     benchmark: str
     task: str
+    of: str
+    steps: int
     kind: str
     question: str
     gold: tuple[str, ...]
@@ -36,6 +48,8 @@ class Sample:
     seed: int
     id: str
     answer: str
+    abstained: bool
+    vote: str | None
     status: str
     stop_reason: str
     error: str
@@ -51,18 +65,37 @@ class Sample:
     usage: Usage
 
     @property
+    def unit(self) -> str:
+        """The question that it counts for: a step counts for its own."""
+        return self.of or self.task
+
+    @property
     def failed(self) -> bool:
         """Whether the episode ended in an error."""
         return self.status == Status.FAILED
 
 
+def whole(samples: Iterable[Sample]) -> list[Sample]:
+    """Samples by question: the steps of one question and seed become one sample, right as far as the
+    worst of them is; left out where a step is missing. Others stay as they are."""
+    out = []
+    parts: dict[tuple[str, str, int], list[Sample]] = {}
+    for sample in samples:
+        if sample.of:
+            parts.setdefault((sample.benchmark, sample.of, sample.seed), []).append(sample)
+        else:
+            out.append(sample)
+    for (_, question, _), steps in parts.items():
+        if len(steps) == steps[0].steps:
+            worst = {name: min(getattr(s, name) for s in steps) for name in ("right", "em", "f1")}
+            out.append(replace(steps[-1], task=question, of="", steps=0, **worst))
+    return out
+
+
 def score_one(benchmark: str, scorer: str, task: Task, done: Trajectory) -> Sample:
     """Score one episode of a task."""
-    answer = "" if done.status in (Status.FAILED, Status.ABSTAINED) else done.answer.strip()
-    excluded = "" if task.answers or task.answerable is False else NO_GOLD
-    right, em, f1, cover = (
-        (math.nan,) * 4 if excluded else _answer_scores(scorer, task, answer, done)
-    )
+    answer = "" if done.status is Status.FAILED or done.abstained else done.answer.strip()
+    excluded, (right, em, f1, cover) = _scored_or_excluded(scorer, task, answer, done)
     shown = [
         source.id for turn in done.turns if turn.observation for source in turn.observation.sources
     ]
@@ -70,13 +103,17 @@ def score_one(benchmark: str, scorer: str, task: Task, done: Trajectory) -> Samp
     return Sample(
         benchmark=benchmark,
         task=task.id,
+        of=str(task.meta.get(OF, "")),
+        steps=int(task.meta.get(STEPS, 0)) if OF in task.meta else 0,
         kind=task.kind,
         question=task.question,
-        gold=task.answers,
+        gold=tuple(map(str, task.answers)),
         answerable=task.answerable is not False,
         seed=done.seed,
         id=done.id,
         answer=answer,
+        abstained=done.abstained,
+        vote="" if done.abstained else _vote(scorer, task, answer),
         status=done.status,
         stop_reason=done.stop_reason,
         error=done.error if done.status is Status.FAILED else "",
@@ -93,17 +130,50 @@ def score_one(benchmark: str, scorer: str, task: Task, done: Trajectory) -> Samp
     )
 
 
-def _answer_scores(
-    scorer: str, task: Task, answer: str, done: Trajectory
+def _vote(scorer: str, task: Task, answer: str) -> str | None:
+    if not answer:
+        return None
+    choices = [str(choice) for choice in task.meta.get("choices", ())]
+    for number in range(len(choices)):
+        if multiple_choice(answer, choices, number):
+            return f"choice {number}"
+    return SCORERS[scorer].normalise(answer) or answer.casefold()
+
+
+def answer_scores(
+    scorer: str, answer: str, golds: Sequence[str], meta: Mapping[str, Any]
 ) -> tuple[float, float, float, float]:
-    """Headline, exact match, F1 and cover of an answer."""
-    if task.answerable is False:
-        declined = float(done.status is not Status.FAILED and not answer)
-        return (declined,) * 4
-    if done.status is Status.FAILED:
-        return (0.0,) * 4
-    found = SCORERS[scorer](answer, task.answers)
+    """Headline, exact match, F1 and cover of an answer to a question that has one.
+
+    No answer is never right, whatever the gold normalises to.
+
+    Args:
+        scorer: its name.
+        answer: empty for an abstention.
+        golds: accepted answers.
+        meta: of the task; a choice is scored by `choices` and `right`.
+
+    Raises:
+        LookupError, TypeError, ValueError, AttributeError: the gold cannot be compared with.
+    """
+    # a gold that cannot be scored shows itself whatever was answered
+    found = SCORERS[scorer](answer, golds)
     right = found.em
-    if "choices" in task.meta:
-        right = multiple_choice(answer, task.meta["choices"], task.meta["right"])
-    return right, found.em, found.f1, found.cover
+    if "choices" in meta:
+        right = multiple_choice(answer, meta["choices"], meta["right"])
+    return (right, found.em, found.f1, found.cover) if answer else (0.0,) * 4
+
+
+def _scored_or_excluded(
+    scorer: str, task: Task, answer: str, done: Trajectory
+) -> tuple[str, tuple[float, float, float, float]]:
+    """Why there is no answer score, and the four figures: one bad gold must not end the others'."""
+    nothing = (math.nan,) * 4
+    if task.answerable is False:
+        return "", (float(done.abstained),) * 4
+    if not task.answers:
+        return NO_GOLD, nothing
+    try:
+        return "", answer_scores(scorer, answer, task.answers, task.meta)
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
+        return f"{UNSCORABLE}: {error}", nothing

@@ -1,35 +1,27 @@
 """From a run folder to scores: every episode once, then figures with intervals. Needs no model.
 
 The unit of account is the question: several samples of one are averaged first. An episode that failed
-counts as wrong, and a second figure leaves it out. A question without a gold answer has no answer
-score; it is counted, with the reason, and its retrieval is scored all the same.
+counts as wrong, and a second figure leaves it out. A question without a gold answer, or with one that
+cannot be compared with, has no answer score; it is counted, with the reason, and its retrieval is
+scored all the same.
 """
 
 from __future__ import annotations
 
-import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from agent.task import Task
 from eval.folder import RunHeader, group_of, open_store, read_header, read_tasks
-from eval.metrics.abstention import (
-    Reply,
-    abstention,
-    aurc,
-    confidence_auroc,
-    ece,
-    reliability,
-    risk_coverage,
-)
+from eval.metrics import scorer as named
+from eval.metrics import weighted
+from eval.metrics.abstention import Reply, reliability, risk_coverage
 from eval.metrics.sampling import majority, pass_at_k
 from eval.sample import Sample, score_one
-from eval.stats import Interval, bootstrap
+from eval.stats import Interval, bootstrap, estimate, quantile, resampled
 from kg.strict_json import finite
 
 NOT_RUN = "not run"
@@ -48,12 +40,14 @@ class SetScores:
         kinds: the headline by kind of question.
         by_searches: the headline by number of searches (4 stands for more).
         retrieval: name to interval, over questions with gold evidence.
-        abstention: figures that have one value for the set.
+        abstention: coverage and the rest, each over the questions that it is about.
         calibration: AUROC, area under risk-coverage and ECE of the confidence; empty without one.
-        risk_coverage, reliability: the curves behind it, see `eval.metrics.abstention`.
-        several: pass@k and maj@n when there are several samples.
-        usage: means and percentiles of counts and seconds.
-        stop_reasons: of episodes.
+        risk_coverage, reliability: the curves behind it over all answers, see `eval.metrics.abstention`.
+        several: pass@k and maj@n of the samples that the run was to have, over the questions that have
+            them all; empty for single samples.
+        incomplete: questions that ran and lack samples; `missing` is how many they lack together.
+        usage: counts and seconds, means and percentiles.
+        stop_reasons: of episodes; `stop_shares` are their shares.
         skipped: rows of the data that gave no question.
     """
 
@@ -68,13 +62,16 @@ class SetScores:
     kinds: dict[str, Interval]
     by_searches: dict[int, Interval]
     retrieval: dict[str, Interval]
-    abstention: dict[str, float]
-    calibration: dict[str, float]
+    abstention: dict[str, Interval]
+    calibration: dict[str, Interval]
     risk_coverage: list[tuple[float, float]]
     reliability: list[tuple[float, float, int]]
-    several: dict[str, float]
-    usage: dict[str, float]
+    several: dict[str, Interval]
+    incomplete: int
+    missing: int
+    usage: dict[str, Interval]
     stop_reasons: dict[str, int]
+    stop_shares: dict[str, Interval]
     skipped: list[str]
 
 
@@ -106,12 +103,13 @@ def score_run(run: Path, scorer: str = "") -> RunScores:
     """
     header = read_header(run)
     tasks = read_tasks(run)
+    scorers = {one.name: named(scorer or one.scorer).name for one in header.sets}
     with open_store(run) as store:
         found = {(one.group, one.seed): one for one in store.query()}
     samples: list[Sample] = []
     sets = []
     for one in header.sets:
-        name, chosen = one.name, scorer or one.scorer
+        name, chosen = one.name, scorers[one.name]
         mine = [task for benchmark, task in tasks if benchmark == name]
         scored = [
             score_one(name, chosen, task, found[key])
@@ -120,13 +118,27 @@ def score_run(run: Path, scorer: str = "") -> RunScores:
             if (key := (group_of(name, task), seed)) in found
         ]
         samples += scored
-        sets.append(_set_scores(name, chosen, mine, scored, one.skipped))
+        sets.append(set_scores(name, chosen, mine, scored, header.samples, one.skipped))
     return RunScores(header, tuple(sets), tuple(samples))
 
 
-def _set_scores(
-    name: str, scorer: str, tasks: Sequence[Task], samples: Sequence[Sample], skipped: list[str]
+def set_scores(
+    name: str,
+    scorer: str,
+    tasks: Sequence[Task],
+    samples: Sequence[Sample],
+    planned: int = 1,
+    skipped: Sequence[str] = (),
 ) -> SetScores:
+    """Figures of one set from its scored episodes.
+
+    Args:
+        name, scorer: of the set.
+        tasks: everything that belongs to the run.
+        samples: those that were played.
+        planned: samples a question that the run was to have.
+        skipped: rows of the data that gave no task.
+    """
     scored = [s for s in samples if not s.excluded]
     ran = {s.task for s in samples}
     excluded = Counter(s.excluded for s in {s.task: s for s in samples}.values() if s.excluded)
@@ -135,6 +147,7 @@ def _set_scores(
     gold = [s for s in samples if s.evidence_recall is not None]
     kinds = sorted({s.kind for s in scored})
     replies = [_reply(s) for s in scored]
+    lacking = [planned - n for n in Counter(s.task for s in samples).values() if n < planned]
     return SetScores(
         name=name,
         scorer=scorer,
@@ -147,14 +160,21 @@ def _set_scores(
         kinds=_grouped(scored, lambda s: s.kind) if len(kinds) > 1 else {},
         by_searches=_grouped(scored, lambda s: min(s.usage.searches, 4)),
         retrieval=_intervals(gold, {k: _field(f"evidence_{k}") for k in ("hit", "recall", "mrr")}),
-        abstention=_abstention(replies),
-        calibration=_calibration(replies),
+        abstention=_abstention(scored),
+        calibration=_calibration(scored),
         risk_coverage=risk_coverage(replies),
         reliability=reliability(replies),
-        several=_several(scored),
+        several=_several(scored, planned),
+        incomplete=len(lacking),
+        missing=sum(lacking),
         usage=_usage(samples),
         stop_reasons=dict(Counter(s.stop_reason for s in samples).most_common()),
-        skipped=skipped,
+        stop_shares={
+            reason: share
+            for reason in dict.fromkeys(s.stop_reason for s in samples)
+            if (share := _interval(samples, _ended_by(reason))) is not None
+        },
+        skipped=list(skipped),
     )
 
 
@@ -165,10 +185,14 @@ def _field(name: str) -> Value:
     return lambda sample: float(getattr(sample, name))
 
 
+def _ended_by(reason: str) -> Value:
+    return lambda sample: float(sample.stop_reason == reason)
+
+
 def _interval(samples: Sequence[Sample], value: Value) -> Interval | None:
     if not samples:
         return None
-    return bootstrap([value(s) for s in samples], clusters=[s.task for s in samples])
+    return estimate([value(s) for s in samples], clusters=[s.unit for s in samples])
 
 
 def _intervals(samples: Sequence[Sample], values: dict[str, Value]) -> dict[str, Interval]:
@@ -189,36 +213,50 @@ def _grouped(samples: Sequence[Sample], by: Callable[[Sample], Any]) -> dict[Any
 
 def _reply(sample: Sample) -> Reply:
     right = sample.answerable and sample.right == 1
-    return Reply(bool(sample.answer), right, sample.answerable, sample.confidence)
+    return Reply(bool(sample.answer), right, sample.answerable, sample.confidence, sample.abstained)
 
 
-def _calibration(replies: Sequence[Reply]) -> dict[str, float]:
-    if all(reply.confidence is None for reply in replies):
+def _calibration(samples: Sequence[Sample]) -> dict[str, Interval]:
+    known = [s for s in samples if s.answer and s.confidence is not None]
+    replies, units = [_reply(s) for s in known], [s.unit for s in known]
+    makers = {"AUROC": weighted.auroc, "AURC": weighted.aurc, "ECE": weighted.ece}
+    return _kept({k: resampled(make(replies), units) for k, make in makers.items() if replies})
+
+
+def _abstention(samples: Sequence[Sample]) -> dict[str, Interval]:
+    replies, units = [_reply(s) for s in samples], [s.unit for s in samples]
+    if not replies:
         return {}
-    return {"AUROC": confidence_auroc(replies), "AURC": aurc(replies), "ECE": ece(replies)}
+    answered, has_answer = [r.answered for r in replies], [r.answerable for r in replies]
+    declined, has_none = [r.abstained for r in replies], [not r.answerable for r in replies]
+    return _kept(
+        {
+            "coverage": _interval(samples, lambda s: float(bool(s.answer))),
+            "accuracy when answered": _interval(
+                [s for s in samples if s.answer], lambda s: float(_reply(s).right)
+            ),
+            "SimpleQA F1": resampled(weighted.simpleqa_f1(replies), units),
+            "answerable F1": resampled(weighted.f1(answered, has_answer), units),
+            "unanswerable F1": resampled(weighted.f1(declined, has_none), units),
+        }
+    )
 
 
-def _abstention(replies: Sequence[Reply]) -> dict[str, float]:
-    found = abstention(replies)
-    return {
-        "coverage": found.coverage,
-        "accuracy when answered": found.selective_accuracy,
-        "SimpleQA F1": found.simpleqa_f1,
-        "answerable F1": found.answerable.f1,
-        "unanswerable F1": found.unanswerable.f1,
-    }
+def _kept(found: dict[str, Interval | None]) -> dict[str, Interval]:
+    return {name: interval for name, interval in found.items() if interval is not None}
 
 
-def _several(samples: Sequence[Sample]) -> dict[str, float]:
-    """pass@k for k = 1 and all, and the majority's score; nothing for single samples."""
+def _several(samples: Sequence[Sample], planned: int) -> dict[str, Interval]:
+    """pass@k for k = 1 and all, and the majority's score, over questions that have all samples."""
     groups: dict[str, list[Sample]] = {}
     for sample in samples:
         groups.setdefault(sample.task, []).append(sample)
-    n = min((len(group) for group in groups.values()), default=0)
-    if n < 2:
+    whole = [group for group in groups.values() if len(group) == planned]
+    if planned < 2 or not whole:
         return {}
-    out = {f"pass@{k}": _mean(_pass(group, k) for group in groups.values()) for k in (1, n)}
-    out[f"maj@{n}"] = _mean(_majority_right(group) for group in groups.values())
+    units = [group[0].unit for group in whole]
+    out = {f"pass@{k}": estimate([_pass(group, k) for group in whole], units) for k in (1, planned)}
+    out[f"maj@{planned}"] = estimate([_majority_right(group) for group in whole], units)
     return out
 
 
@@ -227,24 +265,25 @@ def _pass(group: Sequence[Sample], k: int) -> float:
 
 
 def _majority_right(group: Sequence[Sample]) -> float:
-    winner = majority([s.answer for s in group])
-    return next(s.right for s in group if s.answer == winner)
+    """The score of what most samples say; those that say nothing have no vote, and 0 where none has."""
+    voting = [s for s in group if s.vote is not None]
+    if not voting:
+        return 0.0
+    winner = majority([str(s.vote) for s in voting], by=str)
+    return next(s.right for s in voting if s.vote == winner)
 
 
-def _usage(samples: Sequence[Sample]) -> dict[str, float]:
+def _usage(samples: Sequence[Sample]) -> dict[str, Interval]:
     if not samples:
         return {}
     fields = ("turns", "searches", "tool_calls", "invalid", "repeated", "rejected")
     tokens = ("prompt_tokens", "sampled_tokens")
-    out = {
-        f"{f} / question": _mean(getattr(s.usage, f) for s in samples) for f in (*fields, *tokens)
+    units = [s.unit for s in samples]
+    out: dict[str, Interval | None] = {
+        f"{f} / question": bootstrap([getattr(s.usage, f) for s in samples], clusters=units)
+        for f in (*fields, *tokens)
     }
     seconds = [s.usage.seconds for s in samples]
     for percent in (50, 95):
-        out[f"seconds p{percent}"] = float(np.percentile(seconds, percent))
-    return out
-
-
-def _mean(values: Iterable[float]) -> float:
-    found = list(values)
-    return math.fsum(found) / len(found) if found else math.nan
+        out[f"seconds p{percent}"] = resampled(quantile(seconds, percent / 100), units)
+    return _kept(out)

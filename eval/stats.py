@@ -7,12 +7,13 @@ together, so that more samples of the same questions do not pretend to be more q
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
+_Z95 = 1.959963984540054  # the normal quantile of 0.975
 _MAX_CELLS = 2_000_000  # of one block of bootstrap draws: bounds the memory
 
 
@@ -59,6 +60,76 @@ def bootstrap(
     means = _resampled_means(data, draws, seed)
     low, high = np.percentile(means, [2.5, 97.5])
     return Interval(float(data.mean()), float(low), float(high), data.size)
+
+
+def estimate(values: Sequence[float], clusters: Sequence[Hashable] | None = None) -> Interval:
+    """The mean with its interval: Wilson's where each question's value is 0 or 1, else the bootstrap's.
+
+    Resampling values that are all alike calls their mean certain, [0, 0] or [100, 100]; Wilson's
+    interval of a proportion does not.
+
+    Args:
+        values: float[m].
+        clusters: as in `bootstrap`.
+
+    Raises:
+        ValueError: as `bootstrap`.
+    """
+    data = _finite(values)
+    means = data if clusters is None else _cluster_means(data, clusters)
+    if np.isin(means, (0.0, 1.0)).all():
+        return wilson(int(means.sum()), means.size)
+    return bootstrap(values, clusters=clusters)
+
+
+Weights = npt.NDArray[np.float64]
+Statistic = Callable[[Weights], Weights]
+
+
+def resampled(
+    statistic: Statistic, clusters: Sequence[Hashable], draws: int = 2000, seed: int = 0
+) -> Interval | None:
+    """A figure that is no mean, with its percentile-bootstrap interval over questions.
+
+    Args:
+        statistic: float[d, m] weights of the m values to float[d] figures; NaN where there is none.
+            Each question weighs 1, shared evenly by its values, times how often it was drawn.
+        clusters: the question of each value.
+        draws: bootstrap samples; those without a figure are left out.
+        seed: of the draws.
+
+    Returns:
+        None when the figure itself is not a number; `n` is the number of questions.
+    """
+    names = list(dict.fromkeys(clusters))
+    if not names:
+        return None
+    places = {name: place for place, name in enumerate(names)}
+    question = np.asarray([places[cluster] for cluster in clusters])
+    share = 1.0 / np.bincount(question)[question]
+    figure = float(statistic(share[None, :])[0])
+    if math.isnan(figure):
+        return None
+    random, block = np.random.default_rng(seed), max(1, _MAX_CELLS // len(clusters))
+    even, found = np.full(len(names), 1.0 / len(names)), []
+    for first in range(0, draws, block):
+        drawn = random.multinomial(len(names), even, min(block, draws - first))
+        found.append(statistic(drawn[:, question] * share))
+    low, high = np.nanpercentile(np.concatenate(found), [2.5, 97.5])
+    return Interval(figure, float(low), float(high), len(names))
+
+
+def quantile(values: Sequence[float], share: float) -> Statistic:
+    """A statistic of `resampled`: the smallest value with `share` of the weight at or below it."""
+    order = np.argsort(values, kind="stable")
+    ranked = np.asarray(values, dtype=np.float64)[order]
+
+    def figure(weights: Weights) -> Weights:
+        below = np.cumsum(weights[:, order], axis=1)
+        reached = below >= share * below[:, -1:] - 1e-9
+        return np.asarray(ranked[reached.argmax(axis=1)])
+
+    return figure
 
 
 def paired(
@@ -148,12 +219,14 @@ def wilson(right: int, n: int) -> Interval:
     Raises:
         ValueError: n is 0, or `right` is not between 0 and n.
     """
-    from scipy.stats import binomtest
-
     if n < 1 or not 0 <= right <= n:
         raise ValueError(f"{right} right of {n}")
-    found = binomtest(right, n).proportion_ci(0.95, method="wilson")
-    return Interval(right / n, float(found.low), float(found.high), n)
+    share, z2 = right / n, _Z95**2
+    middle = (share + z2 / (2 * n)) / (1 + z2 / n)
+    half = _Z95 / (1 + z2 / n) * math.sqrt(share * (1 - share) / n + z2 / (4 * n * n))
+    low = middle - half if right else 0.0
+    high = middle + half if right < n else 1.0
+    return Interval(share, low, high, n)
 
 
 def holm(p_values: Mapping[str, float]) -> dict[str, float]:

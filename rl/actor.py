@@ -17,12 +17,12 @@ from agent.store import TrajectoryStore
 from agent.trajectory import Trajectory
 from eval.benchmarks import Benchmark
 from eval.sample import score_one
-from rl.boundary import balanced, known_tasks, tasks_of, told_labels
+from rl.boundary import balanced, foreign_labels, known_tasks, tasks_of, told_labels
 from rl.curriculum import Drawn, Shuffle
 from rl.observer import Observer
 from rl.question_sets import QuestionSet, load_sets, open_sets, require_apart
 from rl.recovery import ask_misled, require_gold
-from rl.rewards import RewardContext, require
+from rl.rewards import Need, RewardContext, require
 from rl.rewind import STORE
 from rl.rollouts import Stage, groups_of, measured
 from rl.step_metrics import Metrics, Validated, of_rollouts, validated
@@ -70,7 +70,11 @@ class Actor:
             require_gold("validation.misled", self.held, self._settings)
         tasks = [task for one in self.asked for task in one.tasks]
         context = RewardContext(known=told_labels(tasks), promised=recipe.provides)
-        require(recipe.reward.rewards.values(), context, tasks)
+        rewards = recipe.reward.rewards.values()
+        require(rewards, context, tasks)
+        read = recipe.tasks.balanced or any(Need.KNOWN in reward.needs for reward in rewards)
+        if read and not recipe.tasks.probe and (warning := foreign_labels(tasks, recipe.base)):
+            observer.notify(warning)
 
     async def open(self, policy: Policy) -> dict[str, bool]:
         """Tools and store; gives the tasks that are known closed-book.

@@ -6,6 +6,7 @@ its contribution, and the policy loss of the batch at ratio 1 is minus the sum o
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -13,8 +14,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from agent.trajectory import Trajectory
-from kg.errors import UsageError
+from agent.trajectory import Status, Trajectory, TrajectoryError
+from kg.errors import TurnwiseError, UsageError
 from rl.credit import Batch, Credit, CreditError, RewardPart, estimate
 from rl.credit.group import Bools, Floats, Ints
 from rl.reduction import token_weights
@@ -23,6 +24,8 @@ from rl.train_recipe import Assessment
 
 if TYPE_CHECKING:
     from rl.scoring import Scorer
+
+log = logging.getLogger(__name__)
 
 Group = Sequence[Trajectory]
 #: Predicted returns of groups: per trajectory float64[its tokens], before each sampled token.
@@ -48,6 +51,8 @@ class Assessed:
         weights: per trajectory float64[its tokens]: factor of the token's loss, 0 if not sampled.
         context: what rewards read, with the probes that were computed.
         dropped: what was left out; the groups shrank by it before they were compared.
+        faults: of rewards, each told once: exceptions that no reward may raise. Their trajectories are
+            among the dropped, the tracebacks in the log.
     """
 
     spec: Assessment
@@ -57,6 +62,7 @@ class Assessed:
     weights: tuple[Floats, ...]
     context: RewardContext
     dropped: tuple[Dropped, ...] = ()
+    faults: tuple[str, ...] = ()
 
     @property
     def trajectories(self) -> tuple[Trajectory, ...]:
@@ -97,8 +103,9 @@ def assess(
 ) -> Assessed:
     """Rewards, advantages and loss weights of one batch.
 
-    A trajectory that cannot be assessed (no tokens, no turns, a reward missing or not finite) is
-    left out and named; the others go on, compared among themselves.
+    A trajectory that cannot be assessed (failed for no fault of the policy, no tokens, no turns, a
+    reward missing or not finite, or one whose code fails) is left out and named; the others go on,
+    compared among themselves.
 
     Args:
         groups: each holds rollouts of one task.
@@ -117,11 +124,12 @@ def assess(
     kept: list[tuple[Trajectory, ...]] = []
     rows: list[dict[str, Values]] = []
     seen: set[str] = set()
+    faults: list[str] = []
     for group in groups:
         fit = _fit(group, seen, dropped)
         if spec.needs_probes:
             fit, given = _probed(fit, given, scorer, spec.gain.before, dropped)
-        fit, parts = _rewarded(fit, spec.reward, given, dropped)
+        fit, parts = _rewarded(fit, spec.reward, given, dropped, faults)
         if fit:
             kept.append(tuple(fit))
             rows.append(parts)
@@ -130,7 +138,8 @@ def assess(
         batch = replace(batch, values=tuple(values(kept)))
     credit = estimate(spec.credit.estimator, batch, **spec.credit.options)
     weights = token_weights(batch.sampled, spec.loss.aggregation, spec.loss.constant)
-    return Assessed(spec, tuple(kept), batch, credit, weights, given, tuple(dropped))
+    told = tuple(dict.fromkeys(faults))
+    return Assessed(spec, tuple(kept), batch, credit, weights, given, tuple(dropped), told)
 
 
 def make_batch(
@@ -206,6 +215,8 @@ def _unfit(trajectory: Trajectory, seen: set[str]) -> str:
     """Why it can carry no loss; "" when it can."""
     if trajectory.id in seen:
         return "it is in the batch already"
+    if trajectory.status is Status.FAILED:
+        return "the episode failed, for no fault of the policy"
     if not trajectory.has_tokens:
         return f"it has no token ids: the policy {trajectory.policy} gave none"
     if not trajectory.turns:
@@ -247,7 +258,11 @@ def _probed(
 
 
 def _rewarded(
-    group: Group, reward: Combination, context: RewardContext, dropped: list[Dropped]
+    group: Group,
+    reward: Combination,
+    context: RewardContext,
+    dropped: list[Dropped],
+    faults: list[str],
 ) -> tuple[list[Trajectory], dict[str, Values]]:
     """The trajectories that have rewards, and these; one that has none leaves the group first."""
     left = list(group)
@@ -255,15 +270,62 @@ def _rewarded(
         try:
             parts = reward.weighted(left, context)
         except RewardError as error:
-            bad, reason = {error.trajectory}, error.message
+            why = {error.trajectory: error.message}
+            if error.trajectory not in {t.id for t in left}:
+                why = _reasons(left, reward, context, error, faults)
+        except Exception as error:  # rewards are many hands' code: none may end the batch
+            why = _reasons(left, reward, context, error, faults)
         else:
-            bad, reason = _infinite(left, parts), "its weighted reward is not finite"
-            if not bad:
+            why = dict.fromkeys(_infinite(left, parts), "its weighted reward is not finite")
+            if not why:
                 return left, parts
-        gone = {t.id for t in left if t.id in bad} or {t.id for t in left}  # of no one: of all
-        dropped.extend(Dropped(t.id, reason) for t in left if t.id in gone)
-        left = [t for t in left if t.id not in gone]
+        dropped.extend(Dropped(t.id, why[t.id]) for t in left if t.id in why)
+        left = [t for t in left if t.id not in why]
     return [], {}
+
+
+def _reasons(
+    group: Group, reward: Combination, context: RewardContext, error: Exception, faults: list[str]
+) -> dict[str, str]:
+    """By id, why trajectories have no reward: those that fail alone, else all.
+
+    Raises:
+        TurnwiseError, MemoryError: see `_told`.
+    """
+    alone = {t.id: why for t in group if (why := _refused([t], reward, context, faults))}
+    if alone:
+        return alone
+    together = _refused(group, reward, context, faults) or _told(error, "", faults)
+    return dict.fromkeys((t.id for t in group), together)
+
+
+def _refused(group: Group, reward: Combination, context: RewardContext, faults: list[str]) -> str:
+    """Why a part cannot be computed of these trajectories together; "" where all can."""
+    for label, one in reward.rewards.items():
+        try:
+            one(group, context)
+        except Exception as error:
+            return _told(error, label, faults)
+    return ""
+
+
+def _told(error: Exception, label: str, faults: list[str]) -> str:
+    """What an exception of a reward says; one that no reward may raise is put among the faults.
+
+    Raises:
+        TurnwiseError: it is no matter of a trajectory: a model is gone, an option is wrong.
+        MemoryError: likewise.
+    """
+    if isinstance(error, RewardError | TrajectoryError):
+        return error.message
+    if isinstance(error, TurnwiseError | MemoryError):
+        raise error
+    which = f"the reward '{label}'" if label else "a reward"
+    what = f"{which} failed, a fault of its code: {type(error).__name__}: {error}"
+    if what not in faults:
+        log.error("%s", what, exc_info=error)
+        faults.append(what)
+    return what
 
 
 def _infinite(group: Group, parts: Mapping[str, Values]) -> set[str]:

@@ -18,7 +18,7 @@ from agent.task import Task
 from agent.trajectory import Status, Trajectory
 from eval.sample import score_one
 from rl import run_folder
-from rl.closed_book import KNOWN
+from rl.closed_book import KNOWN, label_of
 from rl.curriculum import Drawn
 from rl.question_sets import QuestionSet
 from rl.rollouts import Stage, Told, groups_of
@@ -33,8 +33,30 @@ def tasks_of(sets: Sequence[QuestionSet]) -> list[Task]:
 
 
 def told_labels(tasks: Sequence[Task]) -> dict[str, bool]:
-    """Task id to the label that `agent probe` stored with the task."""
-    return {task.id: bool(task.meta[KNOWN]["known"]) for task in tasks if KNOWN in task.meta}
+    """Task id to the label that `agent probe` stored with the task; an id that a task without a label
+    bears too has none."""
+    found = {task.id: label for task in tasks if (label := label_of(task)) is not None}
+    bare = {task.id for task in tasks if label_of(task) is None}
+    return {id: label for id, label in found.items() if id not in bare}
+
+
+def foreign_labels(tasks: Sequence[Task], base: str) -> str:
+    """What to warn of before labels are used: how many are of other policies; "" when none is.
+
+    Args:
+        tasks: with their labels, or without.
+        base: name of the policy that is to learn; its version is not looked at.
+    """
+    told = [task.meta[KNOWN] for task in tasks if label_of(task) is not None]
+    names = [str(label.get("policy", "")).rpartition("@")[0] for label in told]
+    others = sorted({name or "nobody named" for name in names if name != base})
+    if not others:
+        return ""
+    count = sum(name != base for name in names)
+    return (
+        f"{count} of {len(names)} labels tell what another policy knows ({', '.join(others)}), "
+        f"not '{base}': agent probe --policy {base}, or tasks.probe, asks it"
+    )
 
 
 async def known_tasks(

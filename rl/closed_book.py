@@ -21,7 +21,7 @@ from eval.benchmarks.base import rows
 from eval.folder import write
 from eval.sample import score_one
 from kg.errors import UsageError
-from rl.collect import Advance, CollectRequest, Notify, collect, load_set
+from rl.collect import Advance, CollectRequest, Notify, Plan, carry_out, load_sets
 
 KNOWN = "known"
 
@@ -53,7 +53,7 @@ def probe(
     settings: Settings,
     out: Path,
     notify: Notify = lambda line: None,
-    advance: Advance = lambda stage, done, total: None,
+    advance: Advance = lambda stage, done, total, spent: None,
 ) -> ProbeReport:
     """Sample every task closed-book, `request.group` times; writes the labelled tasks to `out`.
 
@@ -64,7 +64,7 @@ def probe(
         settings: the policy; its tools are left out.
         out: a JSONL file of tasks; `meta["known"]` holds policy, samples, share right and the label.
         notify: gets one line a stage.
-        advance: gets a stage, finished samples and their total.
+        advance: gets a stage, finished samples, their total, and the tokens of the new ones in words.
 
     Raises:
         UsageError: as `collect`, or no task has a gold answer.
@@ -72,11 +72,11 @@ def probe(
     """
     closed = settings.model_copy(update={"tools": ()})
     store = out.with_name(out.name + ".sqlite")
-    report = collect(request, closed, str(store), notify, advance)
-    sets = [load_set(name, request, closed) for name in request.tasks]
+    report, plans = carry_out(request, closed, str(store), notify, advance)
+    sets = load_sets(request, closed)
     problems = list(report.skipped)
     with TrajectoryStore.open(store) as opened:
-        found = [_labelled(one, opened, request, problems) for one in sets]
+        found = [_labelled(*one, opened, problems) for one in zip(sets, plans, strict=True)]
     labelled = [task for one in found for task in one.tasks]
     unscored, unsampled = (sum(column) for column in zip(*(one[1:] for one in found), strict=True))
     if not labelled:
@@ -93,6 +93,13 @@ def probe(
         seconds=report.seconds,
         skipped=tuple(problems),
     )
+
+
+def label_of(task: Task) -> bool | None:
+    """The label that `probe` stored with a task; None where there is none that can be read."""
+    found = task.meta.get(KNOWN)
+    known = found.get("known") if isinstance(found, dict) else None
+    return known if isinstance(known, bool) else None
 
 
 def read_known(path: Path, problems: list[str] | None = None) -> dict[str, bool]:
@@ -128,15 +135,16 @@ class _Labelled(NamedTuple):
 
 
 def _labelled(
-    found: Benchmark, store: TrajectoryStore, request: CollectRequest, problems: list[str]
+    found: Benchmark, plan: Plan, store: TrajectoryStore, problems: list[str]
 ) -> _Labelled:
+    """Labels from the planned samples alone: the store may hold those of another policy too."""
     out: list[Task] = []
     unsampled = 0
-    seeds = range(request.seed, request.seed + request.group)
+    planned = {(episode.task.id, episode.meta["id"]) for episode in plan.episodes}
     scored = [task for task in found.tasks if task.answers]
     for task in scored:
         stored = store.query(Filter(task=task.id), problems)
-        done = [t for t in stored if t.task == task and t.seed in seeds]
+        done = [t for t in stored if (task.id, t.id) in planned]
         samples = [t for t in done if t.status is not Status.FAILED]
         if samples:
             out.append(_with_label(task, found, samples))

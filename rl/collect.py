@@ -1,7 +1,8 @@
 """Collection: groups of rollouts of many tasks, into a trajectory store.
 
-Every episode has an id that follows from what shapes it and its seed, so that nothing is collected
-twice and a collection that was killed ends with the same ids as one that was not. Episodes in mid-air
+Every episode has an id that follows from what shapes it, from all that its task holds and from its
+seed, so that nothing is collected twice, a corrected gold answer makes other episodes, and a collection
+that was killed ends with the same ids as one that was not. Episodes in mid-air
 are checkpointed after each step, beside the user's data; they go on from there, with the tokens and
 log-probabilities that they had.
 """
@@ -14,7 +15,7 @@ import json
 import sqlite3
 import time
 from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import aclosing, closing
+from contextlib import AbstractContextManager, aclosing, closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -35,12 +36,13 @@ from eval.benchmarks import Benchmark, DataFolder, Split, load
 from eval.folder import shape_of
 from eval.run import setup_of, spread
 from kg.errors import PolicyUnavailableError, UsageError
+from rl import lock
 
 _STAGE = "collected"
 _GIVE_UP = 8  # policy failures in a row that end a collection
 
 Notify = Callable[[str], None]
-Advance = Callable[[str, int, int], None]
+Advance = Callable[[str, int, int, str], None]
 
 
 class CollectRequest(BaseModel):
@@ -52,7 +54,7 @@ class CollectRequest(BaseModel):
         split: part of each set; `train`, so that nothing is trained on what is tested.
         limit: tasks a set, spread evenly over it; 0 for all.
         group: rollouts a task, with seeds `seed`, `seed + 1`, …
-        seed: of each group's first rollout.
+        seed: of each group's first rollout; other seeds add rollouts to the same groups.
         concurrency: episodes at once.
         actors: Ray actors to spread them over, each with its own engine; 0 for this process.
     """
@@ -74,7 +76,8 @@ class CollectReport:
     """What a collection did.
 
     Attributes:
-        groups, episodes: asked for in all; `known` of the episodes were there before.
+        groups, episodes: asked for in all, an episode of two sets counted once; `known` of the episodes
+            were there before, or were stored by another process meanwhile.
         resumed: episodes that went on from a killed process.
         statuses: of the new episodes.
         sampled_tokens, prompt_tokens: of the new episodes; a prompt that is read again counts again.
@@ -116,7 +119,7 @@ def collect(
     settings: Settings,
     out: str,
     notify: Notify = lambda line: None,
-    advance: Advance = lambda stage, done, total: None,
+    advance: Advance = lambda stage, done, total, spent: None,
 ) -> CollectReport:
     """Collect, or go on with a collection.
 
@@ -125,16 +128,28 @@ def collect(
         settings: policy, tools and budgets, as for `agent ask`; sampling must be the model's own.
         out: path or URL of the trajectory store.
         notify: gets one line a stage.
-        advance: gets a stage, finished episodes and their total.
+        advance: gets a stage, finished episodes, their total, and the tokens of the new ones in words.
 
     Raises:
-        UsageError: unknown names, no task, sampling or a policy that cannot be trained on.
+        UsageError: unknown names, no task, sampling or a policy that cannot be trained on, or another
+            process collects into the store.
         PolicyUnavailableError: the policy cannot be had, or failed many times in a row; what is
             finished is kept.
     """
+    return carry_out(request, settings, out, notify, advance)[0]
+
+
+def carry_out(
+    request: CollectRequest, settings: Settings, out: str, notify: Notify, advance: Advance
+) -> tuple[CollectReport, list[Plan]]:
+    """What `collect` does; gives also the plan of each set, in order, in which the ids stand.
+
+    Raises:
+        UsageError, PolicyUnavailableError: as `collect`.
+    """
     require_untruncated(settings)
-    sets = [load_set(name, request, settings) for name in request.tasks]
-    with TrajectoryStore.open(out) as store:
+    sets = load_sets(request, settings)
+    with TrajectoryStore.open(out) as store, _alone(store, settings):
         if request.actors:
             from rl.collect_ray import play
 
@@ -155,6 +170,21 @@ def require_untruncated(settings: Settings) -> None:
             f"temperature {sampling.temperature:g}, top_p {sampling.top_p:g}, top_k {sampling.top_k}",
             "leave these settings out; agent eval takes any",
         )
+
+
+def load_sets(request: CollectRequest, settings: Settings) -> list[Benchmark]:
+    """The sets of a request; two files of one name are two sets as long as their tasks differ.
+
+    Raises:
+        UsageError: as `load_set`, or a set is named twice.
+    """
+    sets: list[Benchmark] = []
+    for name in request.tasks:
+        found = load_set(name, request, settings)
+        if any((one.name, one.tasks) == (found.name, found.tasks) for one in sets):
+            raise UsageError(f"a set is named twice: {found.name}", "name each set once")
+        sets.append(found)
+    return sets
 
 
 def load_set(name: str, request: CollectRequest, settings: Settings) -> Benchmark:
@@ -194,10 +224,27 @@ def make_plan(
 
 def _episodes(found: Benchmark, digest: str, request: CollectRequest) -> Iterator[Episode]:
     for task in found.tasks:
-        group = f"{found.name}/{task.id}/{digest}/{request.seed}"
+        # files of one name share task ids, and a stored task must not outlive a corrected one
+        content = json.dumps(task.to_dict(), sort_keys=True)
+        which = hashlib.sha256(f"{digest}/{content}".encode()).hexdigest()[:12]
+        group = f"{found.name}/{task.id}/{which}"
         for seed in range(request.seed, request.seed + request.group):
             id = hashlib.sha256(f"{group}/{seed}".encode()).hexdigest()[:32]
             yield Episode(task, seed=seed, group=group, meta={"id": id})
+
+
+def _place(store: TrajectoryStore, settings: Settings) -> Path:
+    name = hashlib.sha256(store.identity.encode()).hexdigest()[:12]
+    return settings.data_dir / "collecting" / f"{name}.sqlite"
+
+
+def _alone(store: TrajectoryStore, settings: Settings) -> AbstractContextManager[None]:
+    """Keep other collections of this data folder off a store: they would share its journal."""
+    return lock.held(
+        _place(store, settings).with_suffix(".lock"),
+        f"another process is collecting into {store.identity}",
+        "wait for it, or choose another --out",
+    )
 
 
 def journal(store: TrajectoryStore, settings: Settings, notify: Notify = lambda line: None) -> Path:
@@ -205,8 +252,7 @@ def journal(store: TrajectoryStore, settings: Settings, notify: Notify = lambda 
 
     One that is damaged is set aside and told: its episodes begin anew, and no finished one is lost.
     """
-    name = hashlib.sha256(repr(store).encode()).hexdigest()[:12]
-    path = settings.data_dir / "collecting" / f"{name}.sqlite"
+    path = _place(store, settings)
     if path.is_file() and (cause := _damage(path)):
         aside = path.with_suffix(".damaged")
         path.replace(aside)
@@ -242,7 +288,7 @@ class Tally:
 
     def __init__(self, plans: Sequence[Plan], missing: int, begun: int, advance: Advance) -> None:
         self._plans = plans
-        self._total = sum(len(plan.episodes) for plan in plans)
+        self._total = len({episode.meta["id"] for plan in plans for episode in plan.episodes})
         self._known = self._total - missing
         self._resumed = begun
         self._advance = advance
@@ -250,18 +296,25 @@ class Tally:
         self._statuses: dict[str, int] = {}
         self._tokens = [0, 0]
         self._failures = 0
-        advance(_STAGE, self._known, self._total)
+        self._tell()
 
-    def add(self, done: Trajectory) -> None:
+    def add(self, done: Trajectory, new: bool) -> None:
         """Count an episode.
+
+        Args:
+            done: the episode.
+            new: whether the store took it; one that another process stored meanwhile was there.
 
         Raises:
             PolicyUnavailableError: the policy failed too often in a row.
         """
-        self._statuses[done.status] = self._statuses.get(done.status, 0) + 1
-        self._tokens[0] += sum(turn.reply_tokens for turn in done.turns)
-        self._tokens[1] += sum(turn.prompt_tokens for turn in done.turns)
-        self._advance(_STAGE, self._known + sum(self._statuses.values()), self._total)
+        if new:
+            self._statuses[done.status] = self._statuses.get(done.status, 0) + 1
+            self._tokens[0] += sum(turn.reply_tokens for turn in done.turns)
+            self._tokens[1] += sum(turn.prompt_tokens for turn in done.turns)
+        else:
+            self._known += 1
+        self._tell()
         failed = done.stop_reason is StopReason.POLICY_ERROR
         self._failures = self._failures + 1 if failed else 0
         if self._failures == _GIVE_UP:
@@ -269,6 +322,11 @@ class Tally:
                 f"the policy failed {_GIVE_UP} times in a row: {done.error}",
                 "run the same command again to go on from here",
             )
+
+    def _tell(self) -> None:
+        sampled, read = self._tokens
+        spent = f"{sampled:,} tokens sampled, {read:,} read"
+        self._advance(_STAGE, self._known + sum(self._statuses.values()), self._total, spent)
 
     def report(self) -> CollectReport:
         """The figures."""
@@ -289,13 +347,18 @@ class Tally:
 
 
 def missing_of(plans: Sequence[Plan], store: TrajectoryStore) -> list[list[Episode]]:
-    """For each plan the episodes that the store lacks; failed ones are removed from it."""
+    """For each plan the episodes that the store lacks and no plan before it has; failed ones are
+    removed from the store."""
     known = store.statuses()
     wanted = {episode.meta["id"] for plan in plans for episode in plan.episodes}
     failed = [id for id, status in known.items() if id in wanted and status == Status.FAILED]
     store.delete(failed)
-    there = known.keys() - set(failed)
-    return [[e for e in plan.episodes if e.meta["id"] not in there] for plan in plans]
+    taken, missing = known.keys() - set(failed), list[list[Episode]]()
+    for plan in plans:
+        lacking = {e.meta["id"]: e for e in plan.episodes if e.meta["id"] not in taken}
+        taken |= lacking.keys()
+        missing.append(list(lacking.values()))
+    return missing
 
 
 async def _collect(
@@ -305,7 +368,7 @@ async def _collect(
     store: TrajectoryStore,
     notify: Notify,
     advance: Advance,
-) -> CollectReport:
+) -> tuple[CollectReport, list[Plan]]:
     policy = policy_of(settings, notify)
     try:
         plans = [make_plan(one, policy, request, settings, notify) for one in sets]
@@ -316,10 +379,9 @@ async def _collect(
         for plan, episodes in zip(plans, missing, strict=True):
             async with aclosing(played(episodes, plan.setup, request.concurrency, path)) as done:
                 async for trajectory in done:
-                    await asyncio.to_thread(store.add, trajectory)
-                    tally.add(trajectory)
+                    tally.add(trajectory, await asyncio.to_thread(store.add, trajectory))
         await asyncio.to_thread(clean, path, plans, [[] for _ in plans])
-        return tally.report()
+        return tally.report(), plans
     finally:
         await policy.aclose()
 

@@ -86,8 +86,9 @@ def play(
     store: TrajectoryStore,
     notify: Notify,
     advance: Advance,
-) -> CollectReport:
-    """Carry out a collection over `request.actors` actors; see `rl.collect.collect`.
+) -> tuple[CollectReport, list[Plan]]:
+    """Carry out a collection over `request.actors` actors; see `rl.collect.carry_out`. The plans are
+    without their setups, which cannot leave an actor.
 
     Raises:
         MissingExtraError: Ray is not installed.
@@ -106,11 +107,10 @@ def play(
         begun = clean(path, plans, missing)
         tally = Tally(plans, sum(map(len, missing)), begun, advance)
         for done in _stream(ray, actors, _jobs(plans, missing), request.concurrency):
-            store.add(done)
-            tally.add(done)
+            tally.add(done, store.add(done))
         ray.get([actor.stop.remote() for actor in actors])
     clean(path, plans, [[] for _ in plans])
-    return tally.report()
+    return tally.report(), plans
 
 
 def _start(
@@ -133,6 +133,7 @@ def _jobs(plans: Sequence[Plan], missing: Sequence[Sequence[Any]]) -> Iterator[t
         wanted = {episode.meta["id"] for episode in episodes}
         for number, episode in enumerate(plan.episodes):
             if episode.meta["id"] in wanted:
+                wanted.remove(episode.meta["id"])
                 yield index, number
 
 

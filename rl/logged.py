@@ -243,22 +243,34 @@ def comparable(
 ) -> Chosen:
     """Episodes whose draw is known token by token, so that another policy can learn from them.
 
+    One draw that was stored twice counts once; equal tokens of two seeds are two draws.
+
     Args:
         found: logged.
         wanted: names policies; its threshold does not matter.
         template: tokenizer of the model to be trained.
         base: its name, and the version of its weights.
     """
-    out = Chosen()
+    out, seen = Chosen(), set[tuple[object, ...]]()
     for trajectory in found:
         reason = unfit(trajectory, template, (*base, *wanted.policies)) or _undrawn(trajectory)
         if not reason and wanted.reward and wanted.reward not in trajectory.rewards:
             reason = f"no reward '{wanted.reward}' attached"
+        draw = _draw(trajectory)
+        if not reason and draw in seen:
+            reason = "the same draw as another one"
         if reason:
             out.left_out.append(LeftOut(trajectory.id, reason))
         else:
+            seen.add(draw)
             out.used.append(trajectory)
     return out
+
+
+def _draw(trajectory: Trajectory) -> tuple[object, ...]:
+    """What two records of one draw share."""
+    task, tokens = trajectory.task, trajectory.token_ids.tobytes()
+    return task.id, task.question, trajectory.policy, trajectory.seed, tokens
 
 
 def _undrawn(trajectory: Trajectory) -> str:

@@ -23,7 +23,7 @@ import torch
 from agent.policies.base import Policy
 from agent.policies.catalog import resolve
 from agent.settings import Settings
-from agent.trajectory import Status, Trajectory
+from agent.trajectory import Trajectory
 from rl import broken, pause, ranks, run_folder
 from rl.actor import Actor
 from rl.assess import Assessed, assess
@@ -280,6 +280,7 @@ class _Run:
             file.add(metrics)
             if ranks.is_main():
                 self.observer.step(metrics)
+            self._tell_faults(assessed, step)
             ruined = self._count_broken(assessed, learnt, step)
             tripped = None if last else self._tripped()
             if ends or tripped or ruined or step % recipe.checkpoints.every == 0:
@@ -304,15 +305,14 @@ class _Run:
     ) -> tuple[Assessed, Learnt]:
         """Rewards, credit and the updates of one batch; in every process alike."""
         recipe = self.recipe
-        whole = [[t for t in group if t.status is not Status.FAILED] for group in groups]
         context = replace(self.context, progress=(step - 1) / max(1, recipe.steps - 1))
         with clock("assess"):
             if recipe.needs_anchor:
-                kl = turn_kl(self.learner, whole, recipe.update.tree_tokens)
+                kl = turn_kl(self.learner, groups, recipe.update.tree_tokens)
                 context = replace(context, anchor_kl=kl)
             scorer = LearnerScorer(self.learner) if recipe.needs_probes else None
             values = self.critic.values if self.critic is not None else None
-            assessed = assess([group for group in whole if group], recipe, context, scorer, values)
+            assessed = assess(groups, recipe, context, scorer, values)
             trees = lay_out(assessed, recipe.update.tree_tokens)
         with clock("update"):
             watch_memory()
@@ -338,6 +338,12 @@ class _Run:
             for batch in minibatches(trees, update.minibatches, dealt):
                 out.append(self.learner.step(batch, old))
         return out
+
+    def _tell_faults(self, assessed: Assessed, step: int) -> None:
+        """Write down which rewards failed in their own code."""
+        for fault in assessed.faults:
+            run_folder.note(self.run, step, "fault", fault)
+            self.observer.notify(f"step {step}: {fault}; its episodes are left out")
 
     def _count_broken(self, assessed: Assessed, learnt: Learnt, step: int) -> TrainingError | None:
         """Keep what broke for inspection; what ends the run after too many in a row."""

@@ -21,7 +21,7 @@ from agent.formats import TagsFormat, system_prompt
 from agent.policies.base import Policy, Request, Sampling
 from eval.fictional.passages import passages_of
 from eval.fictional.world import Entity, World, told
-from eval.stats import Interval, bootstrap
+from eval.stats import Interval, estimate
 from rl import ranks
 from rl.attention import NAME, register
 from rl.engine import TargetLogprobs, whole
@@ -134,7 +134,7 @@ async def copied(policy: Policy, recipe: PretrainRecipe, seed: int, count: int =
     requests = [Request((), ids, sampling, ("</answer>", "\n")) for ids in prompts]
     done = await policy.generate(requests)
     said = [one.text.split(" [")[0] for one in done]
-    return bootstrap([float(a == b) for a, b in zip(said, golds, strict=True)])
+    return estimate([float(a == b) for a, b in zip(said, golds, strict=True)])
 
 
 def _linked(world: World, chance: random.Random, start: Entity) -> list[Entity]:

@@ -14,7 +14,7 @@ from agent.settings import Settings
 from agent.trajectory import Trajectory
 from eval.benchmarks import Benchmark
 from eval.sample import Sample, score_one
-from eval.stats import Interval, bootstrap, paired
+from eval.stats import Interval, estimate, paired
 from kg.errors import UsageError
 from rl.curriculum import Drawn
 from rl.rollouts import Stage, Told, measured
@@ -57,10 +57,10 @@ def recovery(
     right = [sample.right for sample in samples]
     again = [s.right for s, was in zip(samples, shown, strict=True) if was and s.answerable]
     return WhenMisled(
-        right=bootstrap(right),
+        right=estimate(right),
         lost=paired(right, [sample.right for sample in clean]),
         misled=sum(shown) / len(shown),
-        recovered=bootstrap(again) if again else None,
+        recovered=estimate(again) if again else None,
         searches=sum(s.usage.searches for s in samples) / len(samples),
         samples=tuple(samples),
         shown=shown,

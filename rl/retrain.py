@@ -27,8 +27,8 @@ from kg.errors import UsageError
 from rl import broken, ranks, run_folder
 from rl.assess import Assessed, assess
 from rl.batches import TreeBatch, UpdateBatch, lay_out, minibatches
+from rl.boundary import foreign_labels, told_labels
 from rl.checkpoint import Checkpoint
-from rl.closed_book import KNOWN
 from rl.engine import adapter_of, whole
 from rl.fit import TrainingError
 from rl.interrupt import graceful
@@ -38,7 +38,7 @@ from rl.logged import Chosen, LeftOut, Wanted, by_task, comparable, demonstratio
 from rl.model_files import write_model
 from rl.recipe import SftRecipe
 from rl.reward_models import functions
-from rl.rewards import Need, Part, RewardContext, require
+from rl.rewards import Need, Part, RewardContext, missing, require
 from rl.rewind import rewind
 from rl.sft import train as fine_tune
 from rl.stamp import Stamp
@@ -289,14 +289,24 @@ def _context(
 ) -> RewardContext:
     """What the rewards read besides the episodes.
 
+    A task that lacks what a reward reads is left out later, with its reason; a log may hold any.
+
     Raises:
-        UsageError: a reward lacks something that a log does not have.
+        UsageError: a reward lacks something that a log does not have, or that none of its tasks has.
     """
-    tasks = {one.task.id: one.task for one in used}
-    known = {id: bool(t.meta[KNOWN]["known"]) for id, t in tasks.items() if KNOWN in t.meta}
+    tasks = list({one.task.id: one.task for one in used}.values())
+    known = told_labels(tasks)
     given = replace(functions(recipe, settings.models_dir, notify), known=known, progress=1.0)
     promised = replace(given, promised=recipe.provides - ({Need.KNOWN} if not known else set()))
-    require(recipe.reward.rewards.values(), promised)
+    rewards = list(recipe.reward.rewards.values())
+    whole = [task for task in tasks if not missing(rewards, promised, [task])]
+    require(rewards, promised, whole or tasks)
+    if any(Need.KNOWN in reward.needs for reward in rewards):
+        lacking = len(tasks) - len(known)
+        bare = f"{lacking} of {len(tasks)} tasks have no label of agent probe and are left out"
+        for line in (bare if lacking else "", foreign_labels(tasks, recipe.base)):
+            if line:
+                notify(line)
     return given
 
 

@@ -21,7 +21,7 @@ from typing import Any, TextIO
 from agent.trajectory import Trajectory
 from kg import strict_json
 from kg.errors import UsageError
-from rl import ranks
+from rl import lock, ranks
 from rl.packing import Row
 from rl.recipe import Strict
 
@@ -36,20 +36,8 @@ def held(run: Path) -> Iterator[None]:
     Raises:
         UsageError: another process holds it, or it cannot be written.
     """
-    import fcntl
-
-    try:
-        run.mkdir(parents=True, exist_ok=True)
-        file = (run / LOCK).open("a")
-    except OSError as error:
-        raise UsageError(f"{run} cannot be written: {error}", "choose another --out") from error
-    with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise UsageError(
-                f"another process is training in {run}", "wait for it, or choose another --out"
-            ) from error
+    busy, hint = f"another process is training in {run}", "wait for it, or choose another --out"
+    with lock.held(run / LOCK, busy, hint):
         yield
 
 

@@ -14,15 +14,13 @@ import numpy as np
 from agent.trajectory import Status, StopReason, Trajectory
 from eval.metrics.usage import usage
 from eval.sample import Sample, score_one
-from eval.stats import Interval, bootstrap
+from eval.stats import Interval, estimate
 from rl.assess import Assessed
 from rl.critic import CriticStats
 from rl.recovery import WhenMisled
 from rl.step import UpdateStats
 
 Metrics = dict[str, float]
-
-_NO_ANSWER = (Status.ABSTAINED, Status.FAILED)
 
 
 @dataclass(frozen=True)
@@ -62,13 +60,13 @@ def validated(step: int, samples: Sequence[Sample]) -> Validated:
     kinds = sorted({sample.kind for sample in samples})
     asked = [sample for sample in samples if sample.answerable]
     unanswerable = [sample for sample in samples if not sample.answerable]
-    declined = [float(s.status == Status.ABSTAINED) for s in asked]
-    wrong = [float(s.status not in _NO_ANSWER and not s.right) for s in asked]
+    declined = [float(s.abstained) for s in asked]
+    wrong = [float(not (s.abstained or s.failed) and not s.right) for s in asked]
     whole = [s.right for s in samples if not s.failed]
     return Validated(
         step=step,
-        right=bootstrap([s.right for s in samples]),
-        kinds={kind: bootstrap([s.right for s in samples if s.kind == kind]) for kind in kinds},
+        right=estimate([s.right for s in samples]),
+        kinds={kind: estimate([s.right for s in samples if s.kind == kind]) for kind in kinds},
         searches=_mean([s.usage.searches for s in samples]),
         turns=_mean([s.usage.turns for s in samples]),
         wrong=_mean(wrong),
@@ -76,7 +74,7 @@ def validated(step: int, samples: Sequence[Sample]) -> Validated:
         hallucinated=_mean([float(not s.failed) * (1.0 - s.right) for s in unanswerable]),
         samples=tuple(samples),
         errors=len(samples) - len(whole),
-        without_errors=bootstrap(whole) if whole else None,
+        without_errors=estimate(whole) if whole else None,
     )
 
 
@@ -104,7 +102,7 @@ def _question(sample: Sample) -> dict[str, Any]:
         "kind": sample.kind,
         "answerable": sample.answerable,
         "right": sample.right,
-        "declined": sample.status == Status.ABSTAINED,
+        "declined": sample.abstained,
         "searches": sample.usage.searches,
         "episode": sample.id,
     }
@@ -143,7 +141,7 @@ def of_rollouts(
         "right_answerable": _mean(answerable),
         "solved_all": _mean([float(r == 1) for r in rights]),
         "solved_none": _mean([float(r == 0) for r in rights]),
-        "abstained": mean(lambda t: float(t.status is Status.ABSTAINED)),
+        "abstained": mean(lambda t: float(t.abstained)),
         "failed": mean(lambda t: float(t.status is Status.FAILED)),
         "capped": mean(lambda t: float(t.stop_reason in _CAPS)),
         "turns": mean(lambda t: len(t.turns)),

@@ -114,6 +114,8 @@ class Policy(ABC):
         template: how messages become tokens; None for a hosted API.
         context_length: the most tokens of prompt and completion together; 0 when unknown.
         native_tools: whether requests may carry tool schemas instead of prompt text.
+        engine: what computes and in which number format, such as `vllm float32`: the same weights give
+            other tokens under another. Empty where it is not known.
     """
 
     name: str
@@ -121,6 +123,7 @@ class Policy(ABC):
     template: ChatTemplate | None = None
     context_length: int = 0
     native_tools: bool = False
+    engine: str = ""
 
     @abstractmethod
     async def generate(self, requests: Sequence[Request]) -> list[Completion]:

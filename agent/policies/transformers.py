@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from agent.policies.base import Completion, FinishReason, Policy, Request, Sampling
 from agent.policies.catalog import weights_version
 from agent.policies.chat import ChatTemplate, does_not_load
-from agent.policies.fingerprint import Fingerprint, fingerprint
+from agent.policies.fingerprint import Fingerprint, dtype_name, fingerprint
 from kg.errors import PolicyUnavailableError, UsageError
 
 if TYPE_CHECKING:
@@ -75,6 +75,7 @@ class TransformersPolicy(Policy):
         self.template = ChatTemplate.load(folder)
         self.version = weights_version(folder)
         self.model = _load_model(folder, dtype)
+        self.engine = f"transformers {dtype_name(self.model)}"
         self.context_length = int(self.model.config.max_position_embeddings)
         self.max_batch = max_batch
         self.reuse = reuse

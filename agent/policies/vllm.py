@@ -108,6 +108,7 @@ class VllmPolicy(Policy):
         )
         self._thread.start()
         self.context_length = started.result().context_length
+        self.engine = f"vllm {started.result().dtype}"
 
     async def generate(self, requests: Sequence[Request]) -> list[Completion]:
         """See `Policy.generate`. Cancelling the call, or one failure in it, aborts its requests in

@@ -20,7 +20,7 @@ from typing import Any
 
 from agent.policies import vllm_child, weight_reader
 from agent.policies.base import FinishReason, Request
-from agent.policies.fingerprint import Fingerprint
+from agent.policies.fingerprint import Fingerprint, dtype_name
 from agent.policies.vllm_worker import WorkerExtension, unplain
 from kg.errors import MissingExtraError, PolicyUnavailableError, UsageError
 
@@ -109,6 +109,7 @@ class Engine:
                 "agent doctor; or run the model embedded, without the prefix vllm:",
             ) from error
         self.context_length = int(self._engine.model_config.max_model_len)
+        self.dtype = dtype_name(self._engine.model_config)
 
     def add(self, key: str, request: Request) -> None:
         """Queue a request.

@@ -56,6 +56,8 @@ class VllmServerPolicy(Policy):
         PolicyUnavailableError: no such server, or one that was started otherwise.
     """
 
+    engine = "vllm server"
+
     def __init__(
         self,
         url: str,

@@ -78,6 +78,15 @@ def label(engine: sa.Engine) -> str:
     return url.set(query=shown, drivername="postgresql").render_as_string(hide_password=True)
 
 
+def identity(engine: sa.Engine) -> str:
+    """Which store it is, however its path was written and wherever from: a file's whole path, or a
+    server's label."""
+    database = engine.url.database
+    if engine.url.get_backend_name() == "sqlite" and database and database != ":memory:":
+        return str(Path(database).resolve())
+    return label(engine)
+
+
 def _url(location: str) -> URL:
     if "://" not in location:
         return URL.create("sqlite", database=str(_ready(Path(location).expanduser())))

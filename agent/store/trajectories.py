@@ -10,7 +10,7 @@ import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 
 from agent.store import query, rows
-from agent.store.connection import StoreError, label, make_engine, transaction
+from agent.store.connection import StoreError, identity, label, make_engine, transaction
 from agent.store.query import Filter, Summary
 from agent.store.schema import episodes, prepare
 from agent.trajectory import Trajectory, TrajectoryError
@@ -59,6 +59,11 @@ class TrajectoryStore:
 
     def __repr__(self) -> str:
         return f"TrajectoryStore({label(self._engine)!r})"
+
+    @property
+    def identity(self) -> str:
+        """Which store it is, however its path was written; without a password."""
+        return identity(self._engine)
 
     def add(self, trajectory: Trajectory) -> bool:
         """Store an episode in one transaction; False when its id is there already.

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from eval.sample import Sample
 from eval.score import score_run
-from eval.stats import Interval, bootstrap
+from eval.stats import Interval, estimate
 from kg.errors import UsageError
 
 
@@ -38,15 +38,15 @@ class Boundary:
 
     Attributes:
         closed_book: accuracy of the closed-book samples.
-        needless: share of known questions that were searched for.
-        blind: share of unknown questions that were answered without a search.
+        needless: share of known questions that were searched for; None when none is known.
+        blind: share of unknown questions that were answered without a search; None when all are known.
     """
 
     name: str
     cells: tuple[Cell, ...]
     closed_book: Interval
-    needless: float
-    blind: float
+    needless: Interval | None
+    blind: Interval | None
 
 
 def boundary(closed: Path, opened: Path) -> list[Boundary]:
@@ -77,8 +77,8 @@ def table(found: Sequence[Boundary]) -> str:
         lines += [
             f"## {one.name}",
             "",
-            f"closed-book accuracy {str(one.closed_book).strip()} %; searched for although known "
-            f"{100 * one.needless:.1f} %; not searched for although unknown {100 * one.blind:.1f} %",
+            f"closed-book accuracy {_shown(one.closed_book)}; searched for although known "
+            f"{_shown(one.needless)}; not searched for although unknown {_shown(one.blind)}",
             "",
             "| | n | accuracy with tools | searches |",
             "| --- | --- | --- | --- |",
@@ -86,6 +86,10 @@ def table(found: Sequence[Boundary]) -> str:
         lines += [_row(cell) for cell in one.cells]
         lines.append("")
     return "\n".join(lines)
+
+
+def _shown(share: Interval | None) -> str:
+    return f"{str(share).strip()} % (n={share.n})" if share else "(none)"
 
 
 def _row(cell: Cell) -> str:
@@ -115,7 +119,7 @@ def _table(name: str, probes: dict[str, list[Sample]], played: dict[str, list[Sa
     return Boundary(
         name=name,
         cells=cells,
-        closed_book=bootstrap([s.right for s in every], clusters=[s.task for s in every]),
+        closed_book=estimate([s.right for s in every], clusters=[s.task for s in every]),
         needless=_share([searched[task] for task in shared if known[task]]),
         blind=_share([not searched[task] for task in shared if not known[task]]),
     )
@@ -123,10 +127,10 @@ def _table(name: str, probes: dict[str, list[Sample]], played: dict[str, list[Sa
 
 def _cell(known: bool, searched: bool, samples: Sequence[Sample]) -> Cell:
     tasks = [sample.task for sample in samples]
-    accuracy = bootstrap([s.right for s in samples], clusters=tasks) if samples else None
+    accuracy = estimate([s.right for s in samples], clusters=tasks) if samples else None
     searches = sum(s.usage.searches for s in samples) / len(samples) if samples else 0.0
     return Cell(known, searched, len(set(tasks)), accuracy, searches)
 
 
-def _share(values: Sequence[bool]) -> float:
-    return sum(values) / len(values) if values else 0.0
+def _share(values: Sequence[bool]) -> Interval | None:
+    return estimate([float(value) for value in values]) if values else None

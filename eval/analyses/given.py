@@ -7,34 +7,41 @@ The gain over the plain run on the same questions is the analysis: `agent compar
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Literal
+from typing import Any, Literal
 
 from agent.task import Task
 from kg.errors import UsageError
 
 Condition = Literal["", "plan", "knowledge", "decomposition"]
+OF, STEPS = "of", "steps"  # in the meta of a step: id of its question, and how many steps that has
+_CARRIED_BY = {
+    "plan": "fictional worlds, musique and strategyqa do",
+    "knowledge": "fictional worlds, musique and strategyqa do",
+    "decomposition": "musique and fictional worlds of this version do",
+}
 
 
 def given(tasks: Iterable[Task], condition: Condition) -> Iterator[Task]:
-    """The tasks under a condition; those without a plan and its findings are left out.
+    """The tasks under a condition; those that do not carry what it gives are left out.
 
-    A decomposed task becomes one task for each step, with `#1`, `#2`, … behind its id.
+    A plan is `meta["plan"]`, knowledge is `meta["knowledge"]`. A decomposed task becomes one task for
+    each of `meta["steps"]` (sub-question, accepted answers, and evidence where it is known), with `#1`,
+    `#2`, … behind its id; its own id and the number of steps stand in `meta`, so that a run is compared
+    by question.
     """
     for task in tasks:
         if not condition:
             yield task
             continue
-        plan, knowledge = _steps(task)
-        if not plan:
-            continue
-        if condition == "plan":
+        plan, knowledge = task.meta.get("plan", ()), task.meta.get("knowledge", ())
+        if condition == "plan" and plan:
             yield _with(task, "Plan", plan)
         elif condition == "knowledge" and knowledge:
             yield _with(task, "Known", knowledge)
-        elif condition == "decomposition" and len(plan) == len(_values(knowledge)):
-            yield from _decomposed(task, plan, knowledge)
+        elif condition == "decomposition":
+            yield from _decomposed(task, task.meta.get("steps", ()))
 
 
 def require_some(tasks: Sequence[Task], condition: Condition, name: str) -> None:
@@ -46,12 +53,8 @@ def require_some(tasks: Sequence[Task], condition: Condition, name: str) -> None
     if condition and not tasks:
         raise UsageError(
             f"the questions of '{name}' carry no {condition}",
-            "fictional worlds, musique and strategyqa do",
+            _CARRIED_BY[condition],
         )
-
-
-def _steps(task: Task) -> tuple[list[str], list[str]]:
-    return list(task.meta.get("plan", ())), list(task.meta.get("knowledge", ()))
 
 
 def _with(task: Task, title: str, lines: Sequence[str]) -> Task:
@@ -59,20 +62,18 @@ def _with(task: Task, title: str, lines: Sequence[str]) -> Task:
     return replace(task, question=f"{task.question}\n{title}:\n{listed}")
 
 
-def _decomposed(task: Task, plan: Sequence[str], knowledge: Sequence[str]) -> Iterator[Task]:
-    for number, (question, value) in enumerate(zip(plan, _values(knowledge), strict=True), 1):
-        step = replace(
+def _decomposed(task: Task, steps: Sequence[Mapping[str, Any]]) -> Iterator[Task]:
+    solved: list[str] = []
+    for number, step in enumerate(steps, 1):
+        asked = replace(
             task,
             id=f"{task.id}#{number}",
-            question=question,
-            answers=(value,),
+            question=step["question"],
+            answers=tuple(step["answers"]),
             answerable=True,
             kind=f"step {number}",
-            meta={**task.meta, "of": task.id},
+            evidence=tuple(step.get("evidence", ())),
+            meta={OF: task.id, STEPS: len(steps)},
         )
-        yield _with(step, "Known", knowledge[: number - 1]) if number > 1 else step
-
-
-def _values(knowledge: Sequence[str]) -> list[str]:
-    """What each finding found: the text behind its last colon."""
-    return [line.rpartition(": ")[2] for line in knowledge]
+        yield _with(asked, "Known", solved) if solved else asked
+        solved.append(f"{step['question']} {step['answers'][0]}")

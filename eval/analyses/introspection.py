@@ -23,7 +23,7 @@ from eval.asking import Advance, ask_all, request_of
 from eval.folder import write
 from eval.sample import Sample
 from eval.score import score_run
-from eval.stats import Interval, bootstrap
+from eval.stats import Interval, bootstrap, estimate
 from kg.errors import UsageError
 
 FILE = "introspection.json"
@@ -137,9 +137,9 @@ def summary(
         unread=_mean([float(v == UNREAD) for found in cast.values() for v in found]),
         consensus=bootstrap([consensus(found) for found in cast.values()]),
         says_yes=_mean([float(v) for v in yes.values()]),
-        against_right=bootstrap([float(yes[t] == right[t]) for t in by_task]),
+        against_right=estimate([float(yes[t] == right[t]) for t in by_task]),
         f1_right=_f1(yes, right),
-        against_label=bootstrap([float(yes[t] == label[t]) for t in by_task]) if both else None,
+        against_label=estimate([float(yes[t] == label[t]) for t in by_task]) if both else None,
         f1_label=_f1(could_not, no_answer) if both else None,
     )
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from agent.task import Task
-from eval.benchmarks.base import WIKI, Benchmark, Split, read_tasks, testing_only
+from eval.benchmarks.base import WIKI, Benchmark, Split, read_tasks, testing_only, texts
 from eval.data import DataFolder
 
 
@@ -17,4 +17,4 @@ def load(data: DataFolder, split: Split) -> Benchmark:
 
 
 def _task(row: dict[str, Any]) -> Task:
-    return Task(row["id"], row["Question"], tuple(row["answer"]), kind="2hop")
+    return Task(row["id"], row["Question"], texts(row["answer"], "answer"), kind="2hop")

@@ -11,17 +11,23 @@ import hashlib
 import json
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from agent.task import Task
+from agent.task import MAX_QUESTION_CHARS, Task
 from eval.data import DataFolder
+from eval.metrics import normalise
 from kg.errors import UsageError
 
 Split = Literal["train", "test"]
 TEST_SHARE = 0.3
 WIKI = "wiki_passages/corpus.jsonl.gz"
+# what reading a field of a row can raise when the row is not what was expected
+BAD_ROW = (
+    *(LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RecursionError),
+    UsageError,
+)
 
 
 @dataclass(frozen=True)
@@ -68,8 +74,7 @@ def read_tasks(
 
     Args:
         path: the file.
-        make: a task from a row; may raise KeyError, TypeError, ValueError, IndexError or
-            UsageError.
+        make: a task from a row; may raise what is in `BAD_ROW`.
         split: part to keep; None keeps all.
         key: what decides a task's split; its id by default.
 
@@ -80,17 +85,76 @@ def read_tasks(
     problems: list[str] = []
     for place, row in rows(path, problems):
         try:
-            task = make(row)
-        except (KeyError, TypeError, ValueError, IndexError, UsageError) as error:
-            problems.append(f"{place}: {_cause(error)}")
+            task = checked(make(row))
+            inside = split is None or split_of(key(task) if key else task.id) == split
+        except BAD_ROW as error:
+            problems.append(f"{place}: {cause(error)}")
             continue
-        if not task.question.strip():
-            problems.append(f"{place}: the question is empty")
-        elif task.id in tasks:
+        if task.id in tasks:
             problems.append(f"{place}: the id '{task.id}' is there already")
-        elif split is None or split_of(key(task) if key else task.id) == split:
+        elif inside:
             tasks[task.id] = task
     return tuple(tasks.values()), tuple(problems)
+
+
+def checked(task: Task) -> Task:
+    """The task, once everything that a run and its scores read of it is of the right type.
+
+    Accepted answers that normalise to nothing (`)`, `The`) are dropped: a reply that says nothing would
+    equal them. Options of a choice stay, for these are compared by letter and raw text.
+
+    Raises:
+        ValueError: a field is of another type, the question is empty, or no accepted answer is left.
+    """
+    for name, value in (("id", task.id), ("question", task.question), ("kind", task.kind)):
+        _text(value, name)
+    for name, values in (("answers", task.answers), ("evidence", task.evidence)):
+        texts(values, name)
+    if not task.question.strip() or not task.id:
+        raise ValueError(f"the {'id' if task.question.strip() else 'question'} is empty")
+    if len(task.question) > MAX_QUESTION_CHARS:
+        raise ValueError(f"the question has more than {MAX_QUESTION_CHARS:,} characters")
+    if not isinstance(task.answerable, bool | None):
+        raise ValueError(f"'answerable' is {task.answerable!r}, not true, false or null")
+    if not isinstance(task.meta, dict):
+        raise ValueError("'meta' is not an object")
+    if "choices" in task.meta:
+        require_choice(task.meta["choices"], task.meta.get("right"))
+        return task
+    golds = tuple(answer for answer in task.answers if normalise(answer))
+    if task.answers and not golds:
+        said = ", ".join(repr(answer) for answer in task.answers)
+        raise ValueError(f"the accepted answer {said} normalises to nothing; see 'answerable'")
+    return task if golds == task.answers else replace(task, answers=golds)
+
+
+def texts(value: Any, name: str) -> tuple[str, ...]:
+    """A field that must hold a list of texts; one text is none, for its letters would be taken for them.
+
+    Raises:
+        ValueError: it holds something else.
+    """
+    if not isinstance(value, list | tuple):
+        raise ValueError(f"'{name}' is not a list of texts: {value!r:.80}")
+    return tuple(_text(one, name) for one in value)
+
+
+def flag(value: Any, name: str) -> bool:
+    """A field that must be true or false.
+
+    Raises:
+        ValueError: it is something else, the text "false" included.
+    """
+    if not isinstance(value, bool):
+        raise ValueError(f"'{name}' is {value!r:.80}, not true or false")
+    return value
+
+
+def _text(value: Any, name: str) -> str:
+    if not isinstance(value, str):
+        raise ValueError(f"'{name}' holds {value!r:.80}, which is no text")
+    value.encode()  # half of a surrogate pair cannot be stored
+    return value
 
 
 def rows(path: Path, problems: list[str]) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -122,11 +186,15 @@ def rows(path: Path, problems: list[str]) -> Iterator[tuple[str, dict[str, Any]]
         problems.append(f"{path}: cut off after line {number}: {error}")
 
 
-def titles_to_ids(corpus: Path) -> dict[str, list[str]]:
-    """Passage ids by title."""
+def titles_to_ids(corpus: Path, problems: list[str]) -> dict[str, list[str]]:
+    """Passage ids by title; rows without them go to `problems`."""
     index: dict[str, list[str]] = {}
-    for _, row in rows(corpus, []):
-        index.setdefault(row["title"], []).append(str(row["id"]))
+    for place, row in rows(corpus, problems):
+        try:
+            id = str(row["id"])
+            index.setdefault(_text(row["title"], "title"), []).append(id)
+        except BAD_ROW as error:
+            problems.append(f"{place}: {cause(error)}")
     return index
 
 
@@ -142,16 +210,38 @@ def evidence(
 def choices(stem: str, options: Sequence[str], right: int, **fields: Any) -> Task:
     """A multiple-choice task: the options are part of the question, lettered from A.
 
-    `meta` holds `choices` and `right` for the scorer; answers are the right text and its letter.
+    `meta` holds `choices` and `right` for the scorer, which knows the letters; the accepted answer is
+    the text of the right one.
+
+    Raises:
+        ValueError: as `require_choice`.
     """
-    lettered = [f"{chr(ord('A') + n)}) {option}" for n, option in enumerate(options)]
+    require_choice(options, right)
     return Task(
-        question="\n".join([" ".join(stem.split()), *lettered]),
-        answers=(options[right], chr(ord("A") + right)),
+        question="\n".join([" ".join(stem.split()), *lettered(options)]),
+        answers=(options[right],),
         answerable=True,
         meta={"choices": list(options), "right": right},
         **fields,
     )
+
+
+def lettered(options: Sequence[str]) -> list[str]:
+    """The options as they stand in a question, a line each: `A) red`."""
+    return [f"{chr(ord('A') + number)}) {option}" for number, option in enumerate(options)]
+
+
+def require_choice(options: Any, right: Any) -> None:
+    """Refuse choices that no answer could be scored against.
+
+    Raises:
+        ValueError: fewer than two options, or more than there are letters, one that is no text, or
+            `right` is not the index of one.
+    """
+    if not 2 <= len(texts(options, "choices")) <= 26:
+        raise ValueError(f"{len(options)} choices where 2 to 26 can be lettered")
+    if isinstance(right, bool) or not isinstance(right, int) or not 0 <= right < len(options):
+        raise ValueError(f"the right choice is {right!r} of {len(options)}, counted from 0")
 
 
 def testing_only(name: str, split: Split) -> None:
@@ -164,5 +254,9 @@ def testing_only(name: str, split: Split) -> None:
         raise UsageError(f"'{name}' is for testing only", "train on another set")
 
 
-def _cause(error: Exception) -> str:
-    return f"the field {error} is missing" if isinstance(error, KeyError) else str(error)
+def cause(error: Exception) -> str:
+    """What was wrong with a row, for people."""
+    if isinstance(error, KeyError):
+        return f"the field {error} is missing"
+    wrong_type = isinstance(error, TypeError | AttributeError)
+    return f"a field is of another type: {error}" if wrong_type else str(error)

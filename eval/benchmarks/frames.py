@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from agent.task import Task
-from eval.benchmarks.base import WIKI, Benchmark, Split, read_tasks, testing_only
+from eval.benchmarks.base import WIKI, Benchmark, Split, read_tasks, testing_only, texts
 from eval.data import DataFolder
 
 
@@ -18,4 +18,5 @@ def load(data: DataFolder, split: Split) -> Benchmark:
 
 def _task(row: dict[str, Any]) -> Task:
     kinds = str(row["reasoning_types"]).split(" | ")
-    return Task(f"frames-{row['id']}", row["Question"], tuple(row["answer"]), kind=kinds[0])
+    answers = texts(row["answer"], "answer")
+    return Task(f"frames-{row['id']}", row["Question"], answers, kind=kinds[0])

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from agent.task import Task
-from eval.benchmarks.base import Benchmark, Split, read_tasks
+from eval.benchmarks.base import Benchmark, Split, read_tasks, texts
 from eval.data import DataFolder
 
 _HOPS = (1, 2, 3)
@@ -31,7 +31,7 @@ def _task(row: dict[str, Any]) -> Task:
     return Task(
         id=row["id"],
         question=row["question"].replace("[", "").replace("]", ""),
-        answers=tuple(row["answers"]),
+        answers=texts(row["answers"], "answers"),
         answerable=True,
         kind=f"{row['hop']}hop",
         meta={

@@ -12,7 +12,8 @@ from eval.data import DataFolder
 def load(name: str, data: DataFolder, split: Split) -> Benchmark:
     """Questions whose id falls into `split`, with the ids of their supporting passages."""
     corpus = data.file(f"{name}/corpus.jsonl.gz")
-    index = titles_to_ids(corpus)
+    problems: list[str] = []
+    index = titles_to_ids(corpus, problems)
 
     def make(row: dict[str, Any]) -> Task:
         titles = (title for title, _ in row["supporting_facts"])
@@ -26,4 +27,4 @@ def load(name: str, data: DataFolder, split: Split) -> Benchmark:
         )
 
     tasks, skipped = read_tasks(data.file(f"{name}/qa.jsonl.gz"), make, split)
-    return Benchmark(name, tasks, (corpus,), name, skipped)
+    return Benchmark(name, tasks, (corpus,), name, (*problems, *skipped))

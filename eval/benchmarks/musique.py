@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from agent.task import Task
-from eval.benchmarks.base import Benchmark, Split, read_tasks
+from eval.benchmarks.base import Benchmark, Split, read_tasks, texts
 from eval.data import DataFolder
 
 
@@ -17,24 +17,28 @@ def load(data: DataFolder, split: Split) -> Benchmark:
 
 def _task(row: dict[str, Any]) -> Task:
     context = row["context_ids"]  # exact duplicates of paragraphs are dropped from it
-    plan, knowledge = _solved(row["question_decomposition"])
+    steps = _solved(row["question_decomposition"])
     return Task(
         id=row["id"],
         question=row["question"],
-        answers=(row["answer"], *row["answer_aliases"]),
+        answers=(row["answer"], *texts(row["answer_aliases"], "answer_aliases")),
         answerable=row["answerable"],
         kind=f"{row['hop']}hop",
         evidence=tuple(context[i] for i in row["supporting_idx"] if i < len(context)),
-        meta={"plan": plan, "knowledge": knowledge},
+        meta={
+            "plan": [step["question"] for step in steps],
+            "knowledge": [f"{step['question']}: {step['answers'][0]}" for step in steps],
+            "steps": steps,
+        },
     )
 
 
-def _solved(steps: list[dict[str, Any]]) -> tuple[list[str], list[str]]:
+def _solved(steps: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Sub-questions with the answers of earlier ones (`#1`) filled in, and what each finds."""
-    plan: list[str] = []
+    solved = []
     for step in steps:
         question = step["question"]
         for number, earlier in enumerate(steps, 1):
             question = question.replace(f"#{number}", str(earlier["answer"]))
-        plan.append(question)
-    return plan, [f"{q}: {step['answer']}" for q, step in zip(plan, steps, strict=True)]
+        solved.append({"question": question, "answers": [str(step["answer"])]})
+    return solved

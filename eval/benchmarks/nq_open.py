@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from agent.task import Task
-from eval.benchmarks.base import WIKI, Benchmark, Split, read_tasks
+from eval.benchmarks.base import WIKI, Benchmark, Split, read_tasks, texts
 from eval.data import DataFolder
 
 
@@ -19,6 +19,6 @@ def _task(row: dict[str, Any]) -> Task:
     return Task(
         id=f"nq-{row['row']}",
         question=row["question"],
-        answers=tuple(row["answer"]),
+        answers=texts(row["answer"], "answer"),
         kind="one_hop",
     )

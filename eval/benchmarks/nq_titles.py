@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from agent.task import Task
-from eval.benchmarks.base import WIKI, Benchmark, Split, read_tasks, testing_only
+from eval.benchmarks.base import WIKI, Benchmark, Split, read_tasks, testing_only, texts
 from eval.data import DataFolder
 
 
@@ -19,4 +19,4 @@ def load(data: DataFolder, split: Split) -> Benchmark:
 def _task(row: dict[str, Any]) -> Task:
     answers = row["short_answers"] if "short_answers" in row else row["answer"]
     id = row["example_id"] if "example_id" in row else row["id"]
-    return Task(f"nq-{id}", row["question"], tuple(answers), kind="one_hop")
+    return Task(f"nq-{id}", row["question"], texts(answers, "answer"), kind="one_hop")

@@ -8,11 +8,12 @@ optionally `id`, `answerable` (false: the right reply is to abstain), `kind`, `e
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from agent.task import Task
-from eval.benchmarks.base import Benchmark, choices, read_tasks
+from eval.benchmarks.base import Benchmark, choices, read_tasks, texts
 
 
 def load_file(path: Path) -> Benchmark:
@@ -25,26 +26,34 @@ def task_of(row: dict[str, Any]) -> Task:
     """A task from a row.
 
     Raises:
-        KeyError, TypeError, ValueError: a field is missing or of another type.
+        KeyError, TypeError, ValueError, UsageError: a field is missing or of another type.
     """
-    asked = Task.ask(row["question"])
-    given = row.get("answers", [row["answer"]] if row.get("answer") is not None else [])
-    if isinstance(given, str) or not all(isinstance(answer, str) for answer in given):
-        raise ValueError("'answers' is not a list of texts")
+    asked = Task.ask(_stem(row["question"]))
+    given = texts(
+        row.get("answers", [] if row.get("answer") is None else [row["answer"]]), "answers"
+    )
     fields: dict[str, Any] = {
-        "id": str(row.get("id", asked.id)),
+        "id": asked.id if row.get("id") is None else str(row["id"]),
         "kind": str(row.get("kind", "")),
-        "evidence": tuple(map(str, row.get("evidence", ()))),
+        "evidence": tuple(map(str, _listed(row.get("evidence", ())))),
     }
+    meta = dict(row.get("meta", {}))
     if "choices" in row:
-        return choices(asked.question, row["choices"], row["right"], **fields)
+        made = choices(asked.question, row["choices"], row["right"], **fields)
+        return replace(made, meta={**meta, **made.meta})
     answerable = row.get("answerable")
     if not given and answerable is not False:
         raise ValueError('there is no answer; say "answerable": false where that is meant')
-    return Task(
-        question=asked.question,
-        answers=tuple(given),
-        answerable=answerable,
-        meta=dict(row.get("meta", {})),
-        **fields,
-    )
+    return Task(question=asked.question, answers=given, answerable=answerable, meta=meta, **fields)
+
+
+def _stem(question: Any) -> str:
+    if not isinstance(question, str):
+        raise ValueError(f"'question' holds {question!r:.80}, which is no text")
+    return question
+
+
+def _listed(ids: Any) -> list[Any]:
+    if not isinstance(ids, list | tuple):
+        raise ValueError(f"'evidence' is not a list of passage ids: {ids!r:.80}")
+    return list(ids)

@@ -10,7 +10,7 @@ import hashlib
 from pathlib import Path
 
 from agent.task import Task
-from eval.benchmarks.base import Split, split_of
+from eval.benchmarks.base import BAD_ROW, Split, cause, checked, split_of
 from kg.errors import UsageError
 
 _END = "<end>"
@@ -30,9 +30,9 @@ def path_tasks(path: Path, kind: str, split: Split) -> tuple[list[Task], list[st
         raise UsageError(f"{path} cannot be read: {error}") from error
     for number, line in enumerate(lines, 1):
         try:
-            task = _task(line, kind)
-        except (IndexError, ValueError) as error:
-            problems.append(f"{path}:{number}: {error}")
+            task = checked(_task(line, kind))
+        except BAD_ROW as error:
+            problems.append(f"{path}:{number}: {cause(error)}")
             continue
         if task.id in tasks:
             problems.append(f"{path}:{number}: the question is there already")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from agent.task import Task
-from eval.benchmarks.base import WIKI, Benchmark, Split, read_tasks
+from eval.benchmarks.base import WIKI, Benchmark, Split, flag, read_tasks, texts
 from eval.data import DataFolder
 
 
@@ -16,11 +16,11 @@ def load(data: DataFolder, split: Split) -> Benchmark:
 
 
 def _task(row: dict[str, Any]) -> Task:
-    answerable = bool(row["answerable"])
+    answerable = flag(row["answerable"], "answerable")
     return Task(
         id=f"selfaware-{row['question_id']}",
         question=row["question"],
-        answers=tuple(row["answer"] or ()) if answerable else (),
+        answers=texts(row["answer"], "answer") if answerable else (),
         answerable=answerable,
         kind="answerable" if answerable else "unanswerable",
     )

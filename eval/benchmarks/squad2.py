@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from agent.task import Task
-from eval.benchmarks.base import Benchmark, Split, read_tasks
+from eval.benchmarks.base import Benchmark, Split, flag, read_tasks, texts
 from eval.data import DataFolder
 
 
@@ -18,12 +18,13 @@ def load(data: DataFolder, split: Split) -> Benchmark:
 
 
 def _task(row: dict[str, Any]) -> Task:
+    impossible = flag(row["is_impossible"], "is_impossible")
     return Task(
         id=row["id"],
         question=row["question"].strip(),
-        answers=tuple(dict.fromkeys(row["all_answers"] or row["answers"])),
-        answerable=not row["is_impossible"],
-        kind="unanswerable" if row["is_impossible"] else "one_hop",
+        answers=tuple(dict.fromkeys(texts(row["all_answers"] or row["answers"], "answers"))),
+        answerable=not impossible,
+        kind="unanswerable" if impossible else "one_hop",
         evidence=(row["context_id"],),
         meta={"article": row["title"]},
     )

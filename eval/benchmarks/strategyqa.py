@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from agent.task import Task
-from eval.benchmarks.base import WIKI, Benchmark, Split, read_tasks
+from eval.benchmarks.base import WIKI, Benchmark, Split, flag, read_tasks, texts
 from eval.data import DataFolder
 
 
@@ -16,11 +16,12 @@ def load(data: DataFolder, split: Split) -> Benchmark:
 
 
 def _task(row: dict[str, Any]) -> Task:
+    plan = list(texts(row["decomposition"], "decomposition"))
     return Task(
         id=row["qid"],
         question=row["question"],
-        answers=("yes" if row["answer"] else "no",),
+        answers=("yes" if flag(row["answer"], "answer") else "no",),
         answerable=True,
-        kind=f"{len(row['decomposition'])}hop",
-        meta={"plan": row["decomposition"], "knowledge": row["facts"]},
+        kind=f"{len(plan)}hop",
+        meta={"plan": plan, "knowledge": list(texts(row["facts"], "facts"))},
     )

@@ -6,7 +6,7 @@ import ast
 from typing import Any
 
 from agent.task import Task
-from eval.benchmarks.base import WIKI, Benchmark, Split, read_tasks, testing_only
+from eval.benchmarks.base import WIKI, Benchmark, Split, read_tasks, testing_only, texts
 from eval.data import DataFolder
 
 
@@ -24,6 +24,7 @@ def _task(row: dict[str, Any]) -> Task:
 def _aliases(text: str) -> tuple[str, ...]:
     """The list that the carrier wrote as a string, in Python's way or JSON's."""
     try:
-        return tuple(map(str, ast.literal_eval(text)))
+        found = ast.literal_eval(text)
     except SyntaxError as error:
         raise ValueError(f"the answers are no list: {error}") from error
+    return texts(found, "answer")

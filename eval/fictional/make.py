@@ -14,8 +14,9 @@ from typing import Any
 
 from eval.fictional.graph import triples
 from eval.fictional.passages import passages, source_of
-from eval.fictional.questions import questions, split_of, wordings
+from eval.fictional.questions import questions, wordings
 from eval.fictional.schema import RELATIONS
+from eval.fictional.split import split_of
 from eval.fictional.world import World, told
 from kg.errors import UsageError
 
@@ -113,7 +114,7 @@ def _taught(world: World) -> Iterator[str]:
                 "answers": [world.name(value)],
                 "evidence": [source_of(world, subject, of)],
                 "meta": {
-                    "split": split_of(world, subject.id),
+                    "split": split_of(world, [subject]),
                     "wordings": wordings(world, subject, of),
                 },
             }

@@ -1,12 +1,13 @@
 """Questions about a world, each with its answer, gold evidence and gold tool sequence.
 
-A question is made from its number alone: the kind and what it is about follow from chance, tried again
-under the next key where the world does not know enough.
+A question is made from its number alone: the kind, the split and what it is about follow from chance,
+tried again under the next key where the world does not know enough, or where the things whose facts it
+needs are of different splits.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,12 +15,13 @@ from agent.task import Task
 from eval.fictional.graph import select
 from eval.fictional.passages import former_source_of, passages_of, source_of
 from eval.fictional.schema import KINDS, RELATIONS, Relation, relation, relations_of
+from eval.fictional.split import TEST_SHARE, split_of
 from eval.fictional.world import Entity, World, path, told
 
 # share of each kind of question
 SHARES = {
-    "1hop": 0.22,
-    "2hop": 0.18,
+    "1hop": 0.20,
+    "2hop": 0.16,
     "3hop": 0.10,
     "4hop": 0.06,
     "comparison": 0.09,
@@ -28,11 +30,18 @@ SHARES = {
     "graph": 0.06,
     "chemistry": 0.05,
     "false_premise": 0.05,
+    "true_premise": 0.04,
     "unanswerable": 0.06,
 }
 _TRIES = 40
-_TEST_SHARE = 0.3
 _WHAT = {"person": "Who", "city": "Which city", "country": "Which country", "year": "Which year"}
+# one search shows too few passages for five books: a wording each, and what passages say besides
+_BOOKS = (
+    "a book by {p}, first published",
+    "{p} wrote the book, published",
+    "The book was written by {p}, first edition",
+)
+_NUMBERS = ("one", "two", "three", "four", "five")
 _ELEMENTS = (
     ("C", "carbon"),
     ("N", "nitrogen"),
@@ -56,22 +65,40 @@ class Call:
 
 
 @dataclass(frozen=True)
+class Step:
+    """One sub-question with its answer, and the passage that holds it."""
+
+    question: str
+    answer: str
+    evidence: str
+
+    def row(self) -> dict[str, Any]:
+        """As in a task's `meta`; see `eval.analyses.given`."""
+        return {
+            "question": self.question,
+            "answers": [self.answer],
+            "evidence": [self.evidence],
+        }
+
+
+@dataclass(frozen=True)
 class Question:
     """One question.
 
     Attributes:
-        anchor: what it is about; decides the split.
+        things: whose facts are needed, all of one split in a question that `questions` gives.
         answers: accepted; none when the right reply is to decline.
         evidence: ids of passages that hold what is needed.
         calls: gold tool sequence.
         difficulty: 1 (one passage) upwards.
         taught: for each fact on the way, whether it is one to be taught.
         plan: the question as sub-questions, and `knowledge` what they find.
+        steps: sub-questions that have one answer each, in order; none where one has a list, or two.
     """
 
     kind: str
     text: str
-    anchor: str
+    things: tuple[Entity, ...]
     answers: tuple[str, ...]
     evidence: tuple[str, ...]
     calls: tuple[Call, ...]
@@ -79,6 +106,7 @@ class Question:
     taught: tuple[bool, ...] = ()
     plan: tuple[str, ...] = ()
     knowledge: tuple[str, ...] = ()
+    steps: tuple[Step, ...] = ()
     extra: dict[str, Any] = field(default_factory=dict)
 
     def task(self, world: World, number: int) -> Task:
@@ -91,33 +119,41 @@ class Question:
             kind=self.kind,
             evidence=self.evidence,
             meta={
-                "split": split_of(world, self.anchor),
+                "split": split_of(world, self.things),
                 "difficulty": self.difficulty,
                 "calls": [{"tool": call.tool, "query": call.query} for call in self.calls],
                 "taught": list(self.taught),
                 "plan": list(self.plan),
                 "knowledge": list(self.knowledge),
+                "steps": [step.row() for step in self.steps],
                 **self.extra,
             },
         )
-
-
-def split_of(world: World, anchor: str) -> str:
-    """`train` or `test`, by what a question is about."""
-    return "test" if world.chance.share("split", anchor) < _TEST_SHARE else "train"
 
 
 def questions(world: World, count: int) -> Iterator[Question]:
     """Up to `count` different questions; fewer when a small world has no more."""
     seen: set[str] = set()
     for number in range(count):
-        kind = _kind(world, number)
-        for attempt in range(_TRIES):
-            made = _MAKERS[kind](world, (number, attempt))
-            if made is not None and made.text not in seen:
-                seen.add(made.text)
-                yield made
-                break
+        made = _made(world, number, seen)
+        if made is not None:
+            seen.add(made.text)
+            yield made
+
+
+def _made(world: World, number: int, seen: Collection[str]) -> Question | None:
+    """A new question of the split that chance gives, of the other where none is found."""
+    maker = _MAKERS[_kind(world, number)]
+    wanted = "test" if world.chance.share("split", number) < TEST_SHARE else "train"
+    other = None
+    for attempt in range(_TRIES):
+        made = maker(world, (number, attempt))
+        split = None if made is None or made.text in seen else split_of(world, made.things)
+        if split == wanted:
+            return made
+        if split is not None and other is None:
+            other = made
+    return other
 
 
 def wordings(world: World, subject: Entity, of: Relation) -> tuple[str, ...]:
@@ -174,7 +210,7 @@ def _chain(world: World, kind: str, start: Entity, names: tuple[str, ...]) -> Qu
     return Question(
         kind=kind,
         text=plan[0] if len(steps) == 1 else _nested(world, start, relations),
-        anchor=start.id,
+        things=tuple(subjects),
         answers=(world.name(values[-1]),),
         evidence=tuple(dict.fromkeys(source_of(world, s, of) for s, of in steps)),
         calls=tuple(Call("search", query) for query in plan),
@@ -183,6 +219,10 @@ def _chain(world: World, kind: str, start: Entity, names: tuple[str, ...]) -> Qu
         plan=plan,
         knowledge=tuple(
             f"{of.noun.format(s=world.name(s))}: {world.name(v)}"
+            for (s, of), v in zip(steps, values, strict=True)
+        ),
+        steps=tuple(
+            Step(of.question.format(s=world.name(s)), world.name(v), source_of(world, s, of))
             for (s, of), v in zip(steps, values, strict=True)
         ),
     )
@@ -209,7 +249,7 @@ def _comparison(world: World, key: Key) -> Question | None:
     return Question(
         kind="comparison",
         text=of.order.format(a=world.name(a), b=world.name(b)),
-        anchor=min(a.id, b.id),
+        things=(a, b),
         answers=(world.name(winner),),
         evidence=(source_of(world, a, of), source_of(world, b, of)),
         calls=tuple(Call("search", query) for query in plan),
@@ -220,26 +260,26 @@ def _comparison(world: World, key: Key) -> Question | None:
             f"{of.noun.format(s=world.name(one))}: {number}"
             for one, number in zip((a, b), numbers, strict=True)
         ),
+        steps=tuple(
+            Step(of.question.format(s=world.name(one)), str(number), source_of(world, one, of))
+            for one, number in zip((a, b), numbers, strict=True)
+        ),
     )
 
 
 def _counting(world: World, key: Key) -> Question | None:
-    book = _some(
-        world, "book", *key
-    )  # from a book to its author: people without any are not asked for
-    author = world.value(book, relation("book", "author"))
+    """How many books somebody wrote; people without any are not asked for."""
+    of = relation("book", "author")
+    author = world.value(_some(world, "book", *key), of)
     assert isinstance(author, Entity)
-    books = world.books_of(author)
-    if not 1 <= len(books) <= 3:
-        return None
-    name, of = world.name(author), relation("book", "author")
+    name, books = world.name(author), world.books_of(author)
     return Question(
         kind="counting",
         text=f"How many books did {name} write?",
-        anchor=author.id,
-        answers=(str(len(books)), ("one", "two", "three")[len(books) - 1]),
+        things=tuple(books),
+        answers=(str(len(books)), _NUMBERS[len(books) - 1]),
         evidence=tuple(source_of(world, one, of) for one in books),
-        calls=(Call("search", f"a book by {name}"),),
+        calls=tuple(Call("search", query.format(p=name)) for query in _BOOKS),
         difficulty=1 + len(books),
         taught=tuple(world.taught(one, of) for one in books),
         plan=(f"Which books did {name} write?",),
@@ -265,7 +305,7 @@ def _temporal(world: World, key: Key) -> Question | None:
     return Question(
         kind="temporal",
         text=asked,
-        anchor=subject.id,
+        things=(subject,),
         answers=(world.name(change.before if past else now),),
         evidence=(source, now_source) if past else (now_source,),
         calls=(Call("search", of.question.format(s=name)),),
@@ -293,15 +333,16 @@ def _graph(world: World, key: Key) -> Question | None:
     values = path(world, start, names)
     if values is None:
         return None
-    at, relations = start, []
+    at, relations, things = start, [], []
     for name, value in zip(names, values, strict=True):
         relations.append(relation(at.kind, name))
+        things.append(at)
         at = value if isinstance(value, Entity) else at
     single = relations[0].question.format(s=world.name(start))
     return Question(
         kind="graph",
         text=single if len(names) == 1 else _nested(world, start, relations),
-        anchor=start.id,
+        things=tuple(things),
         answers=(world.name(values[-1]),),
         evidence=(),
         calls=(Call("graph", select(world.name(start), names)),),
@@ -329,7 +370,7 @@ def _chemistry(world: World, key: Key) -> Question | None:
     return Question(
         kind="chemistry",
         text=text,
-        anchor=compound.id,
+        things=(compound,),
         answers=(answer,),
         evidence=(source_of(world, compound, of),),
         calls=(Call("search", of.question.format(s=name)), Call("chemistry", query)),
@@ -337,12 +378,19 @@ def _chemistry(world: World, key: Key) -> Question | None:
         taught=(world.taught(compound, of),),
         plan=(of.question.format(s=name), text),
         knowledge=(f"{of.noun.format(s=name)}: {molecule.smiles}",),
+        steps=tuple(
+            Step(question, found, source_of(world, compound, of))
+            for question, found in (
+                (of.question.format(s=name), molecule.smiles),
+                (text, answer),
+            )
+        ),
     )
 
 
 def _false_premise(world: World, key: Key) -> Question | None:
     """A question about something that did not happen: the wrong author, the wrong founder."""
-    thing, of, asks = world.chance.pick(_PREMISES, "premise", *key)
+    thing, of, _, asks = world.chance.pick(_PREMISES, "premise", *key)
     subject, person = _some(world, thing, *key), _some(world, "person", "wrong", *key)
     truth = world.value(subject, relation(thing, of))
     if truth == person:
@@ -351,12 +399,42 @@ def _false_premise(world: World, key: Key) -> Question | None:
     return Question(
         kind="false_premise",
         text=text,
-        anchor=subject.id,
+        things=(subject,),
         answers=(),
         evidence=(source_of(world, subject, relation(thing, of)),),
         calls=(Call("search", text),),
         difficulty=2,
         plan=(relation(thing, of).question.format(s=world.name(subject)),),
+    )
+
+
+def _true_premise(world: World, key: Key) -> Question | None:
+    """The same about what did happen: the words alone do not say that there is no answer."""
+    thing, of, then, asks = world.chance.pick(_PREMISES, "premise", *key)
+    subject = _some(world, thing, *key)
+    person = world.value(subject, relation(thing, of))
+    assert isinstance(person, Entity)
+    about = person if then == "studied" else subject
+    answer = world.value(about, relation(about.kind, then))
+    if answer is None:
+        return None
+    text = asks.format(s=world.name(subject), p=world.name(person))
+    steps = ((subject, relation(thing, of)), (about, relation(about.kind, then)))
+    plan = tuple(fact.question.format(s=world.name(one)) for one, fact in steps)
+    return Question(
+        kind="true_premise",
+        text=text,
+        things=tuple(dict.fromkeys((subject, about))),
+        answers=(world.name(answer),),
+        evidence=tuple(dict.fromkeys(source_of(world, *step) for step in steps)),
+        calls=tuple(Call("search", query) for query in plan),
+        difficulty=2,
+        taught=tuple(world.taught(*step) for step in steps),
+        plan=plan,
+        knowledge=tuple(
+            f"{fact.noun.format(s=world.name(one))}: {world.name(value)}"
+            for (one, fact), value in zip(steps, (person, answer), strict=True)
+        ),
     )
 
 
@@ -374,7 +452,7 @@ def _unanswerable(world: World, key: Key) -> Question | None:
     return Question(
         kind="unanswerable",
         text=text,
-        anchor=subject.id,
+        things=(subject,),
         answers=(),
         evidence=(),
         calls=(Call("search", text),),
@@ -385,9 +463,9 @@ def _unanswerable(world: World, key: Key) -> Question | None:
 
 
 _PREMISES = (
-    ("book", "author", "In which year did {p} publish {s}?"),
-    ("company", "founder", "In which year did {p} found {s}?"),
-    ("compound", "discoverer", "Where did {p} study before discovering {s}?"),
+    ("book", "author", "published", "In which year did {p} publish {s}?"),
+    ("company", "founder", "founded", "In which year did {p} found {s}?"),
+    ("compound", "discoverer", "studied", "Where did {p} study before discovering {s}?"),
 )
 _MAKERS: dict[str, Maker] = {
     **{f"{length}hop": _hops(length) for length in range(1, 5)},
@@ -397,6 +475,7 @@ _MAKERS: dict[str, Maker] = {
     "graph": _graph,
     "chemistry": _chemistry,
     "false_premise": _false_premise,
+    "true_premise": _true_premise,
     "unanswerable": _unanswerable,
 }
 

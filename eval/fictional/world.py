@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from bisect import bisect
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import accumulate
 
 from eval.fictional.chance import Chance, Permutation
 from eval.fictional.names import Names
@@ -24,6 +26,10 @@ _PROFESSIONS = ("chemist", "cartographer", "composer", "engineer", "botanist", "
                 "weaver", "astronomer", "printer", "geologist", "painter")  # fmt: skip
 _PRODUCTS = ("looms", "telescopes", "bicycles", "lenses", "clocks", "pumps", "pianos", "turbines",
              "compasses", "engines", "bells", "microscopes")  # fmt: skip
+# books of one author after another, over and over; who wrote one comes first, so that a world of a few
+# authors has of each; most wrote one or two, and no number is that of more than two in five authors
+_OEUVRES = (1, 3, 2, 1, 5, 2, 1, 2, 4, 1, 2, 3, 1)
+_STARTS = (0, *accumulate(_OEUVRES))
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +81,7 @@ class World:
         self.counts["compound"] = min(self.counts["compound"], len(self._molecules))
         self._names = Names(self.chance)
         self._authors = Permutation(self.chance, self.counts["book"], "authors")
+        self._writers = Permutation(self.chance, self.counts["person"], "writers")
         self._countries = Permutation(self.chance, self.counts["city"], "countries")
         self._formulas = Permutation(self.chance, len(self._molecules), "structures")
 
@@ -108,9 +115,14 @@ class World:
 
     def books_of(self, person: Entity) -> list[Entity]:
         """The books that a person wrote, by the inverse of `author`."""
-        people, books = self.counts["person"], self.counts["book"]
-        images = range(person.index, books, people)
+        lap, place = divmod(self._writers.inverse(person.index), len(_OEUVRES))
+        start, stop = (lap * _STARTS[-1] + _STARTS[place + n] for n in (0, 1))
+        images = range(start, min(stop, self.counts["book"]))
         return [Entity("book", self._authors.inverse(image)) for image in images]
+
+    def _author(self, book: int) -> int:
+        lap, place = divmod(self._authors(book), _STARTS[-1])
+        return self._writers(lap * len(_OEUVRES) + bisect(_STARTS, place) - 1)
 
     def molecule(self, compound: Entity) -> Molecule:
         """The real molecule behind an invented name."""
@@ -118,7 +130,7 @@ class World:
 
     def _value(self, subject: Entity, of: Relation) -> Value:
         if of.name == "author":
-            return Entity("person", self._authors(subject.index) % self.counts["person"])
+            return Entity("person", self._author(subject.index))
         if of.name == "country":
             return Entity("country", self._countries(subject.index) % self.counts["country"])
         if of.name == "capital":  # a city that lies in the country

@@ -36,9 +36,9 @@ from agent.toolbox import open_tools
 from agent.trajectory import Status
 from eval.benchmarks import DataFolder, load
 from eval.inspect.messages import messages_of
-from eval.metrics import SCORERS
-from eval.metrics.choice import multiple_choice
+from eval.metrics import scorer as scorer_named
 from eval.run import spread
+from eval.sample import answer_scores
 from kg.errors import TurnwiseError
 
 STORED = "turnwise:trajectory"
@@ -99,7 +99,12 @@ def answers(scorer_name: str = "squad2") -> Scorer:
 
     Args:
         scorer_name: one of `eval.metrics.SCORERS`.
+
+    Raises:
+        UsageError: there is no such scorer.
     """
+
+    chosen = scorer_named(scorer_name).name
 
     async def score(state: TaskState, target: Target) -> Score:
         said = state.output.completion.strip()
@@ -107,11 +112,8 @@ def answers(scorer_name: str = "squad2") -> Scorer:
         if not gold:
             declined = float(not said)
             return Score(value={"right": declined, "em": declined, "f1": declined}, answer=said)
-        found = SCORERS[scorer_name](said, gold)
-        right = found.em
-        if "choices" in facts:
-            right = multiple_choice(said, facts["choices"], facts["right"])
-        return Score(value={"right": right, "em": found.em, "f1": found.f1}, answer=said)
+        right, em, f1, _ = answer_scores(chosen, said, gold, facts)
+        return Score(value={"right": right, "em": em, "f1": f1}, answer=said)
 
     return score
 

@@ -24,12 +24,20 @@ class Reply:
         right: the answer was right; ignored for an abstention.
         answerable: the question has an answer.
         confidence: stated or measured, 0 to 1; None when there is none.
+        declined: whether what is no answer was an act of declining; None: it was. A spent budget and
+            an error are neither an answer nor an abstention.
     """
 
     answered: bool
     right: bool
     answerable: bool = True
     confidence: float | None = None
+    declined: bool | None = None
+
+    @property
+    def abstained(self) -> bool:
+        """Whether it declined."""
+        return not self.answered and self.declined is not False
 
 
 @dataclass(frozen=True)
@@ -60,7 +68,7 @@ def abstention(replies: Sequence[Reply]) -> Abstention:
     n = len(replies)
     answered = [reply for reply in replies if reply.answered]
     right = sum(reply.right and reply.answerable for reply in answered)
-    declined = sum(not reply.answered and not reply.answerable for reply in replies)
+    declined = sum(reply.abstained and not reply.answerable for reply in replies)
     selective, overall = _ratio(right, len(answered)), _ratio(right, n)
     return Abstention(
         n=n,
@@ -69,9 +77,7 @@ def abstention(replies: Sequence[Reply]) -> Abstention:
         selective_accuracy=selective,
         simpleqa_f1=Overlap(selective, overall).f1 if answered else 0.0,
         answerable=_overlap([r.answered for r in replies], [r.answerable for r in replies]),
-        unanswerable=_overlap(
-            [not r.answered for r in replies], [not r.answerable for r in replies]
-        ),
+        unanswerable=_overlap([r.abstained for r in replies], [not r.answerable for r in replies]),
     )
 
 

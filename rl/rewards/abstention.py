@@ -13,6 +13,9 @@ project's. With confidence c in 0..1 and weight w:
 `linear`: up(c) = down(c) = c, which pays for extremes. `quadratic`: up(c) = 1 - (1 - c)^2 and
 down(c) = c^2, a Brier score: when right and wrong weigh the same, the best confidence to state is the
 chance of being right.
+
+A reply that is to state its confidence and states none, or an impossible one, counts as the worst for
+its case, c = 0 where it did well and c = 1 where it did not: leaving it out never pays.
 """
 
 from __future__ import annotations
@@ -45,7 +48,8 @@ class Abstention(Reward):
         weight: of the confidence; 0 ignores it.
         shape: how confidence counts.
         confidence: `measured` (geometric-mean probability of the final reply's tokens), `stated` in
-            the final reply ("confidence: 80%"), or `given` in the context.
+            the final reply ("confidence: 80%"; none counts as the worst for the case), or `given` in the
+            context.
         scorer: of right answers.
     """
 
@@ -85,8 +89,10 @@ class Abstention(Reward):
         given = (Need.CONFIDENCE,) if self.weight and self.confidence == "given" else ()
         return (Need.ANSWERS, Need.ANSWERABLE, *given)
 
-    def case(self, answerable: bool, declined: bool, right: bool, confidence: float) -> float:
-        """The table's entry at a confidence in 0..1."""
+    def case(
+        self, answerable: bool, declined: bool, right: bool, confidence: float | None
+    ) -> float:
+        """The table's entry at a confidence in 0..1; None, one that is not stated, is the worst."""
         if answerable and declined:
             return self.declined_answerable
         if answerable:
@@ -95,7 +101,9 @@ class Abstention(Reward):
             value = self.declined if declined else self.hallucinated
         return value * (1.0 + self.weight * self._scaled(confidence, value > 0))
 
-    def _scaled(self, confidence: float, good: bool) -> float:
+    def _scaled(self, confidence: float | None, good: bool) -> float:
+        if confidence is None:
+            return 0.0 if good else 1.0
         if self.shape == "linear":
             return confidence
         return 1.0 - (1.0 - confidence) ** 2 if good else confidence**2
@@ -112,17 +120,16 @@ class Abstention(Reward):
         sure = self._confidence(trajectory, context) if self.weight else 0.0
         return self.case(answerable, abstained(trajectory), right, sure)
 
-    def _confidence(self, trajectory: Trajectory, context: RewardContext) -> float:
-        """0 to 1.
+    def _confidence(self, trajectory: Trajectory, context: RewardContext) -> float | None:
+        """0 to 1; None where the policy was to state it and did not.
 
         Raises:
-            RewardError: there is none, or it is not between 0 and 1.
+            RewardError: there is none for another reason, or it is not between 0 and 1.
         """
-        found = {
-            "measured": lambda: trajectory.confidence,
-            "stated": lambda: stated_confidence(trajectory.turns[-1].text),
-            "given": lambda: context.confidence.get(trajectory.id),
-        }[self.confidence]()
+        if self.confidence == "stated":
+            return stated_confidence(trajectory.turns[-1].text)
+        measured = self.confidence == "measured"
+        found = trajectory.confidence if measured else context.confidence.get(trajectory.id)
         if found is None:
             raise RewardError(f"no {self.confidence} confidence", trajectory.id, last(trajectory))
         return unit(found, "the confidence", trajectory.id, last(trajectory))

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import ClassVar
 
 from agent.trajectory import Trajectory
-from rl.rewards.base import UNBOUNDED, Range, Reward, RewardError, Values, nothing
+from rl.rewards.base import UNBOUNDED, Bools, Range, Reward, RewardError, Values, at_turns, nothing
 from rl.rewards.context import Need, RewardContext
 from rl.rewards.registry import register
 
@@ -35,6 +35,10 @@ class AnchorKl(Reward):
     def needs(self) -> tuple[Need, ...]:
         """Both log-probabilities of each token, subtracted."""
         return (Need.ANCHOR,)
+
+    def given(self, trajectory: Trajectory) -> Bools:
+        """Turns that the policy wrote."""
+        return at_turns(trajectory, (t for t, turn in enumerate(trajectory.turns) if turn.sampled))
 
     def values(self, group: Sequence[Trajectory], context: RewardContext) -> Values:
         """Minus k1, by turn."""

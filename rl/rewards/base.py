@@ -87,11 +87,11 @@ class Reward(Options, ABC):
     def given(self, trajectory: Trajectory) -> Bools:
         """bool[turns]: where it speaks at all; 0 there is a reward of 0, elsewhere it is none.
 
-        What normalises a reward over the turns that have it needs to know.
+        What normalises a reward over the turns that have it needs to know: a 0 that is none moves the
+        mean of all others. Every turn unless a subclass says otherwise, as costs mean it: a turn that
+        spent nothing is charged 0.
         """
-        mask = np.full(len(trajectory.turns), not self.last_turn_only)
-        mask[-1:] = True
-        return mask
+        return only_last(trajectory) if self.last_turn_only else ~at_turns(trajectory, ())
 
     @abstractmethod
     def values(self, group: Sequence[Trajectory], context: RewardContext) -> Values:
@@ -128,6 +128,18 @@ def _check(name: str, trajectory: Trajectory, row: Floats) -> None:
     if not np.isfinite(row).all():
         turn = int(np.flatnonzero(~np.isfinite(row))[0])
         raise RewardError(f"{name}: the value is {row[turn]}", trajectory.id, turn)
+
+
+def at_turns(trajectory: Trajectory, turns: Iterable[int]) -> Bools:
+    """bool[turns]: true at the turns named."""
+    mask = np.zeros(len(trajectory.turns), dtype=np.bool_)
+    mask[list(turns)] = True
+    return mask
+
+
+def only_last(trajectory: Trajectory) -> Bools:
+    """bool[turns]: true at the last turn, if there is one."""
+    return at_turns(trajectory, range(len(trajectory.turns))[-1:])
 
 
 def nothing(trajectory: Trajectory) -> Floats:

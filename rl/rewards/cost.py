@@ -14,7 +14,17 @@ from pydantic import Field, field_validator
 
 from agent.trajectory import Action, Trajectory
 from eval.metrics import scorer
-from rl.rewards.base import Floats, Range, Reward, RewardError, Values, nothing, saturated
+from rl.rewards.base import (
+    Bools,
+    Floats,
+    Range,
+    Reward,
+    RewardError,
+    Values,
+    at_turns,
+    nothing,
+    saturated,
+)
 from rl.rewards.context import Need, RewardContext
 from rl.rewards.reading import call_key, calls, is_right, query_words
 from rl.rewards.registry import register
@@ -129,6 +139,10 @@ class Repetition(Cost):
     name: ClassVar[str] = "repetition"
     penalty: float = Field(0.1, ge=0)
     similarity: float = Field(0.8, gt=0, le=1)
+
+    def given(self, trajectory: Trajectory) -> Bools:
+        """Calls: nothing else can repeat one."""
+        return at_turns(trajectory, (turn for turn, _ in calls(trajectory)))
 
     def charges(self, trajectory: Trajectory) -> Floats:
         """The penalty on each call that repeats an earlier one."""

@@ -17,6 +17,7 @@ from pydantic import Field, field_validator
 from agent.trajectory import Trajectory
 from eval.metrics import normalise, scorer
 from rl.rewards.base import (
+    Bools,
     Floats,
     Options,
     Range,
@@ -24,12 +25,14 @@ from rl.rewards.base import (
     RewardError,
     Values,
     at_end,
+    at_turns,
     nothing,
+    only_last,
     unit,
 )
 from rl.rewards.context import Need, RewardContext
 from rl.rewards.format import FormatRules
-from rl.rewards.reading import abstained, is_right, passages, results, thought_of
+from rl.rewards.reading import abstained, is_right, judged, passages, results, thought_of
 from rl.rewards.registry import register
 
 _SENTENCE = re.compile(r"(?<=[.!?])\s+|\n+")
@@ -107,6 +110,10 @@ class SupportCheck(Options):
             raise RewardError("no fact extractor", trajectory, turn)
         return list(dict.fromkeys(context.facts(text))) if text else []
 
+    def claims(self, text: str) -> bool:
+        """Whether a thought may state something: it does by sentences, or is there to extract from."""
+        return bool(statements(text) if self.extract == "sentences" else text)
+
     def supported(
         self, fact: str, texts: Sequence[str], context: RewardContext, trajectory: str, turn: int
     ) -> bool:
@@ -179,6 +186,13 @@ class Factuality(_Thoughts):
         """Of the check."""
         return self.check.needs
 
+    def given(self, trajectory: Trajectory) -> Bools:
+        """The last turn, or the turns whose thought states something."""
+        if self.place == "last":
+            return only_last(trajectory)
+        told = (t for t, turn in enumerate(trajectory.turns) if self.check.claims(thought_of(turn)))
+        return at_turns(trajectory, told)
+
     def values(self, group: Sequence[Trajectory], context: RewardContext) -> Values:
         """The share, by turn or at the end."""
         rows = [self.support(trajectory, context) for trajectory in group]
@@ -249,9 +263,6 @@ class FactualReasoning(_Thoughts):
         matched = is_right(trajectory, self.scorer)
         if self.correctness == "match" or not trajectory.answer or not trajectory.task.answers:
             return matched
-        if context.judge is None:
-            raise RewardError("no judge policy", trajectory.id, len(trajectory.turns) - 1)
         meaning = f"The answer means the same as: {' / '.join(trajectory.task.answers)}"
         text = f"Question: {trajectory.task.question}\nAnswer: {trajectory.answer}"
-        score = unit(context.judge(meaning, text), "the judge's score", trajectory.id)
-        return score >= 0.5
+        return judged(trajectory, meaning, text, context) >= 0.5

@@ -20,8 +20,19 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 from pydantic import Field
 
-from agent.trajectory import Trajectory
-from rl.rewards.base import UNBOUNDED, Floats, Range, Reward, RewardError, Values, nothing, unit
+from agent.trajectory import Trajectory, Turn
+from rl.rewards.base import (
+    UNBOUNDED,
+    Bools,
+    Floats,
+    Range,
+    Reward,
+    RewardError,
+    Values,
+    at_turns,
+    nothing,
+    unit,
+)
 from rl.rewards.context import Edge, Need, RewardContext
 from rl.rewards.registry import register
 
@@ -68,6 +79,10 @@ class GraphProcess(Reward):
         """The reference edges."""
         return (Need.EDGES,) if self.edge_weight else ()
 
+    def given(self, trajectory: Trajectory) -> Bools:
+        """Turns that change the graph."""
+        return at_turns(trajectory, (t for t, turn in enumerate(trajectory.turns) if _record(turn)))
+
     def values(self, group: Sequence[Trajectory], context: RewardContext) -> Values:
         """R_t, or its changes, on the turns that change the graph."""
         reference = self._reference(group, context)
@@ -93,8 +108,8 @@ class GraphProcess(Reward):
     def _row(self, trajectory: Trajectory, reference: Collection[Edge]) -> Floats:
         row, before = nothing(trajectory), 0.0
         for t, turn in enumerate(trajectory.turns):
-            data = turn.observation.data if turn.observation else {}
-            if "target_probability" not in data and "edges" not in data:
+            data = _record(turn)
+            if not data:
                 continue
             value = self._level(data, trajectory.id, t, reference)
             row[t] = value - before
@@ -123,3 +138,9 @@ class GraphProcess(Reward):
             unit(p, "the target probability", trajectory, turn)
         valid = not self.edge_weight or all(self._key(edge) in reference for edge in edges)
         return self.level(probability, rollouts, valid)
+
+
+def _record(turn: Turn) -> dict[str, Any]:
+    """What a turn recorded of the graph; empty where it left the graph alone."""
+    data: dict[str, Any] = turn.observation.data if turn.observation else {}
+    return data if "target_probability" in data or "edges" in data else {}

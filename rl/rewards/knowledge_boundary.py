@@ -17,7 +17,18 @@ from pydantic import Field, field_validator
 
 from agent.trajectory import Trajectory
 from eval.metrics import scorer
-from rl.rewards.base import Floats, Range, Reward, RewardError, Values, at_end, nothing
+from rl.rewards.base import (
+    Bools,
+    Floats,
+    Range,
+    Reward,
+    RewardError,
+    Values,
+    at_end,
+    at_turns,
+    nothing,
+    only_last,
+)
 from rl.rewards.context import Need, RewardContext
 from rl.rewards.format import FormatRules
 from rl.rewards.reading import abstained, calls, is_right, last
@@ -85,6 +96,15 @@ class KnowledgeBoundary(Reward):
             return 1.0 + self.bonus * (1.0 - min(searched, self.most) / self.most)
         return self.consolation if searched else 0.0
 
+    def given(self, trajectory: Trajectory) -> Bools:
+        """The last turn and, where searches give back their share of the bonus, theirs."""
+        if self.place == "last" or not (
+            is_right(trajectory, self.scorer) and self.rules.valid(trajectory)
+        ):
+            return only_last(trajectory)
+        paying = searches(trajectory, self.tools)[: self.most]
+        return only_last(trajectory) | at_turns(trajectory, paying)
+
     def values(self, group: Sequence[Trajectory], context: RewardContext) -> Values:
         """The entry of each trajectory."""
         return [self._row(trajectory) for trajectory in group]
@@ -130,6 +150,10 @@ class BoundaryLabel(Reward):
     def needs(self) -> tuple[Need, ...]:
         """The label of each question."""
         return (Need.KNOWN,)
+
+    def given(self, trajectory: Trajectory) -> Bools:
+        """Searches and the last turn: the turns that a label makes good or bad."""
+        return only_last(trajectory) | at_turns(trajectory, searches(trajectory, self.tools))
 
     def values(self, group: Sequence[Trajectory], context: RewardContext) -> Values:
         """Costs by label."""

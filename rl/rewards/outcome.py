@@ -23,7 +23,7 @@ from rl.rewards.context import Need, RewardContext
 from rl.rewards.reading import abstained, final_answer, gold, meta_texts
 from rl.rewards.registry import register
 
-_NUMBER = re.compile(r"[-+\u2212]?(?:\d{1,3}(?:,\d{3})+|\d+)?(?:\.\d+)?(?:[eE][-+]?\d+)?%?")
+_NUMBER = re.compile(r"[-+\u2212]?(?:\d{1,3}(?:,\d{3})+|\d+)?(?:\.\d+)?(?:[eE][-+]?\d+)?(?:\s?%)?")
 _SEPARATOR = re.compile(r"\s*(?:[,;\n]|\band\b)\s*")
 
 
@@ -197,16 +197,15 @@ class Numeric(Outcome):
 def only_number(text: str) -> float | None:
     """The number in a text that holds one; None when it holds none or several.
 
-    Digits inside words (`C60`, `CO2`) are no numbers; `1,234.5`, `6.02e23` and `12%` (0.12) are.
+    Digits behind a letter (`C60`, `CO2`) are no numbers; `1,234.5`, `6.02e23`, `5mg`, `12%` and `12 %`
+    (both 0.12) are.
     """
     found = [
         match[0]
         for match in _NUMBER.finditer(text)
-        if any(c.isdigit() for c in match[0])
-        and not text[: match.start()][-1:].isalpha()
-        and not text[match.end() :][:1].isalpha()
+        if any(c.isdigit() for c in match[0]) and not text[: match.start()][-1:].isalpha()
     ]
     if len(found) != 1:
         return None
     plain = found[0].replace(",", "").replace("\u2212", "-")
-    return float(plain.removesuffix("%")) / (100 if plain.endswith("%") else 1)
+    return float(plain.rstrip("% ")) / (100 if plain.endswith("%") else 1)

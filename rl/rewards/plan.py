@@ -16,7 +16,17 @@ from pydantic import Field
 from agent.trajectory import Action, Trajectory, Turn
 from eval.metrics import normalise
 from eval.metrics.text import set_overlap
-from rl.rewards.base import Floats, Range, Reward, RewardError, Values, nothing, saturated
+from rl.rewards.base import (
+    Bools,
+    Floats,
+    Range,
+    Reward,
+    RewardError,
+    Values,
+    at_turns,
+    nothing,
+    saturated,
+)
 from rl.rewards.context import Need, RewardContext
 from rl.rewards.reading import calls, is_call, query_words
 from rl.rewards.registry import register
@@ -108,7 +118,7 @@ class PlanAdherence(Reward):
         row = nothing(trajectory)
         if not steps:
             return row
-        made = [(t, a) for t, a in calls(trajectory) if a.name != self.tool and t >= start]
+        made = self._made(trajectory, start)
         pairs = align(steps, [action for _, action in made], self.threshold)
         done = {made[call][0] for _, call in pairs}
         costs = nothing(trajectory)
@@ -116,6 +126,15 @@ class PlanAdherence(Reward):
         enough = 1 if self.against == "gold" else self.least
         row[list(done)] = 1.0 / max(len(steps), enough)
         return row + saturated(costs, -self.most, 0.0)
+
+    def given(self, trajectory: Trajectory) -> Bools:
+        """Calls that can carry out a step; none without a plan."""
+        start, steps = self._plan(trajectory)
+        return at_turns(trajectory, (t for t, _ in self._made(trajectory, start) if steps))
+
+    def _made(self, trajectory: Trajectory, start: int) -> list[tuple[int, Action]]:
+        """Turn and action of the calls from a turn on, plans aside."""
+        return [(t, a) for t, a in calls(trajectory) if a.name != self.tool and t >= start]
 
     def _plan(self, trajectory: Trajectory) -> tuple[int, list[str]]:
         """The turn from which on the plan holds, and its steps; none without an own plan.

@@ -8,7 +8,8 @@ from typing import NamedTuple
 
 from agent.trajectory import Action, ActionKind, Status, Trajectory, Turn
 from eval.metrics import normalise, scorer
-from rl.rewards.base import RewardError
+from rl.rewards.base import RewardError, unit
+from rl.rewards.context import RewardContext
 from tools.base import Observation, Verdict
 
 JUDGE = "judge"
@@ -38,9 +39,7 @@ def final_answer(trajectory: Trajectory) -> str:
 
 def abstained(trajectory: Trajectory) -> bool:
     """Whether the policy declined by its own act; running out of budget is no abstention."""
-    if trajectory.status is Status.ABSTAINED:
-        return True
-    return bool(trajectory.turns) and trajectory.turns[-1].action.kind is ActionKind.ABSTAIN
+    return trajectory.abstained
 
 
 def gold(trajectory: Trajectory) -> tuple[str, ...]:
@@ -135,6 +134,22 @@ def passages(observation: Observation) -> list[str]:
 def shown_ids(observation: Observation) -> set[str]:
     """Ids of the sources that an observation shows."""
     return {source.id for source in observation.sources}
+
+
+def judged(trajectory: Trajectory, criterion: str, text: str, context: RewardContext) -> float:
+    """How far the context's judge finds a criterion met, 0 to 1.
+
+    Raises:
+        RewardError: there is no judge, or it gave no such number; names the trajectory, so that one
+            odd reply is no matter of the rest of its group.
+    """
+    if context.judge is None:
+        raise RewardError("no judge policy", trajectory.id, last(trajectory))
+    try:
+        score = context.judge(criterion, text)
+    except RewardError as error:
+        raise RewardError(error.message, trajectory.id, last(trajectory)) from error
+    return unit(score, "the judge's score", trajectory.id, last(trajectory))
 
 
 def meta_text(trajectory: Trajectory, key: str) -> str:

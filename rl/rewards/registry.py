@@ -97,10 +97,17 @@ def require(rewards: Iterable[Reward], context: RewardContext, tasks: Sequence[T
 
 
 def _gap(need: Need, context: RewardContext, tasks: Sequence[Task]) -> str:
-    if not of_task(need):
-        return "" if context.has(need) else f"{need.value} ({need.remedy})"
-    without = [task.id for task in tasks if not task_has(need, task)]
+    if not of_task(need) and not context.has(need):
+        return f"{need.value} ({need.remedy})"
+    without = [task.id for task in tasks if not _covered(need, context, task)]
     if not without or need in context.promised:
         return ""
     share = f"{len(without)} of {len(tasks)} tasks, first {without[0]}"
     return f"{need.value} ({need.remedy}: {share})"
+
+
+def _covered(need: Need, context: RewardContext, task: Task) -> bool:
+    """Whether a need that somebody provides is provided for this task."""
+    if need is Need.KNOWN:
+        return task.id in context.known
+    return not of_task(need) or task_has(need, task)

@@ -15,9 +15,9 @@ from pydantic import Field, ValidationError, model_validator
 
 from agent.trajectory import Trajectory
 from eval.metrics import contains, normalise
-from rl.rewards.base import UNBOUNDED, Options, Range, Reward, RewardError, Values, at_end, unit
+from rl.rewards.base import UNBOUNDED, Options, Range, Reward, RewardError, Values, at_end
 from rl.rewards.context import Need, RewardContext
-from rl.rewards.reading import calls, final_answer, is_call, last, results, thought_of
+from rl.rewards.reading import calls, final_answer, is_call, judged, results, thought_of
 from rl.rewards.registry import register
 
 
@@ -152,10 +152,7 @@ class Rubric(Reward):
     def _is_met(self, item: Item, trajectory: Trajectory, context: RewardContext) -> bool:
         if item.rule:
             return RULES[item.rule](trajectory)
-        if context.judge is None:
-            raise RewardError("no judge policy", trajectory.id, last(trajectory))
-        score = context.judge(item.criterion, transcript(trajectory))
-        return unit(score, "the judge's score", trajectory.id, last(trajectory)) >= self.met
+        return judged(trajectory, item.criterion, transcript(trajectory), context) >= self.met
 
 
 def rubric_score(items: Sequence[Item], met: Sequence[bool]) -> float:

@@ -16,12 +16,14 @@ from pydantic import Field, model_validator
 from agent.trajectory import ActionKind, Trajectory
 from eval.metrics import contains, normalise
 from rl.rewards.base import (
+    Bools,
     Floats,
     Options,
     Range,
     Reward,
     RewardError,
     Values,
+    at_turns,
     nothing,
     saturated,
     unit,
@@ -74,13 +76,26 @@ class Usefulness(Options):
         """
         return {seen.turn: self._score(trajectory, seen, context) for seen in results(trajectory)}
 
+    def decided(self, trajectory: Trajectory) -> set[int]:
+        """Turns of the results that this reference can judge."""
+        task = trajectory.task
+        telling = self.by == "evidence" or bool(task.evidence)
+        telling = telling or any(self._telling(answer) for answer in task.answers)
+        return {
+            seen.turn
+            for seen in results(trajectory)
+            if telling or task.answerable is False or not passages(seen.observation)
+        }
+
     def _score(self, trajectory: Trajectory, seen: Result, context: RewardContext) -> float | None:
         task, texts = trajectory.task, passages(seen.observation)
-        if task.answerable is False or not texts:
+        if task.answerable is False:
+            return 0.0
+        if self.by == "evidence" and not task.evidence:
+            raise RewardError(f"task {task.id} has no gold evidence", trajectory.id, seen.turn)
+        if not texts:
             return 0.0
         if self.by == "evidence":
-            if not task.evidence:
-                raise RewardError(f"task {task.id} has no gold evidence", trajectory.id, seen.turn)
             return _shows_evidence(trajectory, seen)
         answers = [a for a in gold(trajectory) if self._telling(a)]
         if not answers:
@@ -172,6 +187,11 @@ class JudgeVerdict(Reward):
         """Of the ideal verdict."""
         return self.ideal.needs
 
+    def given(self, trajectory: Trajectory) -> Bools:
+        """Turns of first verdicts on results whose ideal verdict can be told."""
+        decided = self.ideal.decided(trajectory)
+        return at_turns(trajectory, (v.turn for v in verdicts(trajectory) if v.of in decided))
+
     def values(self, group: Sequence[Trajectory], context: RewardContext) -> Values:
         """The table's entry on each turn that judges."""
         return [self._row(trajectory, context) for trajectory in group]
@@ -211,6 +231,10 @@ class ObservationUtility(Reward):
     def needs(self) -> tuple[Need, ...]:
         """Of the usefulness."""
         return self.ideal.needs
+
+    def given(self, trajectory: Trajectory) -> Bools:
+        """Turns of calls whose result can be judged; 0 there means that it added nothing."""
+        return at_turns(trajectory, self.ideal.decided(trajectory))
 
     def values(self, group: Sequence[Trajectory], context: RewardContext) -> Values:
         """Increments of evidence or of usefulness."""
@@ -268,6 +292,16 @@ class Recovery(Reward):
     def needs(self) -> tuple[Need, ...]:
         """Of the usefulness."""
         return self.ideal.needs
+
+    def given(self, trajectory: Trajectory) -> Bools:
+        """Turns that can be bad: malformed ones and calls; 0 there means that nothing was wrong.
+
+        A turn that gets something back speaks too, as its value is not 0.
+        """
+        failed = (seen.turn for seen in results(trajectory) if seen.observation.error is not None)
+        turns = trajectory.turns
+        bad = (t for t, turn in enumerate(turns) if turn.action.kind is ActionKind.MALFORMED)
+        return at_turns(trajectory, {*self.ideal.decided(trajectory), *failed, *bad})
 
     def values(self, group: Sequence[Trajectory], context: RewardContext) -> Values:
         """Penalties and refunds."""

@@ -1,5 +1,6 @@
 """Analyses over real runs of the scripted expert."""
 
+import json
 from dataclasses import replace
 
 import pytest
@@ -10,9 +11,12 @@ from agent.trajectory import Status
 from eval.analyses.boundary import boundary, table
 from eval.analyses.explain import explain
 from eval.analyses.given import given
-from eval.benchmarks import load
+from eval.benchmarks import DataFolder, load
+from eval.compare import compare
+from eval.fictional.make import make_world
 from eval.folder import open_store
 from eval.run import EvalRequest, run
+from eval.score import score_run
 from kg.errors import UsageError
 from tests.eval.test_run import ask, policy, settings  # noqa: F401  fixtures
 
@@ -24,6 +28,10 @@ TASK = Task(
     meta={
         "plan": ["Who wrote X?", "Where was Z born?"],
         "knowledge": ["the author of X: Z", "the birthplace of Z: Y"],
+        "steps": [
+            {"question": "Who wrote X?", "answers": ["Z"], "evidence": ["book/X"]},
+            {"question": "Where was Z born?", "answers": ["Y", "Y town"]},
+        ],
     },
 )
 
@@ -41,8 +49,54 @@ def test_a_plan_or_the_knowledge_is_told_with_the_question():
 def test_a_decomposed_question_is_asked_step_by_step_with_what_came_before():
     first, second = given([TASK], "decomposition")
     assert (first.id, first.question, first.answers) == ("t#1", "Who wrote X?", ("Z",))
-    assert second.question == "Where was Z born?\nKnown:\n1. the author of X: Z"
-    assert (second.id, second.answers, second.kind) == ("t#2", ("Y",), "step 2")
+    assert second.question == "Where was Z born?\nKnown:\n1. Who wrote X? Z"
+    assert (second.id, second.answers, second.kind) == ("t#2", ("Y", "Y town"), "step 2")
+    assert (first.evidence, second.evidence) == (("book/X",), ())
+    assert not list(given([replace(TASK, meta={**TASK.meta, "steps": []})], "decomposition"))
+
+
+def test_steps_of_a_world_are_true_by_its_graph(tmp_path):
+    from rdflib import Graph
+
+    make_world(tmp_path, 5, 200, 200)
+    triples = Graph().parse(tmp_path / "graph.nt", format="nt")
+    labels = {str(o) for _, p, o in triples if str(p).endswith("label")}
+    values = labels | {str(o) for _, _, o in triples}
+    rows = (tmp_path / "tasks-train.jsonl").read_text().splitlines()
+    tasks = [Task.from_dict(json.loads(row)) for row in rows]
+    steps = list(given(tasks, "decomposition"))
+    kinds = {t.kind for t in tasks if any(s.meta["of"] == t.id for s in steps)}
+    assert kinds == {"1hop", "2hop", "3hop", "4hop", "comparison", "chemistry"}
+    computed = {t.answers[0] for t in tasks if t.kind == "chemistry"}
+    for step in steps:
+        assert step.answers[0] in values | computed
+        assert "#" not in step.question.split("\n")[0]
+    last = {step.meta["of"]: step for step in steps}
+    for task in tasks:
+        if task.kind.endswith("hop") or task.kind == "chemistry":
+            assert last[task.id].answers == task.answers
+
+
+def test_a_decomposed_run_is_compared_with_a_plain_one_by_question(policy, settings, tmp_path):  # noqa: F811
+    tasks = load("library", DataFolder("", tmp_path)).tasks[:6]
+    steps = [{"question": task.question, "answers": list(task.answers)} for task in tasks]
+    rows = [
+        {**task.to_dict(), "meta": {"steps": [steps[n], steps[0]]}} for n, task in enumerate(tasks)
+    ]
+    path = tmp_path / "own.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    request = EvalRequest(benchmarks=(str(path),))
+    run(request, settings, tmp_path / "plain")
+    run(request.model_copy(update={"given": "decomposition"}), settings, tmp_path / "steps")
+    [one] = compare(tmp_path / "plain", tmp_path / "steps")
+    assert (one.n, one.only_a, one.only_b) == (6, 0, 0)
+    by_step = {s.task: s.right for s in score_run(tmp_path / "steps").samples}
+    both = [by_step[f"{task.id}#1"] * by_step[f"{task.id}#2"] for task in tasks]
+    assert one.b == sum(both) / 6
+    assert score_run(tmp_path / "steps").sets[0].answers["right"].n == 6
+    with open_store(tmp_path / "steps") as store:
+        store.delete([next(store.query()).id])
+    assert compare(tmp_path / "plain", tmp_path / "steps")[0].only_a == 1
 
 
 @pytest.mark.data
@@ -51,7 +105,14 @@ def test_real_sets_carry_plans(data):
     [*steps] = given(tasks, "decomposition")
     assert len(steps) > 2 * len(tasks) - 5
     assert not any("#" in step.question.split("\n")[0] for step in steps)
-    assert list(given(load("strategyqa", data).tasks, "plan"))
+    yes_or_no = load("strategyqa", data).tasks
+    assert list(given(yes_or_no, "plan"))
+    assert list(given(yes_or_no, "knowledge"))
+    assert not list(given(yes_or_no, "decomposition"))
+    by_id = {task.id: task for task in tasks}
+    for step in steps:
+        if step.id.endswith(f"#{step.meta['steps']}"):
+            assert step.answers[0] == by_id[step.meta["of"]].answers[0]
 
 
 def test_a_set_without_plans_is_refused(policy, settings, tmp_path):  # noqa: F811
@@ -87,7 +148,10 @@ def test_the_boundary_table_by_hand(policy, settings, tmp_path):  # noqa: F811
     assert cells[True, True].n == known
     assert cells[False, True].n == len(tasks) - known
     assert cells[True, False].n == cells[False, False].n == 0
-    assert (one.needless, one.blind) == (1, 0)
+    assert (one.needless.mean, one.blind.mean) == (1, 0)
+    assert (one.needless.n, one.blind.n) == (known, len(tasks) - known)
+    assert one.needless.low < 1
+    assert one.blind.high > 0
     assert one.closed_book.mean == known / len(tasks)
     assert "| known, searched |" in table([one])
 

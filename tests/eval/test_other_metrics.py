@@ -4,10 +4,12 @@ import math
 import random
 from itertools import combinations
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from eval.metrics import weighted
 from eval.metrics.abstention import (
     Reply,
     abstention,
@@ -122,6 +124,13 @@ def test_abstention_by_hand():
     assert (found.answerable.precision, found.answerable.recall) == (3 / 4, 3 / 4)
 
 
+def test_what_is_neither_an_answer_nor_an_abstention_is_no_right_decline():
+    said = [Reply(False, False, False, declined=False), Reply(False, False, False, declined=True)]
+    found = abstention(said)
+    assert (found.coverage, found.accuracy) == (0, 0.5)
+    assert (found.unanswerable.precision, found.unanswerable.recall) == (1, 1 / 2)
+
+
 def test_always_abstaining_has_no_selective_accuracy():
     found = abstention([Reply(False, False, True)] * 3)
     assert (found.coverage, found.accuracy, found.simpleqa_f1) == (0, 0, 0)
@@ -134,6 +143,35 @@ def test_confidence_by_hand():
     assert confidence_auroc(R) == 0.75
     assert sum(count for _, _, count in reliability(R)) == 4
     assert ece(R) == pytest.approx((0.1 + 0.8 + 0.4 + 0.2) / 4)
+
+
+REPLIES = st.lists(
+    st.builds(
+        Reply, st.just(True), st.booleans(), st.just(True), st.sampled_from([0.0, 0.2, 0.55, 0.9, 1.0])
+    ),
+    min_size=1, max_size=12,
+)  # fmt: skip
+
+
+@given(REPLIES, st.data())
+def test_a_weight_counts_as_that_many_replies(replies, data):
+    n = len(replies)
+    weights = data.draw(st.lists(st.integers(0, 3), min_size=n, max_size=n).filter(any))
+    repeated = [r for r, times in zip(replies, weights, strict=True) for _ in range(times)]
+    row = np.asarray([weights], dtype=float)
+    for figure, plain in (
+        (weighted.auroc, confidence_auroc), (weighted.aurc, aurc), (weighted.ece, ece)
+    ):  # fmt: skip
+        assert figure(replies)(row)[0] == pytest.approx(plain(repeated), nan_ok=True)
+
+
+def test_weighted_figures_of_abstention_equal_the_plain_ones():
+    ones, found = np.ones((1, len(R))), abstention(R)
+    assert weighted.simpleqa_f1(R)(ones)[0] == pytest.approx(found.simpleqa_f1)
+    said, true = [r.answered for r in R], [r.answerable for r in R]
+    assert weighted.f1(said, true)(ones)[0] == pytest.approx(found.answerable.f1)
+    declined, none = [r.abstained for r in R], [not r.answerable for r in R]
+    assert weighted.f1(declined, none)(ones)[0] == pytest.approx(found.unanswerable.f1)
 
 
 def test_equal_confidence_enters_together_whatever_the_order():

@@ -8,20 +8,24 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import eval.run as eval_run
 from agent.exchange import read
+from agent.policies.base import Sampling
 from agent.settings import Settings, load_settings
 from agent.store import TrajectoryStore
-from agent.trajectory import Status
+from agent.task import Task
+from agent.trajectory import Status, StopReason, Trajectory
 from eval.benchmarks import DataFolder, load
-from eval.command import compared, evaluate, score
+from eval.command import compared, evaluate, exported, score
 from eval.compare import compare
-from eval.folder import read_header
-from eval.metrics import exact_match
+from eval.folder import RunHeader, SetHeader, claim, group_of, open_store, read_header
+from eval.metrics import SCORERS, exact_match
 from eval.run import EvalRequest, run, spread
 from eval.score import score_run
 from kg.errors import PolicyUnavailableError, UsageError
@@ -107,7 +111,7 @@ def test_a_run_is_scored_from_its_folder_alone(policy, settings, tmp_path):
     assert kind.usage.searches >= 1
     assert kind.usage.turns > kind.usage.searches
     assert sum(one.stop_reasons.values()) == 24
-    assert one.usage["sampled_tokens / question"] > 5
+    assert one.usage["sampled_tokens / question"].mean > 5
 
 
 def test_reports_hold_every_set_and_escape_what_was_said(policy, settings, tmp_path):
@@ -115,6 +119,11 @@ def test_reports_hold_every_set_and_escape_what_was_said(policy, settings, tmp_p
     text = evaluate(["library"], {"limit": 12}, settings, out, False, lambda line: None)
     assert "| library | squad2 | 12 |" in text
     assert (out / "report.md").read_text() == text
+    heads = [line for line in text.splitlines() if re.match(r"\| (set)? +\|", line)]
+    assert len(heads) >= 5
+    assert all("| n |" in head for head in heads)
+    [coverage] = re.findall(r"\| set \| n \| coverage .*\n.*\n\| library \| 12 \| (.*?) \|", text)
+    assert re.fullmatch(r"\d+\.\d \[ *\d+\.\d, *\d+\.\d\]", coverage)
     with TrajectoryStore.open(out / "trajectories.sqlite") as store:
         first = next(store.query())
         store.delete([first.id])
@@ -175,6 +184,20 @@ def test_the_cache_knows_everything_that_shapes_an_episode(policy, settings, tmp
     assert policy.made[-1].calls > 0
 
 
+@pytest.mark.parametrize(
+    ("what", "value"), [("engine", "vllm bfloat16"), ("engine", "vllm"), ("context_length", 512)]
+)
+def test_the_same_weights_under_another_engine_are_asked_anew(
+    policy, settings, tmp_path, monkeypatch, what, value
+):
+    ask(settings, tmp_path / "a", limit=4)
+    monkeypatch.setattr(Failing, what, value)
+    ask(settings, tmp_path / "b", limit=4)
+    assert policy.made[-1].calls > 0
+    with pytest.raises(UsageError, match=f"another setup.{what}.*now .*{value}"):
+        ask(settings, tmp_path / "a", limit=4)
+
+
 def test_a_folder_takes_no_other_run(policy, settings, tmp_path):
     ask(settings, tmp_path / "a", limit=4)
     with pytest.raises(UsageError, match="another sets"):
@@ -230,10 +253,112 @@ def test_comparisons_say_what_each_run_has_alone(policy, settings, tmp_path):
     assert json.loads(compared(tmp_path / "a", tmp_path / "b", "", True))[0]["n"] == one.n
 
 
+_SETUP = {"budgets": {}, "sampling": {"temperature": 0.0, "max_tokens": 9}, "format": "tags"}
+
+
+def run_folder(out, tasks, said=lambda task: "x", scorer="squad2", **header):
+    """A finished run, written as a run leaves it; `said` gives the answer to a task."""
+    sets = [SetHeader(name="set", scorer=scorer, tasks=len(tasks), skipped=[], tools={})]
+    fields = {"given": "", "seed": 0, "samples": 1, "setup": _SETUP, "packages": {}}
+    made = RunHeader(
+        **{
+            **fields,
+            "created": "2026-01-01T00:00:00+00:00",
+            "policy": "p@1",
+            "sets": sets,
+            **header,
+        }
+    )
+    claim(out, made, [("set", task) for task in tasks])
+    with open_store(out) as store:
+        for task in tasks:
+            store.add(
+                Trajectory(
+                    replace(task, answers=()), "p@1", 0, Sampling(), Status.ANSWERED,
+                    StopReason.ANSWER, (), np.zeros(0, np.int32), np.zeros(0, np.float32),
+                    answer=said(task), group=group_of("set", task),
+                )
+            )  # fmt: skip
+    return out
+
+
+def questions(count, **fields):
+    return [Task(f"q{n}", f"Who is {n}?", **{"answers": ("x",), **fields}) for n in range(count)]
+
+
+def test_a_gold_that_cannot_be_scored_leaves_out_its_question_alone(tmp_path):
+    bad = [
+        Task("null", "Who?", (None,)),
+        Task("index", "Which?", ("a",), meta={"choices": ["a", "b"], "right": -1}),
+        Task("kind", "Which?", ("a",), meta={"choices": [3, 4], "right": 0}),
+        Task("empty", "Which?", ("a",), meta={"choices": None}),
+    ]
+    out = run_folder(tmp_path / "a", [*questions(3), *bad])
+    [one] = score_run(out).sets
+    assert (one.questions, one.answers["right"].n, one.answers["right"].mean) == (7, 3, 1)
+    assert sum(one.excluded.values()) == 4
+    assert all("cannot be compared with" in reason for reason in one.excluded)
+    assert "cannot be compared with" in score(out, "", False)
+
+
+def test_a_gold_that_normalises_to_nothing_does_not_make_silence_right(tmp_path):
+    choice = Task("c", "Which?\nA) Aspirin\nB) b", ("Aspirin", "A"), True,
+                  meta={"choices": ["Aspirin", "b"], "right": 0})  # fmt: skip
+    tasks = [choice, Task("e", "Who?", ("",)), Task("d", "Who?", (), False)]
+    for named in SCORERS:
+        silent = score_run(run_folder(tmp_path / named, tasks, lambda task: "", named)).samples
+        assert [(s.right, s.em, s.f1, s.cover) for s in silent] == [(0,) * 4, (0,) * 4, (1,) * 4]
+
+
+def test_a_scorer_that_does_not_exist_is_refused_with_the_nearest_name(tmp_path):
+    out = run_folder(tmp_path / "a", questions(2))
+    for wrong in (
+        lambda: score(out, "igp", False),
+        lambda: compare(out, out, "igp"),
+        lambda: exported(out, tmp_path / "logs", "igp"),
+    ):
+        with pytest.raises(UsageError, match="no scorer 'igp'") as caught:
+            wrong()
+        assert "igpo" in caught.value.hint
+    unknown = run_folder(tmp_path / "b", questions(2), scorer="of-a-later-version")
+    with pytest.raises(UsageError, match="no scorer 'of-a-later-version'"):
+        score_run(unknown)
+
+
+def test_runs_that_mean_different_things_are_not_compared(tmp_path):
+    a = run_folder(tmp_path / "a", questions(4))
+    [one] = compare(a, run_folder(tmp_path / "b", questions(3)))
+    assert (one.scorer, one.n) == ("squad2", 3)
+    assert "| set | squad2 | 3 (+1 only A, +0 only B) |" in compared(a, tmp_path / "b", "", False)
+    other = run_folder(tmp_path / "c", questions(4), scorer="igpo")
+    with pytest.raises(UsageError, match=r"by 'squad2' in .* by 'igpo'") as caught:
+        compare(a, other)
+    assert caught.value.hint == f"agent compare {a} {other} --scorer squad2"
+    assert compare(a, other, "squad2")[0].n == 4
+    gold = run_folder(tmp_path / "d", [*questions(3), Task("q3", "Who is 3?", ("y",))])
+    words = run_folder(tmp_path / "e", [*questions(3), Task("q3", "Who was 3?", ("x",))])
+    for changed in (gold, words):
+        with pytest.raises(UsageError, match=r"1 of 4 ids stand for another.*'q3' first"):
+            compare(a, changed)
+    told = [replace(task, question=f"{task.question}\nPlan:\n1. Ask.") for task in questions(4)]
+    assert compare(a, run_folder(tmp_path / "f", told, given="plan"))[0].n == 4
+    with pytest.raises(UsageError, match="stand for another"):
+        compare(a, run_folder(tmp_path / "g", told))
+
+
 def test_spread_takes_from_the_whole_set():
     assert spread(range(10), 0) == tuple(range(10))
     assert spread(range(100), 4) == (0, 25, 50, 75)
     assert len(set(spread(range(7), 5))) == 5
+    for size in (1, 2, 3, 7, 100, 1000, 1024):
+        found = [set(spread(range(size), limit)) for limit in range(1, size + 1)]
+        assert [len(one) for one in found] == list(range(1, size + 1))
+        assert all(small < large for small, large in pairwise(found))  # a larger limit adds
+    for limit in (10, 96, 100, 300):
+        chosen = spread(range(1000), limit)
+        gaps = [b - a for a, b in pairwise((*chosen, 1000))]
+        assert list(chosen) == sorted(chosen)
+        assert max(gaps) <= 2 * 1000 / limit + 1
 
 
 def test_a_wrong_answer_becomes_a_regression_task(policy, settings, tmp_path):

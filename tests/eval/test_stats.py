@@ -5,7 +5,18 @@ import math
 import numpy as np
 import pytest
 
-from eval.stats import bootstrap, crossed, holm, mcnemar_p, paired, permutation_p, wilson
+from eval.stats import (
+    bootstrap,
+    crossed,
+    estimate,
+    holm,
+    mcnemar_p,
+    paired,
+    permutation_p,
+    quantile,
+    resampled,
+    wilson,
+)
 
 
 def test_the_interval_of_a_mean():
@@ -155,3 +166,48 @@ def test_crossed_covers_the_truth_about_as_often_as_it_says():
 def test_crossed_refuses_what_is_no_table(bad, why):
     with pytest.raises(ValueError, match=why):
         crossed(bad)
+
+
+def test_an_estimate_is_wilsons_where_questions_are_right_or_wrong():
+    assert estimate([1, 0, 1, 1]) == wilson(3, 4)
+    assert estimate([1.0] * 30).low < 0.9
+    assert estimate([0.0] * 30).high > 0.1
+    assert estimate([1, 1, 0, 0], clusters="aabb") == wilson(1, 2)
+    assert estimate([1, 0, 1, 1], clusters="aabb") == bootstrap([1, 0, 1, 1], clusters="aabb")
+    with pytest.raises(ValueError, match="value"):
+        estimate([])
+
+
+def test_estimates_near_the_ends_cover_the_truth_where_the_bootstrap_does_not():
+    random = np.random.default_rng(2)
+    drawn = [(random.random(40) < 0.97).astype(float).tolist() for _ in range(300)]
+    assert sum(not estimate(one).excludes(0.97) for one in drawn) / 300 > 0.92
+    assert sum(not bootstrap(one, draws=200).excludes(0.97) for one in drawn) / 300 < 0.85
+
+
+def test_a_resampled_mean_is_the_clustered_bootstrap():
+    random = np.random.default_rng(6)
+    values, clusters = random.random(120), [i // 3 for i in range(120)]
+
+    def mean(weights):
+        return weights @ values / weights.sum(axis=1)
+
+    ours, plain = resampled(mean, clusters), bootstrap(values.tolist(), clusters=clusters)
+    assert (ours.mean, ours.n) == (pytest.approx(plain.mean), 40)
+    assert (ours.low, ours.high) == (
+        pytest.approx(plain.low, abs=0.01),
+        pytest.approx(plain.high, abs=0.01),
+    )
+
+
+def test_a_figure_that_is_not_there_has_no_interval():
+    assert resampled(lambda weights: np.full(len(weights), np.nan), ["a", "b"]) is None
+    assert resampled(lambda weights: weights[:, 0], []) is None
+
+
+def test_a_quantile_counts_questions():
+    figure = resampled(quantile([9.0, 1.0, 2.0, 3.0], 0.5), list("abcd"))
+    assert figure.mean == 2
+    assert figure.low <= 2 <= figure.high
+    slow = resampled(quantile([9.0] * 10 + [1.0, 2.0, 3.0], 0.5), [*["a"] * 10, "b", "c", "d"])
+    assert slow.mean == 2  # ten samples of one slow question are one question

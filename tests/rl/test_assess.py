@@ -13,13 +13,14 @@ from hypothesis import strategies as st
 
 from agent.policies.catalog import resolve
 from agent.task import Task
-from kg.errors import UsageError
+from agent.trajectory import Status
+from kg.errors import PolicyUnavailableError, UsageError
 from rl.assess import assess, by_group
 from rl.credit import ESTIMATORS, CreditError
 from rl.losses import Reduction, Tokens, gspo, kl_loss, ppo_clip
 from rl.receipt import make_receipt
 from rl.receipt_table import render_receipt
-from rl.rewards import Part, RewardContext, make_reward, reward_kind
+from rl.rewards import Part, RewardContext, RewardError, make_reward, reward_kind
 from rl.scoring import load_scorer
 from rl.train_recipe import Assessment, CreditChoice, LossChoice, load_assessment
 from tests.rl.groups import random_group
@@ -190,11 +191,14 @@ def test_what_cannot_be_assessed_is_left_out_and_named_and_the_rest_goes_on(
     nan = replace(rollouts[1], id="nan")
     probes = {**scored.context.gold_logprobs, "nan": np.full((2, len(nan.turns)), np.nan)}
     context = RewardContext(gold_logprobs=probes)
+    failed = replace(rollouts[0], id="failed", status=Status.FAILED)
     backwards = replace(rollouts[0], id="backwards", turns=rollouts[0].turns[::-1])
-    bad = [text, empty, foreign, nan, backwards, rollouts[0]]
+    bad = [text, empty, foreign, nan, backwards, failed, rollouts[0]]
     found = assess([[*rollouts, *bad]], load_assessment("igpo"), context, scorer)
     reasons = {drop.id: drop.reason for drop in found.dropped}
-    assert set(reasons) == {text.id, "empty", "foreign", "nan", "backwards", rollouts[0].id}
+    named = {"empty", "foreign", "nan", "backwards", "failed"}
+    assert set(reasons) == {text.id, rollouts[0].id, *named}
+    assert "the episode failed" in reasons["failed"]
     assert "span" in reasons["backwards"]
     assert "no token ids" in reasons[text.id]
     assert "no turns" in reasons["empty"]
@@ -241,6 +245,72 @@ def test_a_weighted_reward_that_overflows_leaves_its_trajectory_out(rollouts):
         (rollouts[3].id, "its weighted reward is not finite")
     ]
     assert len(found.batch) == 3
+
+
+CHECKLIST = Part(reward="rubric", options={"items": [{"points": 1, "criterion": "is right"}]})
+MEANING = Part(
+    reward="factual_reasoning", options={"correctness": "judge", "check": {"by": "overlap"}}
+)
+
+
+def failing(error, where="Answer: gold"):
+    """A context whose judge fails on some transcripts."""
+
+    def judge(criterion, transcript):
+        if where in transcript:
+            raise error
+        return 1.0
+
+    return RewardContext(judge=judge)
+
+
+@pytest.mark.parametrize("part", [CHECKLIST, MEANING], ids=["rubric", "factual_reasoning"])
+def test_an_odd_reply_of_the_judge_leaves_out_the_episode_that_it_is_about(rollouts, part):
+    said = RewardError("the judge replied '8, because', not a number from 0 to 10")
+    found = assess([rollouts], spec("grpo", judged=part), failing(said))
+    assert [drop.id for drop in found.dropped] == [rollouts[2].id]
+    assert f"trajectory {rollouts[2].id}" in found.dropped[0].reason
+    assert len(found.batch) == 3
+    assert found.faults == ()
+
+
+def test_a_fault_of_a_reward_s_code_ends_no_batch_and_is_told_as_one(rollouts, caplog):
+    other = [
+        replace(t, id=f"x{i}", task=Task("q2", "Else?", ("x",))) for i, t in enumerate(rollouts)
+    ]
+    judged = spec("grpo", judged=CHECKLIST, answer=Part(reward="exact_match"))
+    found = assess([rollouts, other], judged, failing(ZeroDivisionError("division by zero")))
+    told = "the reward 'judged' failed, a fault of its code: ZeroDivisionError: division by zero"
+    assert {drop.id for drop in found.dropped} == {rollouts[2].id, "x2"}
+    assert {drop.reason for drop in found.dropped} == set(found.faults) == {told}
+    assert len(found.batch) == 6
+    [record] = caplog.records
+    assert record.getMessage() == told
+    assert record.exc_info[0] is ZeroDivisionError
+
+
+def test_a_fault_that_no_episode_has_alone_leaves_out_the_group(rollouts):
+    class Broken(dict):
+        def __contains__(self, label):
+            raise KeyError(label)
+
+    votes = Part(reward="self_consistency", options={"labels": ["oganesson", "gold"]})
+    other = [replace(rollouts[0], id="alone", task=Task("q2", "Else?", ("x",)))]  # a vote of one
+    found = assess(
+        [rollouts, other], spec("grpo", votes=votes), RewardContext(vote_shares=Broken(a=1))
+    )
+    assert [drop.id for drop in found.dropped] == [t.id for t in rollouts]
+    assert found.faults == (
+        "the reward 'votes' failed, a fault of its code: KeyError: 'oganesson'",
+    )
+    assert found.batch.ids == ("alone",)
+
+
+def test_a_model_that_is_gone_is_no_matter_of_an_episode(rollouts):
+    with pytest.raises(PolicyUnavailableError, match="no grade"):
+        assess(
+            [rollouts], spec("grpo", judged=CHECKLIST), failing(PolicyUnavailableError("no grade"))
+        )
 
 
 def test_a_group_without_gold_answers_is_left_out_as_a_whole(rollouts, scored, scorer):
@@ -349,6 +419,19 @@ def test_mistakes_in_a_recipe_are_named(overrides, message):
     with pytest.raises(UsageError) as caught:
         load_assessment("igpo", overrides)
     assert message in f"{caught.value.message} {caught.value.hint}"
+
+
+def test_the_examples_in_the_documentation_run(rollouts, scored, scorer):
+    page = Path("docs/credit.md").read_text("utf-8")
+    names = {"trajectories": rollouts, "scorer": scorer}
+    examples = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    assert len(examples) == 2
+    for code in examples:
+        exec(code, names)
+    assert names["found"].loss == pytest.approx(scored.loss)
+    advantages = names["credit"].advantages
+    assert [a.size for a in advantages] == [16, 8]  # as the comments say
+    assert (advantages[0] != 0).any()
 
 
 def test_the_recipe_in_the_documentation_loads(tmp_path):

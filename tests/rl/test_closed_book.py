@@ -52,6 +52,45 @@ def test_a_task_is_known_when_one_sample_is_right(tmp_path, template, monkeypatc
     assert len(policy.requests) == asked
 
 
+def asked_of(tmp_path, monkeypatch, template):
+    """Gives `ask(rows, known, name)`: a probe of these rows by a policy of that name, into one file."""
+    settings = load_settings(home=tmp_path / "home", sampling={"temperature": 1.0})
+    path, out = tmp_path / "set.jsonl", tmp_path / "known.jsonl"
+    request = CollectRequest(tasks=(str(path),), group=3)
+
+    def ask(rows, known, name="scripted"):
+        path.write_text("\n".join(map(json.dumps, rows)))
+        policy = Knowing(template, known)
+        policy.name = name
+        monkeypatch.setattr("rl.collect.policy_of", lambda *_, **__: policy)
+        return probe(request, settings, out), load_benchmark(str(out), None).tasks, policy.requests
+
+    return ask
+
+
+def test_samples_of_two_policies_are_not_pooled(tmp_path, template, monkeypatch):
+    ask = asked_of(tmp_path, monkeypatch, template)
+    rows = [{"question": "Who is 0?", "answers": ["name 0"], "id": "q0"}]
+    report, [task], _ = ask(rows, {"Who is 0?": "name 0"}, "knowing")
+    assert (report.known, task.meta["known"]["samples"]) == (1, 3)
+    report, [task], requests = ask(rows, {}, "ignorant")
+    assert (report.known, len(requests)) == (0, 3)
+    assert task.meta["known"] == {
+        "policy": "ignorant@0", "samples": 3, "right": 0.0, "known": False,
+    }  # fmt: skip
+    report, [task], requests = ask(rows, {}, "knowing")
+    assert (report.known, len(requests)) == (1, 0)
+
+
+def test_a_corrected_gold_answer_is_asked_and_labelled_anew(tmp_path, template, monkeypatch):
+    ask = asked_of(tmp_path, monkeypatch, template)
+    row = {"question": "Who is 0?", "answers": ["nobody"], "id": "q0"}
+    report, *_ = ask([row], {"Who is 0?": "name 0"})
+    assert (report.tasks, report.known) == (1, 0)
+    report, [task], _ = ask([{**row, "answers": ["name 0"]}], {"Who is 0?": "name 0"})
+    assert (report.known, report.unsampled, task.meta["known"]["samples"]) == (1, 0, 3)
+
+
 def test_a_file_without_labels_is_told(tmp_path):
     path = tmp_path / "set.jsonl"
     path.write_text('{"id": "a", "question": "Who?", "meta": {}}\n')

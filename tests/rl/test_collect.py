@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,7 @@ from agent.threads import Threads
 from agent.trajectory import Status
 from eval.fictional.make import make_world
 from kg.errors import PolicyUnavailableError, UsageError
-from rl.collect import CollectRequest, collect, journal
+from rl.collect import CollectRequest, collect, journal, load_sets, make_plan
 from tests.agent.scripted import ScriptedPolicy
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -84,6 +85,10 @@ def test_nothing_is_collected_twice_and_a_larger_group_adds_to_it(world, home, w
     assert {id: after[id].to_dict() for id in before} == {
         id: t.to_dict() for id, t in before.items()
     }
+    seeds = collect(request_of(world, limit=1, seed=2, group=3), settings_of(home), str(whole))
+    assert (seeds.episodes, seeds.known, sum(seeds.statuses.values())) == (3, 2, 1)
+    after = contents(whole)
+    assert len({(t.group, t.seed) for t in after.values()}) == len(after) == 15
     other = collect(request_of(world, limit=1), settings_of(home), str(tmp_path / "other.sqlite"))
     assert other.known == 0
     assert contents(tmp_path / "other.sqlite").keys() <= after.keys()
@@ -194,6 +199,40 @@ def test_a_damaged_file_of_unfinished_episodes_is_set_aside_and_told(
     assert path.with_suffix(".damaged").read_bytes() == data[: len(data) // 2]
 
 
+def test_one_collection_at_a_time_writes_a_store_whatever_its_path_is_called(
+    home, tmp_path, template, monkeypatch
+):
+    (tmp_path / "there").mkdir()
+    monkeypatch.chdir(tmp_path)
+    request, refused = CollectRequest(tasks=(asked(tmp_path, "a"),), group=1), []
+    settings = settings_of(home)
+
+    class Doubled(Stubborn):
+        """Somebody collects into the same store while the first episode is played."""
+
+        def _one(self, asked_for):
+            with pytest.raises(UsageError, match="another process is collecting into") as error:
+                collect(request, settings, str(tmp_path / "s.sqlite"))
+            refused.append(error.value)
+            return super()._one(asked_for)
+
+    policy = Doubled(template, after=10**9)
+    monkeypatch.setattr("rl.collect.policy_of", lambda *_, **__: policy)
+    assert collect(request, settings, "s.sqlite").statuses
+    assert refused
+    paths = []
+    for folder, name in (
+        (tmp_path, "s.sqlite"),
+        (tmp_path, "there/../s.sqlite"),
+        (tmp_path / "there", "s.sqlite"),
+        (tmp_path, f"sqlite:///{tmp_path}/s.sqlite"),
+    ):
+        monkeypatch.chdir(folder)
+        with TrajectoryStore.open(name) as store:
+            paths.append(journal(store, settings))
+    assert paths[0] == paths[1] == paths[3] != paths[2]
+
+
 def test_a_slow_tool_holds_nobody(world, home, tmp_path, template, monkeypatch):
     """One episode's search hangs until its time-out; the others are done long before."""
     import asyncio
@@ -231,6 +270,82 @@ def test_a_slow_tool_holds_nobody(world, home, tmp_path, template, monkeypatch):
 def test_what_cannot_be_trained_on_is_refused(world, home, tmp_path, flags, message):
     with pytest.raises(UsageError, match=message):
         collect(request_of(world), settings_of(home, **flags), str(tmp_path / "s.sqlite"))
+
+
+def asked(folder, name, **fields):
+    """A file of one question."""
+    row = {"id": "1", "question": f"Who made {name}?", "answers": ["Ada"], **fields}
+    path = folder / name / "train.jsonl"
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(json.dumps(row) + "\n")
+    return str(path)
+
+
+def test_files_of_one_name_and_corrected_answers_make_episodes_of_their_own(
+    home, tmp_path, template, monkeypatch
+):
+    policy = Stubborn(template, after=10**9)
+    monkeypatch.setattr("rl.collect.policy_of", lambda *_, **__: policy)
+    out = tmp_path / "store.sqlite"
+
+    def again(*tasks):
+        report = collect(CollectRequest(tasks=tasks, group=2), settings_of(home), str(out))
+        assert len(contents(out)) == report.known + sum(report.statuses.values()) + old
+        return report
+
+    old = 0
+    a, b = asked(tmp_path, "a"), asked(tmp_path, "b")
+    report = again(a, b)
+    assert (report.groups, report.episodes, report.known) == (2, 4, 0)
+    assert {t.task.question for t in contents(out).values()} == {"Who made a?", "Who made b?"}
+    assert again(a, b).known == 4
+    old = 4
+    report = again(asked(tmp_path, "a", answers=["Grace"]))
+    assert (report.known, sum(report.statuses.values())) == (0, 2)
+    golds = Counter(t.task.answers for t in contents(out).values())
+    assert golds == {("Ada",): 4, ("Grace",): 2}
+
+
+def test_a_task_of_two_sets_is_played_once_and_a_set_named_twice_is_refused(
+    home, tmp_path, template, monkeypatch
+):
+    policy = Stubborn(template, after=10**9)
+    monkeypatch.setattr("rl.collect.policy_of", lambda *_, **__: policy)
+    out = str(tmp_path / "store.sqlite")
+    a, b = asked(tmp_path, "a"), asked(tmp_path, "b")
+    Path(b).write_text(Path(a).read_text() + Path(b).read_text().replace('"1"', '"2"'))
+    request = CollectRequest(tasks=(a, b), group=2)
+    report = collect(request, settings_of(home), out)
+    assert (report.groups, report.episodes, sum(report.statuses.values())) == (2, 4, 4)
+    assert len(contents(out)) == 4
+    with pytest.raises(UsageError, match="a set is named twice: train"):
+        collect(CollectRequest(tasks=(a, a)), settings_of(home), out)
+
+
+def test_an_episode_that_another_process_stored_meanwhile_is_not_counted_as_new(
+    home, tmp_path, template, monkeypatch
+):
+    out = tmp_path / "store.sqlite"
+
+    class Beaten(Stubborn):
+        """The second episode is stored by somebody else while it is played."""
+
+        def _one(self, request):
+            found = contents(out) if out.is_file() else {}
+            if len(found) == 1:
+                [one] = found.values()
+                with TrajectoryStore.open(out) as store:
+                    store.add(replace(one, id=ids[1]))
+            return super()._one(request)
+
+    policy = Beaten(template, after=10**9)
+    monkeypatch.setattr("rl.collect.policy_of", lambda *_, **__: policy)
+    request = CollectRequest(tasks=(asked(tmp_path, "a"),), group=2, concurrency=1)
+    settings = settings_of(home)
+    [found] = load_sets(request, settings)
+    ids = [e.meta["id"] for e in make_plan(found, policy, request, settings, print).episodes]
+    report = collect(request, settings, str(out))
+    assert (report.episodes, report.known, sum(report.statuses.values())) == (2, 1, 1)
 
 
 def test_unknown_sets_and_sets_for_testing_are_refused(home, tmp_path):

@@ -1,6 +1,9 @@
 """The recipes that ship: the values their papers print, and that each can judge real rollouts."""
 
+import json
 from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -8,6 +11,7 @@ import pytest
 from agent.settings import isolated_settings
 from agent.task import Task
 from kg.errors import UsageError
+from rl.actor import Actor
 from rl.assess import assess
 from rl.boundary import balanced, told_labels
 from rl.question_sets import load_sets, open_sets
@@ -251,6 +255,53 @@ def test_labels_of_a_probe_are_read_from_the_tasks(played):
     ]
     told = told_labels([*labelled, *one.tasks[2:]])
     assert told == {one.tasks[0].id: True, one.tasks[1].id: False}
+
+
+class Told(SimpleNamespace):
+    """Keeps the lines that a run tells."""
+
+    def notify(self, line):
+        self.lines.append(line)
+
+
+def labelled(folder, name, label):
+    """A file of three questions, each with this label."""
+    rows = [
+        {"id": f"{name}{n}", "question": f"What is {name} {n}?", "answer": "tin"} for n in range(3)
+    ]
+    lines = [json.dumps(row | ({"meta": {"known": label}} if label else {})) for row in rows]
+    (folder / f"{name}.jsonl").write_text("\n".join(lines))
+    return str(folder / f"{name}.jsonl")
+
+
+def test_labels_that_some_tasks_lack_or_another_policy_earned_are_told_before_the_run(tmp_path):
+    told = Told(lines=[])
+
+    def actor(*sets):
+        tasks, rewards = {"sets": sets}, "{a: {reward: f1}, known: {reward: boundary_label}}"
+        choices = [f"tasks={json.dumps(tasks)}", f"rewards={rewards}", "validation.tasks=null"]
+        settings = isolated_settings(home=tmp_path / "home")
+        return Actor(load_train("grpo", choices), settings, tmp_path / "run", "", told)
+
+    mine = labelled(tmp_path, "mine", {"policy": "micro@1", "known": True})
+    bare, odd = labelled(tmp_path, "bare", None), labelled(tmp_path, "odd", {"known": "maybe"})
+    for other in (bare, odd):
+        share = rf"knowledge boundary labels \(.*: 3 of 6 tasks, first {Path(other).stem}0"
+        with pytest.raises(UsageError, match=share):
+            actor(mine, other)
+    with pytest.raises(
+        UsageError, match=r"lacks knowledge boundary labels \(RewardContext.known\)"
+    ):
+        actor(bare)
+    actor(mine)
+    assert told.lines == []
+    actor(mine, labelled(tmp_path, "theirs", {"policy": "llama@2", "known": False}))
+    [line] = told.lines
+    assert line.startswith("3 of 6 labels tell what another policy knows (llama), not 'micro'")
+    same = labelled(tmp_path, "same", None)
+    Path(same).write_text(Path(same).read_text().replace("same", "mine").replace("What", "Who"))
+    with pytest.raises(UsageError, match=r"lacks knowledge boundary labels"):
+        actor(mine, same)  # an id that two tasks share tells nothing of either
 
 
 def test_rewards_are_finite_for_every_recipe(played):

@@ -104,6 +104,14 @@ def test_a_greedy_draw_teaches_no_gradient(logged, template):
     assert [one.id for one in chosen.left_out] == ["greedy", "blind"]
 
 
+def test_one_draw_stored_twice_counts_once(logged, template):
+    again = replace(logged[0], id="again")
+    seed = replace(logged[0], id="seed", seed=logged[0].seed + 1000)
+    chosen = comparable([*logged, again, seed], Wanted(), template, "micro")
+    assert [one.id for one in chosen.used] == [*(one.id for one in logged), "seed"]
+    assert chosen.reasons == {"the same draw as another one": 1}
+
+
 def searched(logged):
     """An episode that was shown a passage and answered it by itself, and a word of the passage."""
     for one in logged:
@@ -188,6 +196,24 @@ def test_a_gradient_learns_from_attached_rewards(logged, micro, models_dir, tmp_
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [1, 2]
     assert lines[0]["weight_mean"] == pytest.approx(1.0, abs=0.05)  # the same weights drew them
+
+
+def test_tasks_without_a_label_and_labels_of_another_policy_are_told(logged):
+    from rl.retrain import _context
+
+    lines, label = [], {"known": {"policy": "gpt@1", "known": True}}
+    first = logged[0].task.id
+    some = [
+        replace(t, task=replace(t.task, meta={**t.task.meta, **label})) if t.task.id == first else t
+        for t in logged
+    ]
+    recipe = load_train("grpo", ["rewards={known: {reward: boundary_label}}"])
+    context = _context(recipe, some, isolated_settings(), lines.append)
+    assert context.known == {first: True}
+    assert lines[0] == "3 of 4 tasks have no label of agent probe and are left out"
+    assert lines[1].startswith("1 of 1 labels tell what another policy knows (gpt), not 'micro'")
+    with pytest.raises(UsageError, match="knowledge boundary labels"):
+        _context(recipe, logged, isolated_settings(), lines.append)
 
 
 def test_an_interrupted_gradient_exits_with_130_and_goes_on(logged, micro, models_dir, tmp_path):

@@ -39,6 +39,8 @@ async def test_greedy_tokens_and_logprobs_equal_those_of_transformers(policy, ba
         assert ours.token_ids == theirs.token_ids
         np.testing.assert_allclose(ours.logprobs, theirs.logprobs, atol=1e-3)
         assert ours.text == theirs.text
+    assert (policy.version, policy.engine) == (embedded.version, "vllm float32")
+    assert embedded.engine == "transformers float32"
     await embedded.aclose()
 
 

@@ -12,6 +12,7 @@ from pydantic import ValidationError
 
 from agent.task import Task
 from kg.errors import TurnwiseError, UsageError
+from rl.credit import Batch, estimate
 from rl.rewards import (
     Need,
     Range,
@@ -27,7 +28,17 @@ from rl.rewards import (
     reward_names,
 )
 from rl.rewards.base import at_end, saturated
-from tests.rl.rewards.episodes import answer, episode, judge, malformed, search, task
+from tests.rl.rewards.episodes import (
+    abstain,
+    answer,
+    call,
+    episode,
+    judge,
+    malformed,
+    search,
+    task,
+)
+from tools.base import Observation
 
 META = {
     "choices": ["Ridley Scott", "James Cameron"],
@@ -100,6 +111,14 @@ class TestEvery:
         found = make(name)([episode(of=of, id="empty")], context("a"))
         assert [row.shape for row in found] == [(0,)]
 
+    def test_speaks_wherever_its_value_is_not_0(self, name):
+        reward, one = make(name), example(name)
+        [row] = reward([one], context("a"))
+        spoken = reward.given(one)
+        assert spoken.dtype == np.bool_
+        assert spoken[row != 0].all()
+        assert reward.given(episode(of=one.task)).shape == (0,)
+
     def test_is_pure(self, name):
         group, given = [example(name, "a"), example(name, "b")], context("a", "b")
         before = [t.to_dict() for t in group]
@@ -142,6 +161,76 @@ class TestEvery:
                 seen = replace(first.observation, data=data)
                 odd.append(replace(made, turns=(replace(first, observation=seen), *others)))
             assert {blamed(name, one) for one in odd} <= {"", "t"}
+
+
+GRAPH = call("graph", seen=Observation("graph", data={"target_probability": 0.5, "edges": []}))
+SEARCHED = episode(
+    search("a b", thought="I should look."),
+    judge(False),
+    malformed(),
+    search("alien director", "Ridley Scott.", thought="Alien is a film."),
+    call("plan", steps=["alien director"]),
+    GRAPH,
+    answer(),
+    of=FULL,
+)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "turns"),
+    [
+        ("knowledge_boundary", {}, [6]),
+        ("knowledge_boundary", {"place": "turns"}, [6]),  # malformed: the whole of it is at the end
+        ("boundary_label", {}, [0, 3, 6]),
+        ("factuality", {"place": "last"}, [6]),
+        ("factuality", {}, [3]),
+        ("factuality", {"check": {"extract": "extractor"}}, [0, 3]),
+        ("judge_verdict", {}, [1]),
+        ("observation_utility", {}, [0, 3, 4, 5]),
+        ("recovery", {}, [0, 2, 3, 4, 5]),
+        ("plan_adherence", {}, [0, 3, 5]),
+        ("plan_adherence", {"against": "own"}, [5]),
+        ("graph_process", {}, [5]),
+        ("repetition", {}, [0, 3, 4, 5]),
+        ("tool_cost", {}, range(7)),
+        ("format", {}, [6]),
+    ],
+)
+def test_a_reward_speaks_of_the_turns_that_it_is_about(name, options, turns):
+    assert np.flatnonzero(make_reward(name, options).given(SEARCHED)).tolist() == list(turns)
+
+
+def test_searches_speak_where_they_give_back_a_share_of_the_bonus():
+    spread = make_reward("knowledge_boundary", {"place": "turns", "most": 1})
+    right = episode(search("a"), search("b"), answer(), of=FULL)
+    assert spread.given(right).tolist() == [True, False, True]
+    wrong = episode(search("a"), answer("x"), of=FULL)
+    assert spread.given(wrong).tolist() == [False, True]
+
+
+def test_a_verdict_that_nothing_can_judge_says_nothing():
+    closed = task(answers=("yes",))
+    unsure = episode(search("q", "yes"), judge(True), answer("yes"), of=closed)
+    assert not make_reward("judge_verdict").given(unsure).any()
+    assert not make_reward("observation_utility").given(unsure).any()
+    failed = episode(search("q", error="gone"), judge(True), abstain(), of=closed)
+    assert make_reward("judge_verdict").given(failed).tolist() == [False, True, False]
+
+
+def test_a_turn_that_a_reward_says_nothing_of_is_not_charged_for_it():
+    """A search costs a right answer 0.2 of 1.6; as a 0 in the pool it would cost 1.4 deviations more."""
+    reward = make_reward("knowledge_boundary")
+    group = [episode(search(), answer(), of=FULL), episode(answer(), of=FULL)]
+    rows = zip(group, reward(group, RewardContext()), strict=True)
+    given = [
+        [float(v) if spoken else None for v, spoken in zip(row, reward.given(t), strict=True)]
+        for t, row in rows
+    ]
+    spans = [[(0, 1), (1, 2)], [(0, 1)]]
+    batch = Batch.ragged([0, 0], {"kb": given}, spans=spans, sampled=[[True] * 2, [True]])
+    searched, at_once = estimate("igpo", batch).advantages
+    assert searched == pytest.approx([-1.0, -1.0], abs=1e-4)
+    assert at_once == pytest.approx([1.0], abs=1e-4)
 
 
 def blamed(name, one):

@@ -146,6 +146,21 @@ class TestSalu:
         options = {"confidence": "stated", "shape": "linear"}
         assert make_reward("abstention", options)([stated], NONE)[0].sum() == pytest.approx(1.4)
 
+    @pytest.mark.parametrize("said", ["", "Confidence: 250. ", "I am sure. "])
+    @pytest.mark.parametrize("shape", ["linear", "quadratic"])
+    def test_stating_no_confidence_never_pays(self, said, shape):
+        reward = make_reward("abstention", {"confidence": "stated", "shape": shape})
+
+        def paid(text, right, of=OPEN):
+            name = "Ridley Scott" if right else "x"
+            one = episode(answer(name, whole=f"{text}<answer>{name}</answer>"), of=of)
+            return reward([one], NONE)[0].sum()
+
+        assert [paid(said, True), paid(said, False), paid(said, False, CLOSED)] == [1, -1.5, -3]
+        for stated in (f"Confidence: {n}%. " for n in range(0, 101, 10)):
+            assert paid(said, True) <= paid(stated, True)
+            assert paid(said, False) <= paid(stated, False)
+
     @pytest.mark.parametrize(
         ("text", "value"),
         [

@@ -74,6 +74,15 @@ def test_one_number_within_tolerance(text, expected):
     assert total("numeric", said(text, ("100.5 g",))) == expected
 
 
+@pytest.mark.parametrize(
+    ("text", "gold"),
+    [("5mg", "5 mg"), ("5 mg", "5mg"), ("12 %", "12%"), ("12%", "0.12"), ("−5°C", "-5 °C")],
+)
+def test_a_unit_may_touch_its_number(text, gold):
+    assert total("numeric", said(text, (gold,))) == 1
+    assert total("numeric", said("7 mg", (gold,))) == 0
+
+
 def test_a_gold_answer_that_is_no_number_is_an_error():
     with pytest.raises(RewardError, match="is a number"):
         total("numeric", said("5", ("many",)))
@@ -81,7 +90,18 @@ def test_a_gold_answer_that_is_no_number_is_an_error():
 
 @pytest.mark.parametrize(
     ("text", "number"),
-    [("1,234.5 kg", 1234.5), ("12%", 0.12), ("C60", None), ("3-4", None), ("−3", -3), ("", None)],
+    [
+        ("1,234.5 kg", 1234.5),
+        ("12%", 0.12),
+        ("C60", None),
+        ("3-4", None),
+        ("−3", -3),
+        ("", None),
+        ("1.5e3J of CO2", 1500),
+        ("12\u202f%", 0.12),
+        ("12 and %", 12),
+        ("H2O", None),
+    ],
 )
 def test_reading_numbers(text, number):
     assert only_number(text) == number

@@ -129,6 +129,12 @@ class TestIdeal:
 
 
 class TestUtility:
+    @pytest.mark.parametrize("name", ["observation_utility", "recovery"])
+    @pytest.mark.parametrize("found", [search("q"), search("q", error="gone"), search("q", GOOD)])
+    def test_a_task_without_gold_evidence_is_an_error_whatever_was_found(self, found, name):
+        with pytest.raises(RewardError, match="trajectory t, turn 0: task q1 has no gold evidence"):
+            values(found, answer(), name=name, ideal={"by": "evidence"})
+
     def test_evidence_counts_when_it_is_first_shown(self):
         of = task(evidence=("p1", "p2"))
         turns = [search("a", GOOD, ids=["p1"]), search("b", GOOD, ids=["p1"])]

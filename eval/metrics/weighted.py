@@ -1,0 +1,90 @@
+"""Figures of abstention and confidence when replies have weights: what a clustered bootstrap resamples.
+
+Each function gives one that turns weights, float[d, m] for d draws of the m replies, into float[d]
+figures. With weights of 1 they equal those of `eval.metrics.abstention`. Those of confidence take
+answers alone, each with its confidence. Pure.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from eval.metrics.abstention import Reply
+
+Weights: TypeAlias = npt.NDArray[np.float64]
+Figure: TypeAlias = Callable[[Weights], Weights]
+
+
+def f1(said: Sequence[bool], true: Sequence[bool]) -> Figure:
+    """F1 of "said" with "true"; 0 where neither ever is, as in `abstention`."""
+    a, b = np.asarray(said, dtype=float), np.asarray(true, dtype=float)
+
+    def figure(weights: Weights) -> Weights:
+        whole = weights @ (a + b)
+        return np.asarray(2 * (weights @ (a * b)) / np.where(whole > 0, whole, 1.0))
+
+    return figure
+
+
+def simpleqa_f1(replies: Sequence[Reply]) -> Figure:
+    """Harmonic mean of right answers over answers and right answers over all (SimpleQA)."""
+    answered = np.asarray([r.answered for r in replies], dtype=float)
+    right = np.asarray([r.answered and r.right and r.answerable for r in replies], dtype=float)
+
+    def figure(weights: Weights) -> Weights:
+        return np.asarray(2 * (weights @ right) / (weights @ answered + weights.sum(axis=1)))
+
+    return figure
+
+
+def auroc(replies: Sequence[Reply]) -> Figure:
+    """`confidence_auroc`; NaN with one kind only."""
+    confidence = np.asarray([r.confidence for r in replies], dtype=float)
+    order = np.argsort(confidence, kind="stable")
+    right = np.asarray([r.right for r in replies], dtype=float)[order]
+    _, first, group = np.unique(confidence[order], return_index=True, return_inverse=True)
+
+    def figure(weights: Weights) -> Weights:
+        good, bad = weights[:, order] * right, weights[:, order] * (1 - right)
+        ties = np.add.reduceat(bad, first, axis=1)  # of each distinct confidence
+        beaten = np.cumsum(ties, axis=1) - ties / 2
+        pairs = good.sum(axis=1) * bad.sum(axis=1)
+        won = (good * beaten[:, group]).sum(axis=1)
+        return np.where(pairs > 0, won / np.where(pairs > 0, pairs, 1.0), np.nan)
+
+    return figure
+
+
+def aurc(replies: Sequence[Reply]) -> Figure:
+    """`aurc`."""
+    confidence = np.asarray([r.confidence for r in replies], dtype=float)
+    order = np.argsort(-confidence, kind="stable")
+    wrong = np.asarray([not r.right for r in replies], dtype=float)[order]
+    _, first = np.unique(-confidence[order], return_index=True)
+
+    def figure(weights: Weights) -> Weights:
+        ranked = weights[:, order]
+        size = np.add.reduceat(ranked, first, axis=1)
+        failed = np.cumsum(np.add.reduceat(ranked * wrong, first, axis=1), axis=1)
+        given = np.cumsum(size, axis=1)
+        risk = failed / np.where(given > 0, given, 1.0)
+        return np.asarray((size * risk).sum(axis=1) / given[:, -1])
+
+    return figure
+
+
+def ece(replies: Sequence[Reply], bins: int = 10) -> Figure:
+    """`ece`."""
+    confidence = np.asarray([r.confidence for r in replies], dtype=float)
+    gap = confidence - np.asarray([r.right for r in replies], dtype=float)
+    placed = np.minimum((confidence * bins).astype(int), bins - 1)
+    inside = np.eye(bins)[placed]
+
+    def figure(weights: Weights) -> Weights:
+        return np.asarray(np.abs((weights * gap) @ inside).sum(axis=1) / weights.sum(axis=1))
+
+    return figure

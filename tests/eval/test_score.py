@@ -1,0 +1,107 @@
+"""Scores of episodes built by hand: what counts, how often, and how sure it is."""
+
+import pytest
+
+from agent.trajectory import Status, StopReason
+from eval.sample import score_one
+from eval.score import set_scores
+from tests.rl.rewards.episodes import abstain, answer, episode, malformed, search, task
+
+UNANSWERABLE = task("Who directed Bliss?", answers=(), answerable=False, id="u")
+
+
+def sample(*turns, of=None, scorer="squad2", **fields):
+    done = episode(*turns, of=of or task(), **fields)
+    return score_one("own", scorer, done.task, done)
+
+
+def test_only_an_act_of_declining_is_right_where_there_is_no_answer():
+    spent = {"status": Status.OVER_BUDGET, "stop_reason": StopReason.MAX_TOKENS}
+    for turns, fields, right in (
+        ([search(), abstain()], {}, 1),
+        ([search(), abstain()], spent, 1),
+        ([malformed(), malformed()], spent, 0),
+        ([malformed()], {**spent, "status": Status.TRUNCATED}, 0),
+        ([abstain()], {"status": Status.FAILED, "error": "boom"}, 0),
+        ([answer("Ann")], {}, 0),
+    ):
+        one = sample(*turns, of=UNANSWERABLE, **fields)
+        assert (one.right, one.em, one.f1, one.cover) == (right,) * 4
+        assert one.abstained == bool(right)
+
+
+def of(benchmark_tasks, samples, planned=1):
+    return set_scores("own", "squad2", benchmark_tasks, samples, planned)
+
+
+def asked(number, **fields):
+    return task(f"Question {number}?", answers=("Rome",), id=f"q{number}", **fields)
+
+
+def test_all_right_is_not_called_certain():
+    tasks = [asked(n) for n in range(20)]
+    found = of(tasks, [sample(answer("Rome"), of=one) for one in tasks])
+    right = found.answers["right"]
+    assert (right.mean, right.high, right.n) == (1, 1, 20)
+    assert right.low == pytest.approx(20 / (20 + 1.959964**2), abs=1e-6)
+    assert found.abstention["coverage"].low == right.low
+    assert found.stop_shares["answer"].low == right.low
+
+
+def test_every_figure_counts_questions_and_not_episodes():
+    """One question with eight wrong samples weighs as much as one with a single right one."""
+    tasks = [asked(n) for n in range(2)]
+    many = [sample(answer("Oslo"), of=tasks[0], seed=seed) for seed in range(8)]
+    found = of(tasks, [*many, sample(answer("Rome"), of=tasks[1])], planned=8)
+    for figure in (found.answers["right"], found.abstention["accuracy when answered"]):
+        assert (figure.mean, figure.n) == (0.5, 2)
+    assert found.abstention["SimpleQA F1"].mean == pytest.approx(0.5)
+    assert found.usage["turns / question"].n == 2
+    assert (found.incomplete, found.missing) == (1, 7)
+    assert found.several["pass@8"].n == 1
+
+
+def test_questions_that_lack_samples_are_told():
+    tasks = [asked(n) for n in range(3)]
+    samples = [sample(answer("Rome"), of=one, seed=s) for one in tasks for s in range(2)][:-1]
+    found = of(tasks, samples, planned=2)
+    assert (found.incomplete, found.missing, found.several["maj@2"].n) == (1, 1, 2)
+    assert not of(tasks, samples[::2], planned=2).several
+    assert not of(tasks, samples[::2]).several
+
+
+def majority_of(*said, of=None, **fields):
+    one = of or asked(0, **fields)
+    samples = [
+        sample(turn, of=one, seed=seed, **({} if turn.action.kind != "malformed" else SPENT))
+        for seed, turn in enumerate(said)
+    ]
+    return set_scores("own", "squad2", [one], samples, len(said)).several[f"maj@{len(said)}"].mean
+
+
+SPENT = {"status": Status.OVER_BUDGET, "stop_reason": StopReason.MAX_TURNS}
+CHOICES = {"choices": ["red", "blue", "green"], "right": 1}
+
+
+@pytest.mark.parametrize(
+    ("said", "right"),
+    [
+        ((malformed(), malformed(), answer("Rome")), 1),
+        ((malformed(), malformed(), malformed()), 0),
+        ((abstain(), abstain(), answer("Rome")), 0),
+        ((answer("Rome"), answer("rome!"), answer("Oslo")), 1),
+    ],
+)
+def test_what_said_nothing_has_no_vote(said, right):
+    assert majority_of(*said) == right
+
+
+def test_samples_of_a_choice_vote_by_choice():
+    said = (answer("A"), answer("A) red"), answer("B"), answer("B) blue sky"), answer("blue"))
+    assert majority_of(*said, of=task("Which?", answers=("blue",), meta=CHOICES)) == 1
+    assert majority_of(*said[:3], of=task("Which?", answers=("blue",), meta=CHOICES)) == 0
+
+
+def test_a_majority_for_declining_is_right_where_there_is_no_answer():
+    assert majority_of(abstain(), malformed(), abstain(), answer("Ann"), of=UNANSWERABLE) == 1
+    assert majority_of(malformed(), malformed(), of=UNANSWERABLE) == 0
