@@ -11,10 +11,12 @@ update a batch, no activation checkpointing, the same number of threads; sequenc
 `rollout_func` with `env_mask` for observations. Fixed rewards, different in each group, so that no
 group is silent. Ours runs under DeepSpeed (ZeRO 0); TRL plain, and with the same DeepSpeed
 configuration as `trl-deepspeed`. TRL always computes the entropy of each prediction: `ours` does
-too, `ours-no-entropy` does not. See `learner_sides.py` for what counts as a step. Each side runs in
-processes of its own, in the order A B B A.
+too, `ours-no-entropy` does not. Under one DeepSpeed configuration are `ours` and `trl-deepspeed`;
+against `trl` the framework counts too. See `learner_sides.py` for what counts as a step. Each side
+runs in processes of its own, in the order A B C D D C B A. Every case has at least 20 timed steps of
+each side after 3 that are not, medians with interquartile ranges, on a machine that does nothing else:
 
-    python benchmarks/learner.py [--policy micro] [--groups 4] [--steps 20] [--cases grouped equal]
+    python benchmarks/learner.py [--policy micro] [--groups 4] [--cases grouped equal]
 """
 
 from __future__ import annotations
@@ -41,6 +43,8 @@ from benchmarks.learner_sides import SIDES, Case, Sample  # noqa: E402
 #: What the numbers of both sides may differ by; `weights` are relative to how far they moved.
 AIMS = {"logprobs": 1e-4, "loss": 1e-6, "cosine": 1e-6, "norm": 1e-5}
 TURNS = range(3, 6)
+#: What a side's speed is told against: TRL as it comes, and TRL under our DeepSpeed configuration.
+SPEEDUPS = {"trl": "speedup", "trl-deepspeed": "speedup_deepspeed"}
 
 
 # ---- the three cases -----------------------------------------------------------------------------
@@ -224,6 +228,16 @@ def summary(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
     return out | {name: runs[0][name] for name in kept if name in runs[0]}
 
 
+def compare(sides: dict[str, dict[str, Any]], case: dict[str, Any]) -> None:
+    """Put into each side what its step gets done, and how many times faster it is than TRL's."""
+    for one in sides.values():
+        one["trained_per_s"] = case["trained"] / one["step"]
+        one["processed_per_s"] = case["tokens"] / one["step"]
+        for side, key in SPEEDUPS.items():
+            if side in sides:
+                one[key] = sides[side]["step"] / one["step"]
+
+
 def facts_of(case: Case) -> dict[str, Any]:
     samples = [sample for group in case for sample in group]
     width = max(len(s.prompt) for s in samples) + max(len(s.completion) for s in samples)
@@ -245,15 +259,13 @@ def report(name: str, row: dict[str, Any]) -> None:
     if not row["sides"]:
         return
     phases = ("step", "prepare", "forward", "backward", "optimizer")
-    print(
-        "  " + " ".join(f"{w:>16}" for w in ("side", *phases, "iqr", "peak MiB", "grown", "vs TRL"))
-    )
-    theirs = row["sides"].get("trl", {}).get("step")
+    told = [f"vs {side}" for side in SPEEDUPS]
+    print("  " + " ".join(f"{w:>16}" for w in ("side", *phases, "iqr", "peak MiB", "grown", *told)))
     for side, one in row["sides"].items():
         times = [f"{one[phase]:.3f}" for phase in (*phases, "step_iqr")]
         sizes = [f"{one['peak_mib']:.0f}", f"{one['growth_mib']:.0f}"]
-        ratio = f"{theirs / one['step']:.2f}x" if theirs else ""
-        print("  " + " ".join(f"{cell:>16}" for cell in (side, *times, *sizes, ratio)))
+        ratios = [f"{one[key]:.2f}x" if key in one else "" for key in SPEEDUPS.values()]
+        print("  " + " ".join(f"{cell:>16}" for cell in (side, *times, *sizes, *ratios)))
 
 
 def measure(name: str, args: argparse.Namespace, vocabulary: int) -> dict[str, Any]:
@@ -274,11 +286,7 @@ def measure(name: str, args: argparse.Namespace, vocabulary: int) -> dict[str, A
         "missed": failures(equality),
         "sides": sides,
     }
-    if "trl" in sides:
-        for one in sides.values():
-            one["speedup"] = sides["trl"]["step"] / one["step"]
-            one["trained_per_s"] = row["case"]["trained"] / one["step"]
-            one["processed_per_s"] = row["case"]["tokens"] / one["step"]
+    compare(sides, row["case"])
     report(name, row)
     return row
 
@@ -295,8 +303,7 @@ def main() -> None:
     parser.add_argument("--length", type=int, default=512, help="of a sequence of `equal`")
     names = ("grouped", "prompts", "equal")
     parser.add_argument("--cases", nargs="+", default=names, choices=names)
-    sides = ("trl", "ours", "ours-no-entropy")
-    parser.add_argument("--sides", nargs="+", default=sides, choices=SIDES)
+    parser.add_argument("--sides", nargs="+", default=SIDES, choices=SIDES)
     parser.add_argument("--steps", type=int, default=20, help="timed ones; 0 for equality alone")
     parser.add_argument("--warmup", type=int, default=3, help="steps of each process before them")
     parser.add_argument("--threads", type=int, default=os.cpu_count())

@@ -157,6 +157,12 @@ def train(
             "weights, or name@version, as agent trace list shows them; repeatable."
         ),
     ] = None,
+    peak_tflops: Annotated[
+        float,
+        typer.Option(
+            min=0, help="10^12 FLOP/s of one device, to tell the share that updates reach."
+        ),
+    ] = 0.0,
     json_: AsJson = False,
 ) -> None:
     """Improve a policy by reinforcement learning; the same command goes on after a kill or Ctrl-C.
@@ -178,7 +184,7 @@ def train(
     else:
         with aside:
             text, interrupted = trained(
-                recipe, set_ or [], out, data or "", ignore or [], settings, json_
+                recipe, set_ or [], out, data or "", ignore or [], settings, json_, peak_tflops
             )
     if text:
         typer.echo(text)

@@ -56,6 +56,7 @@ from rl.step_metrics import (
 from rl.sync import Canary
 from rl.train_recipe import FREE, TrainRecipe
 from rl.tripwires import require_known
+from rl.utilisation import flops_per_token, of_memory, of_speed, peak_flops, watch_memory
 
 log = logging.getLogger(__name__)
 
@@ -95,6 +96,7 @@ def train(
     observer: Observer,
     data: str = "",
     ignore: Collection[str] = (),
+    peak_tflops: float = 0.0,
 ) -> TrainReport:
     """Carry out a recipe, or go on with it.
 
@@ -105,6 +107,8 @@ def train(
         observer: is told how it goes.
         data: where question sets lie.
         ignore: tripwires that do not pause the run this time, by name.
+        peak_tflops: 10^12 FLOP/s that one device could reach at most; 0 for what its maker states, where
+            that is known.
 
     Raises:
         UsageError: a folder of another run, one begun with other tasks or weights, or one that another
@@ -126,7 +130,7 @@ def train(
         if tripped is not None:
             raise tripped
         context = functions(recipe, settings.models_dir, observer.notify)
-        work = _Run(recipe, run, observer, actor, base, context, interrupted, ignore)
+        work = _Run(recipe, run, observer, actor, base, context, interrupted, ignore, peak_tflops)
         report = asyncio.run(work.carry_out())
         ranks.meet()  # a launcher ends the others once one has left with 130
         return report
@@ -160,6 +164,7 @@ class Learnt(NamedTuple):
 
     policy: list[UpdateStats]
     critic: CriticStats | None
+    seconds: float  # of the policy's updates
 
 
 class _Run:
@@ -175,6 +180,7 @@ class _Run:
         context: RewardContext,
         interrupted: Callable[[], bool],
         ignore: Collection[str],
+        peak_tflops: float,
     ) -> None:
         self.recipe, self.run, self.observer, self.actor = recipe, run, observer, actor
         self.interrupted, self.ignore = interrupted, ignore
@@ -186,6 +192,8 @@ class _Run:
         self.critic = None
         if recipe.critic is not None:
             self.critic = Critic(self.base, recipe.critic, update, recipe.steps)
+        self.per_token = flops_per_token(self.learner.engine.module)
+        self.peak = peak_flops(peak_tflops, update.dtype)
         self.canary = Canary.of(self.learner.template)
         self.checkpoint = Checkpoint(run, recipe.checkpoints.keep, _stamp(recipe))
         self.best = Best(run, _stamp(recipe))
@@ -306,11 +314,14 @@ class _Run:
             assessed = assess(groups, recipe, context, scorer, values)
             trees = lay_out(assessed, recipe.update.tree_tokens)
         with clock("update"):
+            watch_memory()
+            began = time.monotonic()
             updates, taught = self._update(trees, step), None
+            took = time.monotonic() - began
             before, targets = assessed.batch.values, assessed.credit.targets
             if self.critic is not None and before is not None and targets is not None:
                 taught = self.critic.fit(trees, before, targets, (recipe.seed, step))
-            return assessed, Learnt(updates, taught)
+            return assessed, Learnt(updates, taught, took)
 
     def _update(self, trees: Sequence[Any], step: int) -> list[UpdateStats]:
         update = self.recipe.update
@@ -410,6 +421,8 @@ class _Run:
             **behaviour,
             **of_updates(learnt.policy),
             **(of_critic(learnt.critic) if learnt.critic is not None else {}),
+            **of_speed(learnt.policy, learnt.seconds, self.per_token, self.peak),
+            **of_memory(),
             "sync_gap": self.gap,
             "seconds": sum(clock.seconds.values()),
             **{f"seconds/{name}": value for name, value in clock.seconds.items()},

@@ -43,6 +43,7 @@ def write_model(
     Raises:
         UsageError: it cannot be written.
     """
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     partial = folder.with_name(f".{folder.name}.part")
@@ -60,9 +61,10 @@ def write_model(
         if adapter is not None:
             _write_adapter(adapter, partial / ADAPTER, like)
         run_folder.put(partial, folder)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:  # a full disk is the one or the other
         shutil.rmtree(partial, ignore_errors=True)
-        raise UsageError(f"cannot write {folder}: {error.strerror or error}") from error
+        told = getattr(error, "strerror", None) or error
+        raise UsageError(f"cannot write {folder}: {told}", "free some space") from error
     return folder
 
 

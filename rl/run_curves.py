@@ -53,6 +53,11 @@ CURVES = (
     ),
     Curve("turns and searches", {"turns": "turns", "searches": "searches"}, "a rollout"),
     Curve("where the time goes", {"seconds/": ""}, "seconds"),
+    Curve("tokens updated", {"speed/update_tokens": "policy"}, "tokens a second"),
+    Curve(
+        "utilisation of the devices by updates", {"speed/utilisation": "policy"}, "share of peak"
+    ),
+    Curve("device memory in updates", {"memory_gib": "peak"}, "GiB"),
 )
 
 

@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 from pydantic import TypeAdapter, ValidationError
@@ -19,6 +19,9 @@ from rl import ranks
 from rl.observer import Silent
 from rl.train_recipe import TrainRecipe, load_train
 
+if TYPE_CHECKING:
+    from rl.dashboard import Dashboard
+
 Notify = Callable[[str], None]
 
 
@@ -30,6 +33,7 @@ def trained(
     ignore: Sequence[str],
     settings: Settings,
     as_json: bool,
+    peak_tflops: float = 0.0,
 ) -> tuple[str, bool]:
     """Carry out a recipe; see `rl.loop.train`. Gives the report, "" in all processes but the main one,
     and whether Ctrl-C ended the run.
@@ -38,13 +42,12 @@ def trained(
         TurnwiseError: as `rl.loop.train`.
     """
     recipe = load_train(name, overrides)
-    from rl.dashboard import Dashboard
     from rl.loop import train
 
     if ranks.is_main():
         stderr(resolved_text(recipe))
-    with Dashboard(run) if ranks.is_main() else Silent() as watcher:
-        report = train(recipe, settings, run, watcher, data, ignore)
+    with watcher_of(run) as watcher:
+        report = train(recipe, settings, run, watcher, data, ignore, peak_tflops)
     if not ranks.is_main():
         return "", report.interrupted
     facts = {**finite(asdict(report)), "out": str(report.out), "recipe": recipe.digest}
@@ -59,6 +62,13 @@ def trained(
         "report": run / "report.html",
     }
     return "\n".join(f"{key:<11} {value}" for key, value in lines.items()), report.interrupted
+
+
+def watcher_of(run: Path) -> Dashboard | Silent:
+    """Who shows a run: one process of it does, the others say nothing."""
+    from rl.dashboard import Dashboard
+
+    return Dashboard(run) if ranks.is_main() else Silent()
 
 
 def resolved_text(recipe: TrainRecipe) -> str:

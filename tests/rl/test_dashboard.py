@@ -7,8 +7,10 @@ from rich.console import Console
 
 from eval.stats import Interval
 from rl.dashboard import Dashboard, clock, derived, line, trend
+from rl.observer import Silent
 from rl.recovery import WhenMisled
 from rl.step_metrics import Validated
+from rl.train_command import watcher_of
 from tests.rl.histories import CALM, history, measured, write
 
 
@@ -55,6 +57,17 @@ def test_piped_one_plain_line_a_step(tmp_path):
         "best 40.0 [ 35.0,  45.0] at step 3"
     )
     assert "\x1b" not in to.file.getvalue()
+
+
+def test_one_process_of_a_run_shows_it(tmp_path, monkeypatch, capsys):
+    for rank, kind in (("1", Silent), ("0", Dashboard)):
+        monkeypatch.setenv("RANK", rank)
+        with watcher_of(tmp_path / rank) as watcher:
+            assert isinstance(watcher, kind)
+            watcher.step(metrics(1))
+            watcher.notify("here")
+        assert ("here" in "".join(capsys.readouterr())) is (kind is Dashboard)
+    assert not (tmp_path / "1").exists()
 
 
 def test_the_view_shows_the_step_its_course_the_validation_and_the_stage(tmp_path):

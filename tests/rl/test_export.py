@@ -79,6 +79,8 @@ def merged(trained, home):
 def test_a_run_feeds_the_rewards_what_they_read(trained):
     run, recipe, watch = trained
     assert {"reward/kl", "reward/boundary", "reward/gain"} <= watch.steps[0].keys()
+    assert {"update_tokens", "update_flops", "speed/update_tokens"} <= watch.steps[0].keys()
+    assert "speed/utilisation" not in watch.steps[0]  # nobody said what the device could do
     assert watch.steps[0]["reward/kl"] == pytest.approx(0.0, abs=1e-6)  # it has not moved yet
     assert (run / "known.json").is_file()
     assert any("known closed-book" in line for line in watch.lines)

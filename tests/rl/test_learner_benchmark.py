@@ -5,7 +5,7 @@ import random
 
 import pytest
 
-from benchmarks.learner import compared, equal_length, failures, run_side
+from benchmarks.learner import compare, compared, equal_length, failures, run_side
 from benchmarks.learner_sides import Sample
 from tests.rl.learning import tiny_model
 
@@ -42,3 +42,19 @@ def test_both_sides_compute_the_same(tmp_path):
     found = compared(*(out.with_suffix(".pt") for out in outs))
     assert failures(found) == []
     assert found["weights_5"] < 1e-3
+
+
+def test_speed_is_told_against_trl_as_it_comes_and_under_the_same_deepspeed():
+    sides = {"trl": {"step": 4.0}, "trl-deepspeed": {"step": 3.0}, "ours": {"step": 2.0}}
+    compare(sides, {"trained": 100, "tokens": 600})
+    assert sides["ours"] == {
+        "step": 2.0,
+        "trained_per_s": 50.0,
+        "processed_per_s": 300.0,
+        "speedup": 2.0,
+        "speedup_deepspeed": 1.5,
+    }
+    assert sides["trl"]["speedup_deepspeed"] == 0.75
+    alone = {"ours": {"step": 2.0}}
+    compare(alone, {"trained": 100, "tokens": 600})
+    assert "speedup" not in alone["ours"]

@@ -6,20 +6,24 @@ Where an engine of any kind will do it is the embedded one, which starts at once
 import json
 import os
 import random
+import resource
 import signal
 import subprocess
 import sys
+from contextlib import ExitStack, contextmanager
 
 import pytest
-import torch
 
 from agent.store import TrajectoryStore
 from kg.errors import UsageError
 from rl import model_files
 from rl.checkpoint import Checkpoint, CheckpointError
 from rl.fit import TrainingError
+from rl.learner import Learner
+from rl.run_history import read_history
 from rl.sync import SyncError
-from tests.rl.training_run import recipe, run
+from rl.train_recipe import LossChoice
+from tests.rl.training_run import Printed, recipe, run
 
 KILLS = int(os.environ.get("TURNWISE_KILLS", "1"))
 EMBEDDED = {"rollouts": {"engine": "transformers"}}
@@ -52,7 +56,9 @@ def started(out, *options, engine="vllm"):
 def metrics(out):
     """Steps without their times."""
     rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in row.items() if not k.startswith("seconds")} for row in rows]
+    return [
+        {k: v for k, v in row.items() if not k.startswith(("seconds", "speed/"))} for row in rows
+    ]
 
 
 def tokens(out):
@@ -156,41 +162,58 @@ def test_losses_that_are_no_numbers_are_kept_and_end_the_run(tmp_path, no_number
     assert all(row["sync_gap"] < 1e-3 for row in rows)
 
 
-def test_a_full_disk_leaves_the_previous_checkpoint(tmp_path):
-    class Engine:
-        """Writes half a checkpoint."""
+@contextmanager
+def full(megabytes):
+    """No file can grow beyond this: to this process the disk is full there."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (megabytes << 20, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
-        device = torch.device("cpu")
 
-        def __init__(self):
-            self.full = False
-
-        def save_checkpoint(self, folder, tag, client_state, **_):
-            from pathlib import Path
-
-            place = Path(folder) / tag
-            place.mkdir(parents=True)
-            (place / "half").write_text("x")
-            if self.full:
-                raise OSError(28, "No space left on device")
-
-        def load_checkpoint(self, folder, tag, **_):
-            return f"{folder}/{tag}", {"tag": tag}
-
-    from rl import ranks
-
-    ranks.join()
-    engine, kept = Engine(), Checkpoint(tmp_path, keep=2)
+def test_a_full_disk_leaves_the_previous_checkpoint(tmp_path, micro):
+    update = recipe().update.model_copy(update={"minibatches": 1})
+    engine, kept = Learner(micro, update, LossChoice(), 4).engine, Checkpoint(tmp_path, keep=2)
     assert kept.save(engine, 1, {})
-    engine.full = True
-    assert not kept.save(engine, 2, {})
-    assert kept.load(engine) == {"tag": "step-00001"}
-    assert not (tmp_path / "checkpoint" / "step-00002").exists()
-    with pytest.raises(CheckpointError, match="No space left"):
-        kept.save(engine, 3, {})
-    engine.full = False
+    with full(1):
+        assert not kept.save(engine, 2, {})
+        assert kept.load(engine)["step"] == 1
+        assert not (tmp_path / "checkpoint" / "step-00002").exists()
+        with pytest.raises(CheckpointError, match="step 3 could not be saved"):
+            kept.save(engine, 3, {})
     assert kept.save(engine, 4, {})
-    assert kept.load(engine) == {"tag": "step-00004"}
+    assert kept.load(engine)["step"] == 4
+
+
+def test_a_run_on_a_full_disk_ends_and_goes_on_once_there_is_room(tmp_path):
+    """Room for the engine's weights (23 MB) and not for a checkpoint, then for neither."""
+    out, changes = tmp_path / "run", {"steps": 3, "checkpoints": {"every": 1}}
+    changes |= {"rollouts": {"engine": "transformers", "tasks": 1, "size": 2}}
+    disk = ExitStack()
+
+    class Filled(Printed):
+        def step(self, metrics):
+            if metrics["step"] == 2:
+                disk.enter_context(full(40))
+
+    def last():
+        return json.loads((out / "checkpoint" / "current.json").read_text())["step"]
+
+    with disk, pytest.raises(CheckpointError, match="step 3 could not be saved"):
+        run(out, tmp_path / "home", Filled(), **changes)
+    assert last() == 1
+    noted = [event.step for event in read_history(out).events if event.kind == "checkpoint"]
+    assert noted == [2, 3]
+    policy = (out / "policy" / "model.safetensors").read_bytes()
+    with full(10), pytest.raises(UsageError, match=f"cannot write {out / 'policy'}: "):
+        run(out, tmp_path / "home", **changes)
+    assert last() == 1
+    assert (out / "policy" / "model.safetensors").read_bytes() == policy
+    assert run(out, tmp_path / "home", **changes).finished
+    assert last() == 3
+    assert [row["step"] for row in metrics(out)] == [1, 2, 3]
 
 
 def test_tasks_without_what_a_reward_needs_are_refused_before_any_model(tmp_path):

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -35,6 +36,7 @@ from rl.scoring import load_scorer, score_group
 from rl.train_recipe import load_train
 from tools.base import Toolbox
 
+ROOT = Path(__file__).resolve().parents[2]
 SMALL = ["update.optimizer.lr=1e-3", "loss.aggregation=token-mean", "rollouts.tasks=2"]
 
 
@@ -241,10 +243,9 @@ def test_an_interrupted_gradient_exits_with_130_and_goes_on(logged, micro, model
             "checkpoints.every=1",
         ]
         command += [word for one in sets for word in ("--set", one)]
+        environment = {**os.environ, "AGENT_HOME": str(models_dir.parent)}
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-        return subprocess.Popen(
-            command, env={**os.environ, "AGENT_HOME": str(models_dir.parent)}, **pipes
-        )
+        return subprocess.Popen(command, env=environment, cwd=ROOT, **pipes)
 
     def told(process):
         out, err = process.communicate(timeout=300)

@@ -153,7 +153,7 @@ def test_a_gradient_that_is_no_number_changes_nothing(tiny, zero):
     torch.manual_seed(0)
     made = load_trainable(tiny, None, torch.float32)
     engine = start_engine(made, Optimizer(lr=5e-3), 10, torch.float32, zero)
-    [_name, broken], *_ = engine.module.named_parameters()
+    (_, broken), *_ = engine.module.named_parameters()
     before = {name: p.detach().clone() for name, p in engine.module.named_parameters()}
     packs = next(_steps(recipe(), [row for one in demonstrations() for row in rows(one)]))
     hook = broken.register_hook(lambda gradient: gradient * float("nan"))
