@@ -258,10 +258,11 @@ def test_an_interrupted_gradient_exits_with_130_and_goes_on(logged, micro, model
             break
     code, report, err = told(cut)
     assert (code, report["interrupted"], report["finished"]) == (130, True, False), err
-    assert 2 <= report["steps"] < 8
+    done = report["steps"]
     code, report, err = told(start(tmp_path / "cut", "--from-policy", "old"))
-    assert (code, report["steps"], report["finished"], report["used"]) == (0, 8, True, 16), err
-    assert "step 2/8" not in err
+    assert (code, report["finished"], report["used"]) == (0, True, 16), err
+    assert 2 <= done < report["steps"]
+    assert "step 2/" not in err
     code, report, err = told(start(tmp_path / "whole", "--from-policy", ".@old"))
     assert (code, report["used"]) == (0, 16), err
     rows = [(tmp_path / name / "metrics.jsonl").read_text() for name in ("cut", "whole")]
