@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from rl.scoring import Scorer
 
 log = logging.getLogger(__name__)
+_NO_GOLD = "its task has no gold answer to probe for"
 
 Group = Sequence[Trajectory]
 #: Predicted returns of groups: per trajectory float64[its tokens], before each sampled token.
@@ -129,11 +130,11 @@ def assess(
     rows: list[dict[str, Values]] = []
     seen: set[str] = set()
     faults: list[str] = []
-    for group in groups:
-        fit = _fit(group, seen, dropped)
-        if spec.needs_probes:
-            fit, given = _probed(fit, given, scorer, spec.gain, dropped)
-        fit, parts = _rewarded(fit, spec.reward, given, dropped, faults)
+    whole = [_fit(group, seen, dropped) for group in groups]
+    if spec.needs_probes and scorer is not None:
+        whole, given = _probed(whole, given, scorer, spec.gain, dropped)
+    for group in whole:
+        fit, parts = _rewarded(group, spec.reward, given, dropped, faults)
         if fit:
             kept.append(tuple(fit))
             rows.append(parts)
@@ -234,32 +235,31 @@ def _unfit(trajectory: Trajectory, seen: set[str]) -> str:
 
 
 def _probed(
-    group: Group,
+    groups: Sequence[Group],
     context: RewardContext,
-    scorer: Scorer | None,
+    scorer: Scorer,
     gain: InformationGain,
     dropped: list[Dropped],
-) -> tuple[list[Trajectory], RewardContext]:
-    """The trajectories that have probes, after scoring those that had none."""
-    lacking = [t for t in group if t.id not in context.gold_logprobs]
-    if not lacking or scorer is None:
-        return list(group), context
+) -> tuple[list[list[Trajectory]], RewardContext]:
+    """The trajectories of each group that have probes, after scoring those that had none."""
     from rl.probes import Wrapper
-    from rl.scoring import GroupScores, score_group
+    from rl.scoring import score_groups
 
-    answers = lacking[0].task.answers
-    scores, why = GroupScores(), "" if answers else "its task has no gold answer to probe for"
-    try:
-        if answers:
-            scores = score_group(scorer, lacking, answers, Wrapper(gain.before), alias=gain.alias)
-    except UsageError as error:
-        why = error.message
-    for trajectory in lacking:
-        if trajectory.id not in scores.gold:
-            told = (line for line in scores.problems if f"trajectory {trajectory.id} " in line)
-            dropped.append(Dropped(trajectory.id, why or next(told, "it could not be scored")))
-    found = {**context.gold_logprobs, **scores.gold}
-    return [t for t in group if t.id in found], replace(context, gold_logprobs=found)
+    had = context.gold_logprobs
+    lacking = [bare for group in groups if (bare := [t for t in group if t.id not in had])]
+    asked = [group for group in lacking if group[0].task.answers]
+    answers = [group[0].task.answers for group in asked]
+    scores = score_groups(scorer, asked, answers, Wrapper(gain.before), alias=gain.alias)
+    found = dict(had)
+    problems = [line for one in scores for line in one.problems]
+    for one in scores:
+        found |= one.gold
+    for trajectory in (t for group in lacking for t in group if t.id not in found):
+        told = (line for line in problems if f"trajectory {trajectory.id} " in line)
+        other = "it could not be scored" if trajectory.task.answers else _NO_GOLD
+        dropped.append(Dropped(trajectory.id, next(told, other)))
+    left = [[t for t in group if t.id in found] for group in groups]
+    return left, replace(context, gold_logprobs=found)
 
 
 def _rewarded(

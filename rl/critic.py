@@ -17,9 +17,10 @@ import torch
 
 from agent.trajectory import Trajectory
 from rl import ranks
-from rl.batches import Numbered, TreeBatch, calls_tree, minibatches, parts
+from rl.batches import TreeBatch, minibatches
 from rl.engine import load_critic, start_engine
 from rl.losses import LossOutput
+from rl.sampled import at_sampled
 from rl.step import UpdateStats, take_step
 from rl.train_recipe import CriticChoice, Update
 from rl.tree import TokenTree
@@ -77,14 +78,7 @@ class Critic:
         Args:
             groups: of trajectories with tokens.
         """
-        flat = [trajectory for group in groups for trajectory in group]
-        out = [np.zeros(len(trajectory.token_ids)) for trajectory in flat]
-        number = 0
-        for group in groups:
-            for part in parts(list(enumerate(group, start=number)), self._most):
-                self._place(part, out)
-            number += len(group)
-        return out
+        return at_sampled(groups, self._most, self._of_rows)
 
     def fit(
         self,
@@ -136,17 +130,6 @@ class Critic:
             held = old + (found[place] - old).clamp(-clip, clip)
             error = torch.maximum(error, (held - target).square())
         return LossOutput(0.5 * error.sum() / count, {})
-
-    def _place(self, part: Sequence[Numbered], out: Sequence[Floats]) -> None:
-        """Put the values of some trajectories where their tokens are."""
-        tree, replies, rows = calls_tree(part)
-        if not len(rows):
-            return
-        unique, place = np.unique(rows, return_inverse=True)
-        found = self._of_rows(tree, unique)[place.reshape(-1)]
-        ends = np.cumsum([len(reply.tokens) for reply in replies])
-        for reply, values in zip(replies, np.split(found, ends[:-1]), strict=True):
-            out[reply.number][reply.tokens] = values
 
     def _of_rows(self, tree: TokenTree, rows: Rows) -> Floats:
         """float64[m]: the value before each token; no gradient."""

@@ -76,9 +76,12 @@ class Learner:
         return np.asarray(found.float().cpu().numpy(), dtype=np.float32)
 
     def scored(self, trees: Sequence[TreeBatch], *, anchor: bool = False) -> list[Floats]:
-        """For each tree float32[k], the log-probabilities of its loss tokens."""
-        found = [self.logprobs(item.tree, item.rows, anchor=anchor) for item in trees]
-        return [values[item.place] for values, item in zip(found, trees, strict=True)]
+        """For each tree float32[k], the log-probabilities of its loss tokens. Every process must ask for
+        the same trees; each computes its share."""
+        return ranks.dealt(trees, lambda item: self._scored(item, anchor))
+
+    def _scored(self, item: TreeBatch, anchor: bool) -> Floats:
+        return self.logprobs(item.tree, item.rows, anchor=anchor)[item.place]
 
     def step(self, batch: UpdateBatch, old: Mapping[int, Floats] | None = None) -> UpdateStats:
         """One optimizer step; trees that no gradient comes from are left out.
@@ -108,8 +111,7 @@ class Learner:
         wants = self._update.entropy or self._loss.entropy > 0
         anchor = None
         if self._loss.anchor is not None and self._loss.anchor.into == "loss":
-            [values] = self.scored([item], anchor=True)
-            anchor = torch.from_numpy(values).to(device)
+            anchor = torch.from_numpy(self._scored(item, anchor=True)).to(device)
         with on_tree(item.tree, device):
             found = self.engine(*self._inputs(item.tree, item.rows), entropy=wants)
         place = torch.from_numpy(item.place).to(device)
@@ -147,7 +149,8 @@ class Learner:
 
 
 class LearnerScorer(Scorer):
-    """The learner's own weights as a scorer; every process must score the same trees."""
+    """The learner's own weights as a scorer. Every process must score the same trees; where several are
+    scored together, each process computes its share."""
 
     def __init__(self, learner: Learner) -> None:
         self.policy = ""
@@ -160,6 +163,13 @@ class LearnerScorer(Scorer):
         if not len(rows):
             return np.zeros(0, dtype=np.float32)
         return self._learner.logprobs(tree, rows)
+
+    def many(self, trees: Sequence[tuple[TokenTree, Ids]]) -> list[Floats]:
+        """See `Scorer.many`."""
+        found = iter(
+            ranks.dealt([one for one in trees if len(one[1])], lambda one: self.logprobs(*one))
+        )
+        return [next(found) if len(rows) else self.logprobs(tree, rows) for tree, rows in trees]
 
 
 def tree_loss(

@@ -8,10 +8,12 @@ import numpy as np
 import numpy.typing as npt
 
 from agent.trajectory import Trajectory
-from rl.batches import Numbered, calls_tree, parts
 from rl.learner import Learner
+from rl.sampled import at_sampled
+from rl.tree import TokenTree
 
 Floats = npt.NDArray[np.float64]
+Ids = npt.NDArray[np.int64]
 
 
 def turn_kl(
@@ -30,22 +32,14 @@ def turn_kl(
     Returns:
         Trajectory id to float64[turns], nats.
     """
-    found: dict[str, Floats] = {}
-    for group in groups:
-        numbered = [(number, t) for number, t in enumerate(group) if t.has_tokens]
-        for part in parts(numbered, most):
-            found |= _of_part(learner, part)
-    return found
 
+    def gap(tree: TokenTree, rows: Ids) -> Floats:
+        now, then = (learner.logprobs(tree, rows, anchor=anchor) for anchor in (False, True))
+        return (now - then).astype(np.float64)
 
-def _of_part(learner: Learner, part: Sequence[Numbered]) -> dict[str, Floats]:
-    tree, replies, rows = calls_tree(part)
-    out = {number: np.zeros(len(trajectory.turns)) for number, trajectory in part}
-    if len(rows):
-        unique, place = np.unique(rows, return_inverse=True)
-        now, then = (learner.logprobs(tree, unique, anchor=anchor) for anchor in (False, True))
-        gap = (now - then).astype(np.float64)[place.reshape(-1)]
-        ends = np.cumsum([len(reply.tokens) for reply in replies])
-        for reply, tokens in zip(replies, np.split(gap, ends[:-1]), strict=True):
-            out[reply.number][reply.turn] = tokens.sum()
-    return {trajectory.id: out[number] for number, trajectory in part}
+    tokens = at_sampled(groups, most, gap)
+    return {
+        trajectory.id: np.array([own[t.reply.start : t.reply.stop].sum() for t in trajectory.turns])
+        for trajectory, own in zip((t for group in groups for t in group), tokens, strict=True)
+        if trajectory.has_tokens
+    }

@@ -6,9 +6,10 @@ one, a run is a single process. Files are the main process's work; a decision to
 
 from __future__ import annotations
 
+import math
 import os
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import TYPE_CHECKING, TypeVar
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     import torch
 
 T = TypeVar("T")
+Result = TypeVar("Result")
 # others wait this long while the main process makes tokenizers or plays demonstrations
 _PATIENCE = timedelta(hours=12)
 _world: object | None = None  # the group of all processes that was joined
@@ -156,6 +158,28 @@ def shared(value: T | None) -> T:
     box = [value]
     torch.distributed.broadcast_object_list(box, src=0)
     return box[0]  # type: ignore[return-value]
+
+
+def dealt(items: Sequence[T], work: Callable[[T], Result]) -> list[Result]:
+    """The result of each item, in every process, where each process works on its share of them.
+
+    All work equally often, as ZeRO 3 wants, whose passes gather weights from everybody: one with fewer
+    items works on the first once more, for nothing.
+
+    Args:
+        items: the same in every process.
+        work: gives the same in whatever process it is done.
+    """
+    if not launched() or not items:
+        return [work(item) for item in items]
+    import torch
+
+    rank, world = torch.distributed.get_rank(), torch.distributed.get_world_size()
+    mine = [work(item) for item in items[rank::world]]
+    if len(mine) < math.ceil(len(items) / world):
+        work(items[0])
+    shares = gathered(mine)
+    return [shares[number % world][number // world] for number in range(len(items))]
 
 
 def gathered(value: T) -> list[T]:

@@ -21,7 +21,7 @@ import numpy.typing as npt
 from agent.policies.base import Request, Sampling
 from agent.policies.chat import ChatTemplate
 from agent.trajectory import Trajectory, TrajectoryError, Turn
-from kg.errors import PolicyUnavailableError
+from kg.errors import PolicyUnavailableError, UsageError
 from rl.probes import Probe, Wrapper, make_probe
 from rl.tree import TokenTree, build_tree
 
@@ -57,6 +57,10 @@ class Scorer(ABC):
 
         Untruncated, at temperature 1. `rows` holds no first token of a root.
         """
+
+    def many(self, trees: Sequence[tuple[TokenTree, Ids]]) -> list[Logprobs]:
+        """`logprobs` of several trees, which an engine may compute at once."""
+        return [self.logprobs(tree, rows) for tree, rows in trees]
 
 
 class ModelScorer(Scorer):
@@ -161,18 +165,28 @@ class VllmScorer(Scorer):
 
     def logprobs(self, tree: TokenTree, rows: Ids) -> Logprobs:
         """See `Scorer.logprobs`."""
-        found = np.full(len(tree), np.nan, dtype=np.float32)
-        inner = set(tree.parents.tolist())
-        paths = [tree.path(number) for number in range(len(tree.parents)) if number not in inner]
+        return self.many([(tree, rows)])[0]
+
+    def many(self, trees: Sequence[tuple[TokenTree, Ids]]) -> list[Logprobs]:
+        """See `Scorer.many`; the engine batches the leaves of all trees."""
+        paths = [(tree, path) for tree, _ in trees for path in _leaves(tree)]
         one = Sampling(max_tokens=1)
         requests = [
-            Request((), tuple(tree.ids[path].tolist()), one, prompt_logprobs=True) for path in paths
+            Request((), tuple(tree.ids[path].tolist()), one, prompt_logprobs=True)
+            for tree, path in paths
         ]
         with ThreadPoolExecutor(1) as apart:  # the caller may be within an event loop of its own
             done = apart.submit(asyncio.run, self._engine.generate(requests)).result()
-        for path, completion in zip(paths, done, strict=True):
-            found[path] = completion.prompt_logprobs
-        return found[rows]
+        found = {id(tree): np.full(len(tree), np.nan, dtype=np.float32) for tree, _ in trees}
+        for (tree, path), completion in zip(paths, done, strict=True):
+            found[id(tree)][path] = completion.prompt_logprobs
+        return [found[id(tree)][rows] for tree, rows in trees]
+
+
+def _leaves(tree: TokenTree) -> list[Ids]:
+    """The rows of each path from a root to a leaf."""
+    inner = set(tree.parents.tolist())
+    return [tree.path(number) for number in range(len(tree.parents)) if number not in inner]
 
 
 @dataclass(frozen=True)
@@ -244,37 +258,106 @@ def score_group(
     Raises:
         UsageError: all gold answers are empty.
     """
+    job = _planned(scorer, group, answers, wrapper)
+    _carry_out(scorer, [job], most, alias)
+    return job.scores
+
+
+def score_groups(
+    scorer: Scorer,
+    groups: Sequence[Sequence[Trajectory]],
+    answers: Sequence[Sequence[str]],
+    wrapper: Wrapper | None = None,
+    most: int = 32_768,
+    alias: Alias = "all",
+) -> list[GroupScores]:
+    """`score_group` of several, which a scorer may compute at once, or processes share out.
+
+    Args:
+        groups: of one task each.
+        answers: of each group's task; a group whose answers are all empty is told in its `problems`.
+    """
+    jobs = []
+    for group, own in zip(groups, answers, strict=True):
+        try:
+            jobs.append(_planned(scorer, group, own, wrapper))
+        except UsageError as error:
+            problems = tuple(f"trajectory {t.id} cannot be scored: {error.message}" for t in group)
+            jobs.append(_Job([], {}, 0, GroupScores(problems=problems)))
+    _carry_out(scorer, jobs, most, alias)
+    return [job.scores for job in jobs]
+
+
+@dataclass
+class _Job:
+    """A group to be scored.
+
+    Attributes:
+        fit: trajectories that can be.
+        probes: by number of their answer.
+        answers: how many there are.
+        scores: so far.
+    """
+
+    fit: list[Trajectory]
+    probes: dict[int, Probe]
+    answers: int
+    scores: GroupScores
+
+
+def _planned(
+    scorer: Scorer,
+    group: Sequence[Trajectory],
+    answers: Sequence[str],
+    wrapper: Wrapper | None,
+) -> _Job:
     said = {n: answer for n, answer in enumerate(answers) if answer.strip()} or dict(
         enumerate(answers)
     )
     probes = {n: make_probe(scorer.template, answer, wrapper) for n, answer in said.items()}
     longest = max((len(probe.ids) for probe in probes.values()), default=0)
     fit, problems = _scorable(scorer, group, longest)
-    scores = GroupScores(problems=tuple(problems))
+    return _Job(fit, probes, len(answers), GroupScores(problems=tuple(problems)))
+
+
+def _carry_out(scorer: Scorer, jobs: Sequence[_Job], most: int, alias: Alias) -> None:
+    """Score all jobs: first the choice of an answer, where there is one, and then all turns."""
+    several = [job for job in jobs if len(job.probes) > 1]
     if alias == "first":
-        probes = dict(list(probes.items())[:1])
-    elif alias == "likeliest" and len(probes) > 1:
-        scores = _scored(scorer, scores, _bare(fit, probes), len(answers))
-        if scores.gold:
-            means = np.mean([table[:, 0] for table in scores.gold.values()], axis=0)
-            chosen = int(np.nanargmax(means))
-            probes = {chosen: probes[chosen]}
-    for part in _parts(fit, list(probes.values()), most):
-        scores = _scored(scorer, scores, _lay_out(part, probes), len(answers))
-    return scores
-
-
-def _scored(scorer: Scorer, scores: GroupScores, layout: _Layout, answers: int) -> GroupScores:
-    """The scores with those of one more tree."""
-    tree = build_tree(layout.sequences)
-    values = _values(scorer, tree, layout)
-    _read_replies(scores, layout, tree, values)
-    _read_gold(scores, layout, tree, values, answers)
-    return replace(
-        scores,
-        tokens=scores.tokens + len(tree),
-        sequence_tokens=scores.sequence_tokens + tree.sequence_tokens,
+        for job in several:
+            job.probes = dict(list(job.probes.items())[:1])
+    elif alias == "likeliest":
+        _score(scorer, [(job, _bare(job.fit, job.probes)) for job in several])
+        for job in several:
+            if job.scores.gold:
+                means = np.mean([table[:, 0] for table in job.scores.gold.values()], axis=0)
+                chosen = int(np.nanargmax(means))
+                job.probes = {chosen: job.probes[chosen]}
+    _score(
+        scorer,
+        [
+            (job, _lay_out(part, job.probes))
+            for job in jobs
+            for part in _parts(job.fit, list(job.probes.values()), most)
+        ],
     )
+
+
+def _score(scorer: Scorer, layouts: Sequence[tuple[_Job, _Layout]]) -> None:
+    """Add what the trees of some layouts give to the scores of their jobs."""
+    trees = [build_tree(layout.sequences) for _, layout in layouts]
+    wanted = [_wanted(tree, layout) for tree, (_, layout) in zip(trees, layouts, strict=True)]
+    found = scorer.many(list(zip(trees, wanted, strict=True)))
+    for (job, layout), tree, rows, part in zip(layouts, trees, wanted, found, strict=True):
+        values = np.full(len(tree), np.nan, dtype=np.float32)
+        values[rows] = part
+        _read_replies(job.scores, layout, tree, values)
+        _read_gold(job.scores, layout, tree, values, job.answers)
+        job.scores = replace(
+            job.scores,
+            tokens=job.scores.tokens + len(tree),
+            sequence_tokens=job.scores.sequence_tokens + tree.sequence_tokens,
+        )
 
 
 def _scorable(
@@ -370,17 +453,14 @@ def _lay_out(group: Sequence[Trajectory], probes: Mapping[int, Probe]) -> _Layou
     return layout
 
 
-def _values(scorer: Scorer, tree: TokenTree, layout: _Layout) -> Logprobs:
-    """float32[tree tokens]: log-probabilities where they are wanted, NaN elsewhere."""
+def _wanted(tree: TokenTree, layout: _Layout) -> Ids:
+    """int64[m], ascending: rows whose log-probabilities are read."""
     wanted = np.zeros(len(tree), dtype=np.bool_)
     for _, reply, place in layout.replies:
         wanted[tree.rows[place][-len(reply) :]] = True
     for _, _, _, place, mask in layout.forced:
         wanted[tree.rows[place][-len(mask) :][mask]] = True
-    rows = np.flatnonzero(wanted)
-    values = np.full(len(tree), np.nan, dtype=np.float32)
-    values[rows] = scorer.logprobs(tree, rows)
-    return values
+    return np.flatnonzero(wanted)
 
 
 def _read_replies(scores: GroupScores, layout: _Layout, tree: TokenTree, values: Logprobs) -> None:

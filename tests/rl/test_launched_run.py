@@ -19,10 +19,14 @@ from tests.rl.training_run import run
 CHANGES = {
     "steps": 2,
     "rollouts": {"tasks": 3, "size": 3, "concurrency": 9},
-    "rewards": {"searches": {"reward": "tool_cost", "options": {"price": 0.2, "most": 1.0}}},
+    "rewards": {
+        "searches": {"reward": "tool_cost", "options": {"price": 0.2, "most": 1.0}},
+        "gain": {"reward": "information_gain", "weight": 0.1},
+    },
     "credit": {"estimator": "token_gae"},
     "update": {
         "zero": 3,
+        "epochs": 2,
         "lora": {"rank": 4},
         "optimizer": {"lr": 1e-3, "warmup": 0.0, "final": 1.0},
     },
@@ -83,8 +87,9 @@ def test_two_processes_run_as_one_does(tmp_path, micro):
     assert [line for line in rest.splitlines() if line.startswith("step")] == ["step 2"]
     assert run(tmp_path / "one", tmp_path / "home", **CHANGES).finished
     two, one = rows(tmp_path / "two"), rows(tmp_path / "one")
-    for name in ("reward", "right", "turns", "tokens", "passes"):
+    for name in ("reward/searches", "right", "turns", "tokens", "passes"):
         assert two[0][name] == one[0][name], name
+    assert two[0]["reward/gain"] == pytest.approx(one[0]["reward/gain"], abs=1e-5) != 0.0
     for name in ("loss", "grad_norm", "advantage_abs", "critic/mse", "critic/grad_norm"):
         assert two[0][name] == pytest.approx(one[0][name], rel=1e-3, abs=1e-5), name
     assert all(row["sync_gap"] < 1e-3 and row["gap_mean"] < 1e-4 for row in two)

@@ -17,7 +17,7 @@ from agent.trajectory import Span
 from kg.errors import UsageError
 from rl.probes import Wrapper, make_probe
 from rl.rewards import RewardContext, make_reward
-from rl.scoring import ModelScorer, VllmScorer, load_scorer, score_group
+from rl.scoring import ModelScorer, Scorer, VllmScorer, load_scorer, score_group, score_groups
 from rl.tree import build_tree
 from rl.tree_attention import NAME, _chosen, on_tree, register
 from tests.rl.groups import random_group
@@ -202,6 +202,27 @@ def test_what_cannot_be_scored_is_told_and_the_rest_goes_on(models, template):
     assert score_group(scorer, [], ["gold"]).gold == {}
     with pytest.raises(UsageError, match="empty"):
         score_group(scorer, group, [" "])
+
+
+@pytest.mark.parametrize("alias", ["all", "likeliest", "first"])
+def test_groups_together_score_as_each_alone(models, template, alias):
+    """All trees at once; a group whose answers are empty is told and harms no other."""
+    scorer = ModelScorer(models[0], template, "")
+    groups = [random_group(seed, size=3) for seed in (3, 4, 5)]
+    answers = [["gold", "Au"], [" "], ["silver"]]
+    several = []
+    scorer.many = lambda trees: several.append(len(trees)) or Scorer.many(scorer, trees)
+    together = score_groups(scorer, groups, answers, most=60, alias=alias)
+    assert max(several) >= 4  # trees of more than one group
+    assert together[1].gold == {}
+    told = zip(groups[1], together[1].problems, strict=True)
+    assert all(f"trajectory {t.id} cannot be scored" in problem for t, problem in told)
+    for n in (0, 2):
+        alone = score_group(scorer, groups[n], answers[n], most=60, alias=alias)
+        assert (together[n].tokens, together[n].problems) == (alone.tokens, ())
+        for t in groups[n]:
+            np.testing.assert_array_equal(together[n].gold[t.id], alone.gold[t.id])
+            np.testing.assert_array_equal(together[n].logprobs[t.id], alone.logprobs[t.id])
 
 
 def test_a_row_that_is_too_long_is_told_and_the_rest_goes_on(models, template):
