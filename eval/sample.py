@@ -85,7 +85,8 @@ class Sample:
 
 def whole(samples: Iterable[Sample]) -> list[Sample]:
     """Samples by question: the steps of one question and seed become one sample, right as far as the
-    worst of them is; left out where a step is missing. Others stay as they are."""
+    worst of them is, with the words and the gold of the last; left out where a step is missing. Others
+    stay as they are."""
     out = []
     parts: dict[tuple[str, str, int], list[Sample]] = {}
     for sample in samples:
@@ -96,7 +97,7 @@ def whole(samples: Iterable[Sample]) -> list[Sample]:
     for (_, question, _), steps in parts.items():
         if len(steps) == steps[0].steps:
             worst = {name: min(getattr(s, name) for s in steps) for name in ("right", "em", "f1")}
-            out.append(replace(steps[-1], task=question, of="", steps=0, **worst))
+            out.append(replace(steps[-1], task=question, of="", **worst))
     return out
 
 
@@ -140,7 +141,7 @@ def score_one(benchmark: str, scorer: str, task: Task, done: Trajectory) -> Samp
 def _vote(scorer: str, task: Task, answer: str) -> str | None:
     if not answer:
         return None
-    choices = [str(choice) for choice in task.meta.get("choices", ())]
+    choices = [str(choice) for choice in task.meta.get("choices") or ()]
     for number in range(len(choices)):
         if multiple_choice(answer, choices, number):
             return f"choice {number}"

@@ -108,7 +108,7 @@ KNOWN_NAMES = ["Truso Flobregra", "Kuzhiskux", "The Voyage of Lusalo"]
 KNOWN = {
     "corpus": "e2094b5cde2d8955",
     "graph": "d6d29171a806d52f",
-    "tasks": "e8294d75499be0b0",
+    "tasks": "fb1aa916d01907a4",
 }
 
 

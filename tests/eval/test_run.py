@@ -331,10 +331,13 @@ def run_folder(out, tasks, said=lambda task: "x", scorer="squad2", **header):
     claim(out, made, [("set", task) for task in tasks])
     with open_store(out) as store:
         for task in tasks:
+            status, reason = Status.ANSWERED, StopReason.ANSWER
+            if not said(task):
+                status, reason = Status.ABSTAINED, StopReason.ABSTAIN
             store.add(
                 Trajectory(
-                    replace(task, answers=()), "p@1", 0, Sampling(), Status.ANSWERED,
-                    StopReason.ANSWER, (), np.zeros(0, np.int32), np.zeros(0, np.float32),
+                    replace(task, answers=()), "p@1", 0, Sampling(), status,
+                    reason, (), np.zeros(0, np.int32), np.zeros(0, np.float32),
                     answer=said(task), group=group_of("set", task),
                 )
             )  # fmt: skip
