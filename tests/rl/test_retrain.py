@@ -151,7 +151,7 @@ def test_a_correction_that_was_never_shown_is_not_taught(logged, template):
 def test_imitation_raises_the_likelihood_of_what_was_liked(logged, micro, models_dir, tmp_path):
     liked = [t.with_rewards({"thumb": float(i % 2)}) for i, t in enumerate(logged)]
     url = stored(tmp_path / "log.sqlite", liked)
-    recipe = load_train("rest", [*SMALL, "update.epochs=2"])
+    recipe = load_train("rest", [*SMALL, "update.epochs=2", "update.optimizer.lr=1e-4"])
     lines = []
     report = retrain(
         url, recipe, settings_of(models_dir), tmp_path / "run", wanted=Wanted(reward="thumb"),
@@ -225,26 +225,13 @@ def test_an_interrupted_gradient_exits_with_130_and_goes_on(logged, micro, model
     graded = [t.with_rewards({"grade": float(i % 3 == 0)}) for i, t in enumerate(named)]
     url = stored(tmp_path / "log.sqlite", graded)
 
+    changes = [*SMALL, f"base={micro}", "loss.anchor=null", "update.epochs=4"]
+    changes += ["checkpoints.every=1"]
+
     def start(out, *more):
-        command = [
-            sys.executable,
-            "cli.py",
-            "train",
-            "grpo",
-            "--from-store",
-            url,
-            "--way",
-            "gradient",
-        ]
-        command += ["--out", str(out), "--reward", "grade", "--json", *more]
-        sets = [
-            *SMALL,
-            f"base={micro}",
-            "loss.anchor=null",
-            "update.epochs=4",
-            "checkpoints.every=1",
-        ]
-        command += [word for one in sets for word in ("--set", one)]
+        command = [sys.executable, "cli.py", "train", "grpo", "--from-store", url]
+        command += ["--way", "gradient", "--out", str(out), "--reward", "grade", "--json", *more]
+        command += [word for one in changes for word in ("--set", one)]
         environment = {**os.environ, "AGENT_HOME": str(models_dir.parent)}
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
         return subprocess.Popen(command, env=environment, cwd=ROOT, **pipes)
@@ -265,19 +252,21 @@ def test_an_interrupted_gradient_exits_with_130_and_goes_on(logged, micro, model
     assert (code, report["finished"], report["used"]) == (0, True, 16), err
     assert 2 <= done < report["steps"]
     assert "step 2/" not in err
-    code, report, err = told(start(tmp_path / "whole", "--from-policy", ".@old"))
-    assert (code, report["used"]) == (0, 16), err
+    recipe, settings, whole = (
+        load_train("grpo", changes),
+        settings_of(models_dir),
+        tmp_path / "whole",
+    )
+    wanted = Wanted(reward="grade", policies=(".@old",))
+    assert retrain(url, recipe, settings, whole, "gradient", wanted).used == 16
     rows = [(tmp_path / name / "metrics.jsonl").read_text() for name in ("cut", "whole")]
     assert rows[0] == rows[1]
     made = [
         load_file(tmp_path / name / "policy" / "model.safetensors") for name in ("cut", "whole")
     ]
     assert all(torch.equal(made[0][name], made[1][name]) for name in made[0])
-    code, _, err = told(
-        start(tmp_path / "whole")
-    )  # half of the episodes: not what it was begun with
-    assert code == 2
-    assert "begun on other episodes" in err
+    with pytest.raises(UsageError, match="begun on other episodes"):  # half of them
+        retrain(url, recipe, settings, whole, "gradient", Wanted(reward="grade"))
 
 
 def test_a_gradient_keeps_batches_that_are_no_numbers(logged, no_numbers, models_dir, tmp_path):
