@@ -16,10 +16,11 @@ from agent.trajectory import Trajectory
 from eval.analyses.boundary import boundary
 from eval.analyses.boundary import table as boundary_table
 from eval.analyses.explain import explain
+from eval.benchmarks.own import DEFAULT_SCORER
 from eval.compare import compare, table
-from eval.folder import read_header
 from eval.judge import judge_run, lines, read_judged
 from eval.metrics import scorer
+from eval.regressions import origin_of
 from eval.report import markdown, write_reports
 from eval.run import EvalRequest, run
 from eval.score import score_run
@@ -110,17 +111,8 @@ def explained(done: Trajectory, store: str | None, scorer_name: str) -> str:
     Raises:
         UsageError: no such scorer.
     """
-    chosen = scorer_name or _scorer_of(done, store)
-    return explain(done, scorer(chosen).name)
-
-
-def _scorer_of(done: Trajectory, store: str | None) -> str:
-    """The scorer of the set that an episode of a run folder belongs to; SQuAD's elsewhere."""
-    folder = Path((store or "").removeprefix("sqlite:///")).parent
-    if not store or not (folder / "run.json").is_file():
-        return "squad2"
-    found = {one.name: one.scorer for one in read_header(folder).sets}
-    return found.get(done.group.partition(":")[0], "squad2")
+    known = origin_of(done, store).scorer if store else ""
+    return explain(done, scorer(scorer_name or known or DEFAULT_SCORER).name)
 
 
 def bounded(closed: Path, opened: Path, as_json: bool) -> str:

@@ -142,9 +142,8 @@ def _require_one_gold(
 
 
 def _same_task(x: Sample, y: Sample, same_words: bool) -> bool:
-    if (
-        x.steps != y.steps
-    ):  # of one that was decomposed there are the gold answers of its steps alone
+    # of a question that was decomposed there are the gold answers of its steps alone
+    if x.steps != y.steps:
         return True
     same_gold = (set(x.gold), x.answerable) == (set(y.gold), y.answerable)
     return same_gold and (not same_words or x.question == y.question)

@@ -152,11 +152,8 @@ async def _run(
             )
             for b in loaded
         ]
-        busy, hint = (
-            f"another process is evaluating in {out}",
-            "wait for it, or choose another --out",
-        )
-        with lock.held(out / lock.LOCK, busy, hint):
+        busy = f"another process is evaluating in {out}"
+        with lock.held(out / lock.LOCK, busy, "wait for it, or choose another --out"):
             header = claim(
                 out, _header(sets, request, settings), [(s.name, t) for s in sets for t in s.tasks]
             )
