@@ -13,7 +13,6 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-_Z95 = 1.959963984540054  # the normal quantile of 0.975
 _MAX_CELLS = 2_000_000  # of one block of bootstrap draws: bounds the memory
 
 
@@ -219,14 +218,12 @@ def wilson(right: int, n: int) -> Interval:
     Raises:
         ValueError: n is 0, or `right` is not between 0 and n.
     """
+    from scipy.stats import binomtest
+
     if n < 1 or not 0 <= right <= n:
         raise ValueError(f"{right} right of {n}")
-    share, z2 = right / n, _Z95**2
-    middle = (share + z2 / (2 * n)) / (1 + z2 / n)
-    half = _Z95 / (1 + z2 / n) * math.sqrt(share * (1 - share) / n + z2 / (4 * n * n))
-    low = middle - half if right else 0.0
-    high = middle + half if right < n else 1.0
-    return Interval(share, low, high, n)
+    found = binomtest(right, n).proportion_ci(0.95, method="wilson")
+    return Interval(right / n, float(found.low), float(found.high), n)
 
 
 def holm(p_values: Mapping[str, float]) -> dict[str, float]:
