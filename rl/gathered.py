@@ -13,7 +13,7 @@ from agent.task import Task
 from agent.trajectory import Status, Trajectory
 from eval.metrics import normalise
 from rl.rewards import Combination, Need, Reward, RewardContext
-from rl.rewards.reading import abstained, final_answer
+from rl.rewards.reading import final_answer
 from rl.rewards.self_knowledge import SelfConsistency
 
 Group = Sequence[Trajectory]
@@ -61,7 +61,7 @@ def agreement(group: Group) -> dict[str, float]:
     Alike: the same normalised answer, or both declined, or both without an answer. A rollout that is
     alone has nobody to agree with and is left out.
     """
-    ends = {t.id: (abstained(t), normalise(final_answer(t))) for t in group}
+    ends = {t.id: (t.abstained, normalise(final_answer(t))) for t in group}
     counts = Counter(ends.values())
     others = len(ends) - 1
     return {id: (counts[end] - 1) / others for id, end in ends.items() if others}

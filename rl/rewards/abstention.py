@@ -30,7 +30,7 @@ from agent.trajectory import Trajectory
 from eval.metrics import scorer
 from rl.rewards.base import Range, Reward, RewardError, Values, at_end, unit
 from rl.rewards.context import Need, RewardContext
-from rl.rewards.reading import abstained, is_right, last
+from rl.rewards.reading import is_right, last
 from rl.rewards.registry import register
 
 _STATED = re.compile(r"confidence\W{0,4}(\d+(?:\.\d+)?)\s*(%?)", re.IGNORECASE)
@@ -118,7 +118,7 @@ class Abstention(Reward):
         answerable = trajectory.task.answerable is not False
         right = is_right(trajectory, self.scorer)
         sure = self._confidence(trajectory, context) if self.weight else 0.0
-        return self.case(answerable, abstained(trajectory), right, sure)
+        return self.case(answerable, trajectory.abstained, right, sure)
 
     def _confidence(self, trajectory: Trajectory, context: RewardContext) -> float | None:
         """0 to 1; None where the policy was to state it and did not.

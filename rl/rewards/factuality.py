@@ -32,7 +32,7 @@ from rl.rewards.base import (
 )
 from rl.rewards.context import Need, RewardContext
 from rl.rewards.format import FormatRules
-from rl.rewards.reading import abstained, is_right, judged, passages, results, thought_of
+from rl.rewards.reading import is_right, judged, passages, results, thought_of
 from rl.rewards.registry import register
 
 _SENTENCE = re.compile(r"(?<=[.!?])\s+|\n+")
@@ -253,7 +253,7 @@ class FactualReasoning(_Thoughts):
         return [at_end(trajectory, self._value(trajectory, context)) for trajectory in group]
 
     def _value(self, trajectory: Trajectory, context: RewardContext) -> float:
-        refused = abstained(trajectory)
+        refused = trajectory.abstained
         right = self._right(trajectory, context)
         correct = self.refusal if refused else 2.0 if right else -1.0
         fact = float(np.sum(self.support(trajectory, context)))

@@ -31,7 +31,7 @@ from rl.rewards.base import (
 )
 from rl.rewards.context import Need, RewardContext
 from rl.rewards.format import FormatRules
-from rl.rewards.reading import abstained, calls, is_right, last
+from rl.rewards.reading import calls, is_right, last
 from rl.rewards.registry import register
 
 
@@ -169,5 +169,5 @@ class BoundaryLabel(Reward):
             row = nothing(trajectory)
             row[found[: self.most]] = -self.known_cost
             return row
-        guessed = not found and not abstained(trajectory)
+        guessed = not found and not trajectory.abstained
         return at_end(trajectory, -self.unknown_cost if guessed else 0.0)

@@ -20,7 +20,7 @@ from eval.metrics import SCORERS, normalise, scorer
 from eval.metrics.choice import entities_in, entity_overlap, multiple_choice
 from rl.rewards.base import Range, Reward, RewardError, Values, at_end
 from rl.rewards.context import Need, RewardContext
-from rl.rewards.reading import abstained, final_answer, gold, meta_texts
+from rl.rewards.reading import final_answer, gold, meta_texts
 from rl.rewards.registry import register
 
 _NUMBER = re.compile(r"[-+\u2212]?(?:\d{1,3}(?:,\d{3})+|\d+)?(?:\.\d+)?(?:[eE][-+]?\d+)?(?:\s?%)?")
@@ -58,7 +58,7 @@ class Outcome(Reward):
             RewardError: the task lacks what the answer is compared with.
         """
         if trajectory.task.answerable is False:
-            return self.declined if abstained(trajectory) else 0.0
+            return self.declined if trajectory.abstained else 0.0
         answers, said = gold(trajectory), final_answer(trajectory)
         return self.compare(trajectory, said, answers) if said else 0.0
 

@@ -32,14 +32,9 @@ class Judged(NamedTuple):
 
 def final_answer(trajectory: Trajectory) -> str:
     """The answer; empty when the episode failed or the policy declined."""
-    if trajectory.status is Status.FAILED or abstained(trajectory):
+    if trajectory.status is Status.FAILED or trajectory.abstained:
         return ""
     return trajectory.answer.strip()
-
-
-def abstained(trajectory: Trajectory) -> bool:
-    """Whether the policy declined by its own act; running out of budget is no abstention."""
-    return trajectory.abstained
 
 
 def gold(trajectory: Trajectory) -> tuple[str, ...]:
@@ -67,7 +62,7 @@ def is_right(trajectory: Trajectory, by: str) -> bool:
     """
     answers, said = gold(trajectory), final_answer(trajectory)
     if trajectory.task.answerable is False:
-        return abstained(trajectory)
+        return trajectory.abstained
     return bool(said) and scorer(by)(said, answers).em == 1.0
 
 
