@@ -7,7 +7,7 @@ needs are of different splits.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,7 +16,7 @@ from eval.fictional.graph import select
 from eval.fictional.passages import former_source_of, passages_of, source_of
 from eval.fictional.schema import KINDS, RELATIONS, Relation, relation, relations_of
 from eval.fictional.split import TEST_SHARE, split_of
-from eval.fictional.world import Entity, World, path, told
+from eval.fictional.world import Entity, Value, World, path, told
 
 # share of each kind of question
 SHARES = {
@@ -174,6 +174,7 @@ def _kind(world: World, number: int) -> str:
 
 
 Key = tuple[int, int]
+Fact = tuple[Entity, Relation, Value]
 Maker = Callable[[World, Key], Question | None]
 
 
@@ -206,26 +207,32 @@ def _chain(world: World, kind: str, start: Entity, names: tuple[str, ...]) -> Qu
     values = path(world, start, names)
     if values is None or len({s.id for s in subjects}) < len(subjects):
         return None
-    steps = list(zip(subjects, relations, strict=True))
-    plan = tuple(of.question.format(s=world.name(s)) for s, of in steps)
+    facts = list(zip(subjects, relations, values, strict=True))
+    text = _nested(world, start, relations) if len(facts) > 1 else ""
+    return _from_facts(world, kind, text, world.name(values[-1]), facts)
+
+
+def _from_facts(world: World, kind: str, text: str, answer: str, facts: Sequence[Fact]) -> Question:
+    """A question whose answer follows from facts that passages tell, asked one after the other; without
+    a text of its own it asks for the first."""
+    plan = tuple(of.question.format(s=world.name(s)) for s, of, _ in facts)
+    sources = tuple(source_of(world, s, of) for s, of, _ in facts)
+    values = tuple(world.name(value) for _, _, value in facts)
     return Question(
         kind=kind,
-        text=plan[0] if len(steps) == 1 else _nested(world, start, relations),
-        things=tuple(subjects),
-        answers=(world.name(values[-1]),),
-        evidence=tuple(dict.fromkeys(source_of(world, s, of) for s, of in steps)),
+        text=text or plan[0],
+        things=tuple(dict.fromkeys(s for s, _, _ in facts)),
+        answers=(answer,),
+        evidence=tuple(dict.fromkeys(sources)),
         calls=tuple(Call("search", query) for query in plan),
-        difficulty=len(steps),
-        taught=tuple(world.taught(s, of) for s, of in steps),
+        difficulty=len(facts),
+        taught=tuple(world.taught(s, of) for s, of, _ in facts),
         plan=plan,
         knowledge=tuple(
-            f"{of.noun.format(s=world.name(s))}: {world.name(v)}"
-            for (s, of), v in zip(steps, values, strict=True)
+            f"{of.noun.format(s=world.name(s))}: {value}"
+            for (s, of, _), value in zip(facts, values, strict=True)
         ),
-        steps=tuple(
-            Step(of.question.format(s=world.name(s)), world.name(v), source_of(world, s, of))
-            for (s, of), v in zip(steps, values, strict=True)
-        ),
+        steps=tuple(map(Step, plan, values, sources)),
     )
 
 
@@ -241,30 +248,13 @@ def _nested(world: World, start: Entity, relations: list[Relation]) -> str:
 def _comparison(world: World, key: Key) -> Question | None:
     of = world.chance.pick([one for one in RELATIONS if one.order], "compare", *key)
     a, b = (_some(world, of.kind, side, *key) for side in ("a", "b"))
-    values = [world.value(a, of), world.value(b, of)]
-    if a == b or None in values or values[0] == values[1]:
+    first, second = world.value(a, of), world.value(b, of)
+    if a == b or first is None or second is None or first == second:
         return None
-    numbers = [int(str(value)) for value in values]
-    winner = a if (numbers[0] > numbers[1]) == of.larger else b
-    plan = tuple(of.question.format(s=world.name(one)) for one in (a, b))
-    return Question(
-        kind="comparison",
-        text=of.order.format(a=world.name(a), b=world.name(b)),
-        things=(a, b),
-        answers=(world.name(winner),),
-        evidence=(source_of(world, a, of), source_of(world, b, of)),
-        calls=tuple(Call("search", query) for query in plan),
-        difficulty=2,
-        taught=(world.taught(a, of), world.taught(b, of)),
-        plan=plan,
-        knowledge=tuple(
-            f"{of.noun.format(s=world.name(one))}: {number}"
-            for one, number in zip((a, b), numbers, strict=True)
-        ),
-        steps=tuple(
-            Step(of.question.format(s=world.name(one)), str(number), source_of(world, one, of))
-            for one, number in zip((a, b), numbers, strict=True)
-        ),
+    winner = a if (int(str(first)) > int(str(second))) == of.larger else b
+    text = of.order.format(a=world.name(a), b=world.name(b))
+    return _from_facts(
+        world, "comparison", text, world.name(winner), ((a, of, first), (b, of, second))
     )
 
 
@@ -420,23 +410,8 @@ def _true_premise(world: World, key: Key) -> Question | None:
     if answer is None:
         return None
     text = asks.format(s=world.name(subject), p=world.name(person))
-    steps = ((subject, relation(thing, of)), (about, relation(about.kind, then)))
-    plan = tuple(fact.question.format(s=world.name(one)) for one, fact in steps)
-    return Question(
-        kind="true_premise",
-        text=text,
-        things=tuple(dict.fromkeys((subject, about))),
-        answers=(world.name(answer),),
-        evidence=tuple(dict.fromkeys(source_of(world, *step) for step in steps)),
-        calls=tuple(Call("search", query) for query in plan),
-        difficulty=2,
-        taught=tuple(world.taught(*step) for step in steps),
-        plan=plan,
-        knowledge=tuple(
-            f"{fact.noun.format(s=world.name(one))}: {world.name(value)}"
-            for (one, fact), value in zip(steps, (person, answer), strict=True)
-        ),
-    )
+    facts = ((subject, relation(thing, of), person), (about, relation(about.kind, then), answer))
+    return _from_facts(world, "true_premise", text, world.name(answer), facts)
 
 
 def _unanswerable(world: World, key: Key) -> Question | None:

@@ -108,7 +108,7 @@ KNOWN_NAMES = ["Truso Flobregra", "Kuzhiskux", "The Voyage of Lusalo"]
 KNOWN = {
     "corpus": "e2094b5cde2d8955",
     "graph": "d6d29171a806d52f",
-    "tasks": "fb1aa916d01907a4",
+    "tasks": "05ac9d3e93a4d0c1",
 }
 
 
