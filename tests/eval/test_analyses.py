@@ -67,14 +67,15 @@ def test_steps_of_a_world_are_true_by_its_graph(tmp_path):
     tasks = [Task.from_dict(json.loads(row)) for row in rows]
     steps = list(given(tasks, "decomposition"))
     kinds = {t.kind for t in tasks if any(s.meta["of"] == t.id for s in steps)}
-    assert kinds == {"1hop", "2hop", "3hop", "4hop", "comparison", "chemistry"}
+    chains = {"1hop", "2hop", "3hop", "4hop", "true_premise", "chemistry"}
+    assert kinds == {*chains, "comparison"}
     computed = {t.answers[0] for t in tasks if t.kind == "chemistry"}
     for step in steps:
         assert step.answers[0] in values | computed
         assert "#" not in step.question.split("\n")[0]
     last = {step.meta["of"]: step for step in steps}
     for task in tasks:
-        if task.kind.endswith("hop") or task.kind == "chemistry":
+        if task.kind in chains:
             assert last[task.id].answers == task.answers
 
 
