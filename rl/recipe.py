@@ -29,9 +29,23 @@ class Strict(BaseModel):
         return _digest(self.model_dump_json())
 
     def chosen_digest(self, free: Collection[str] = ()) -> str:
-        """The same of what differs from its default alone, without the keys in `free`: a key that a
-        later version adds does not change it."""
-        return _digest(self.model_dump_json(exclude=set(free), exclude_defaults=True))
+        """The same of what differs from its default alone, without the keys in `free` (those of a
+        section as `section.key`): a key that a later version adds does not change it."""
+        return _digest(self._reset(free).model_dump_json(exclude_defaults=True))
+
+    def _reset(self, keys: Collection[str]) -> Self:
+        """The same with these keys at their defaults: a section that differs in nothing else is then
+        as good as not given."""
+        defaults: dict[str, Any] = {}
+        for key in {name.partition(".")[0] for name in keys}:
+            if key in keys:
+                defaults[key] = type(self).model_fields[key].get_default(call_default_factory=True)
+            else:
+                inner = [
+                    name.removeprefix(f"{key}.") for name in keys if name.startswith(f"{key}.")
+                ]
+                defaults[key] = getattr(self, key)._reset(inner)
+        return self.model_copy(update=defaults)
 
 
 def _digest(text: str) -> str:

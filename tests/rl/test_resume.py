@@ -23,10 +23,10 @@ from rl.learner import Learner
 from rl.rewind import rewind
 from rl.run_history import read_history
 from rl.stamp import Stamp
-from rl.train_recipe import LossChoice, Update
+from rl.train_recipe import FREE, LossChoice, Rollouts, TrainRecipe, Update
 from tests.rl.histories import history, measured, write
 from tests.rl.rollouts import RIGHT, play
-from tests.rl.training_run import recipe, run
+from tests.rl.training_run import RECIPE, recipe, run
 
 HELD = {
     "worlds": {"count": 1, "first_seed": 5002, "entities": 80, "questions": 60},
@@ -165,6 +165,28 @@ def test_the_best_policy_tells_its_recipe_and_another_one_refuses_it(tmp_path):
         Best(tmp_path, other).rewind(2)
 
 
+def test_what_suits_the_machine_may_change_in_a_saved_state_and_nothing_else(tmp_path):
+    moved = {"gpu_memory": 0.5, "tensor_parallel": 2, "deterministic": True}
+    begun = Stamp.of(recipe(), FREE)
+    elsewhere = Stamp.of(recipe(rollouts=moved, tripwires={"gap": None}), FREE)
+    assert elsewhere.fixed == begun.fixed
+    assert elsewhere.recipe != begun.recipe
+    (tmp_path / "policy").mkdir()
+    Best(tmp_path, begun).take(tmp_path / "policy", 2)
+    Best(tmp_path, elsewhere).rewind(2)
+    longer = Stamp.of(recipe(rollouts={**moved, "context": 512}), FREE)
+    for other in (longer, Stamp.of(recipe(seed=9), FREE)):
+        with pytest.raises(UsageError, match="made by another recipe"):
+            Best(tmp_path, other).rewind(2)
+
+
+def test_free_keys_make_no_section_that_was_not_there():
+    plain = TrainRecipe(**{key: RECIPE[key] for key in ("tasks", "rewards", "credit", "update")})
+    moved = plain.model_copy(update={"rollouts": Rollouts(gpu_memory=0.5)})
+    assert moved.chosen_digest(FREE) == plain.chosen_digest(FREE) == plain.chosen_digest()
+    assert moved.chosen_digest() != plain.chosen_digest()
+
+
 def test_a_folder_goes_back_to_its_checkpoint(tmp_path):
     folder = write(
         tmp_path / "run", history(6, validations=[measured(n, 10 * n) for n in (0, 2, 4, 6)])
@@ -245,14 +267,15 @@ def test_a_checkpoint_is_read_back_and_runs_no_code(tmp_path, micro, zero, dtype
     found = kept.load(learner.engine)
     assert (found["step"], found["scores"], found["bad"]) == (1, [(0, 0.5, "half")], 1)
     assert "TORCH_FORCE_WEIGHTS_ONLY_LOAD" not in os.environ
-    mine, other = (Stamp.of(recipe(seed=seed), ("tripwires",)) for seed in (1, 2))
+    mine, other = (Stamp.of(recipe(seed=seed), FREE) for seed in (1, 2))
     assert (
         Checkpoint(tmp_path, 2, mine).load(learner.engine)["step"] == 1
     )  # from before there were any
     assert Checkpoint(tmp_path, 2, mine).save(learner.engine, 2, state)
     found = Checkpoint(tmp_path, 2, mine).load(learner.engine)
     assert (found["step"], found["recipe"]) == (2, recipe(seed=1).digest)
-    loosened = Stamp.of(recipe(seed=1, tripwires={"entropy": None}), ("tripwires",))
+    free = {"tripwires": {"entropy": None}, "rollouts": {"gpu_memory": 0.5}}
+    loosened = Stamp.of(recipe(seed=1, **free), FREE)
     assert loosened.recipe != mine.recipe
     assert Checkpoint(tmp_path, 2, loosened).load(learner.engine)["step"] == 2
     with pytest.raises(UsageError, match=f"another recipe .{mine.recipe}"):
