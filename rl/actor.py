@@ -142,8 +142,8 @@ class Actor:
             PolicyUnavailableError: the policy failed in every episode.
         """
         drawn = [Drawn(one, task) for one in self._measured for task in one.tasks]
-        label, heat = f"validation-{step:05d}", self._recipe.validation.temperature
-        plays = measured(drawn, self._recipe.seed, label, heat)
+        heat = self._recipe.validation.temperature
+        plays = measured(drawn, self._recipe.seed, step, heat)
 
         def told(done: int, total: int) -> None:
             self._observer.stage("validate", done, total)

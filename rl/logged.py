@@ -19,6 +19,7 @@ from agent.policies.chat import ChatTemplate
 from agent.trajectory import Action, ActionKind, Span, Status, StopReason, Trajectory, Turn
 from eval.metrics.text import contains
 from eval.sample import score_one
+from rl.group_names import is_measured
 from tools.base import Source, Toolbox
 
 #: Key of `Task.meta` under which the right answer lies that somebody gave to a logged episode.
@@ -79,7 +80,7 @@ def with_correction(trajectory: Trajectory, answer: str) -> Trajectory:
 
 
 def unfit(trajectory: Trajectory, template: ChatTemplate, policies: Sequence[str]) -> str:
-    """Why a trajectory's tokens cannot be trained on; "" when they can.
+    """Why a trajectory is nothing to train on, whatever it is worth; "" when it can be.
 
     Args:
         trajectory: any.
@@ -90,6 +91,8 @@ def unfit(trajectory: Trajectory, template: ChatTemplate, policies: Sequence[str
     name = name or trajectory.policy
     if trajectory.status is Status.FAILED:
         return "the episode failed"
+    if is_measured(trajectory.group):
+        return "asked to be measured: an episode of a validation"
     if not trajectory.has_tokens:
         return "no token ids: the policy gave none"
     if not trajectory.sampled.any():

@@ -10,7 +10,7 @@ import hashlib
 from collections.abc import Collection, Iterable
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal, Self, TypeVar, get_args
+from typing import Annotated, Any, Literal, Self, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -19,9 +19,11 @@ from kg.errors import UsageError
 
 
 class Strict(BaseModel):
-    """A section of a recipe: no unknown keys."""
+    """A section of a recipe: no unknown keys, no numbers that are not finite."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, allow_inf_nan=False, hide_input_in_errors=True
+    )
 
     @property
     def digest(self) -> str:
@@ -65,6 +67,10 @@ class Lora(Strict):
     targets: str | list[str] = "all-linear"
 
 
+#: Share of a running mean that stays at each step.
+Decay = Annotated[float, Field(ge=0, lt=1)]
+
+
 class Optimizer(Strict):
     """AdamW with linear warm-up and cosine decay to `final` of the peak rate."""
 
@@ -73,7 +79,7 @@ class Optimizer(Strict):
     final: float = Field(0.1, ge=0, le=1)
     weight_decay: float = Field(0.0, ge=0)
     clip: float = Field(1.0, gt=0)
-    betas: tuple[float, float] = (0.9, 0.95)
+    betas: tuple[Decay, Decay] = (0.9, 0.95)
 
 
 class Worlds(Strict):

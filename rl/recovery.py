@@ -89,7 +89,7 @@ async def ask_misled(
     Raises:
         PolicyUnavailableError: the policy failed in every episode.
     """
-    plays = measured(drawn, seed, f"misled-{step:05d}", temperature, misled=True)
+    plays = measured(drawn, seed, step, temperature, misled=True)
     places = [n for n, one in enumerate(drawn) if can_mislead(one.task)]
     done = await stage.play([plays[n] for n in places], told)
     samples = []

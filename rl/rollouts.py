@@ -17,6 +17,7 @@ from agent.rollout import run_episode
 from agent.task import Task
 from agent.trajectory import StopReason, Trajectory
 from kg.errors import PolicyUnavailableError
+from rl import group_names
 from rl.curriculum import Drawn
 from rl.train_recipe import Rollouts
 from tools.base import Toolbox
@@ -145,7 +146,7 @@ def groups_of(step: int, drawn: Sequence[Drawn], rollouts: Rollouts, seed: int) 
     for source, task in drawn:
         setup = _untimed(source.setup, rollouts)
         setup = replace(setup, sampling=replace(sampling, max_tokens=setup.sampling.max_tokens))
-        group = group_name(step, source.name, task.id)
+        group = group_names.of_step(step, source.name, task.id)
         for number in range(rollouts.size):
             digest = hashlib.sha256(f"{seed}/{group}/{number}".encode()).hexdigest()
             drawn_seed = int(digest[:7], 16)
@@ -173,15 +174,10 @@ def goes_wrong(task: Task, seed: int, share: float) -> bool:
     return can_mislead(task) and int(digest[:8], 16) < share * 2**32
 
 
-def group_name(step: int, source: str, task: str) -> str:
-    """What the rollouts of a task in a step are called in the store."""
-    return f"step-{step:05d}/{source}/{task}"
-
-
 def measured(
-    drawn: Sequence[Drawn], seed: int, label: str, temperature: float = 0.0, misled: bool = False
+    drawn: Sequence[Drawn], seed: int, step: int, temperature: float = 0.0, misled: bool = False
 ) -> list[Play]:
-    """One episode of each task, for validation; the same seeds each time.
+    """One episode of each task, for the validation after `step` updates; the same seeds each time.
 
     With `misled` the first search of each is made to go wrong.
     """
@@ -189,7 +185,10 @@ def measured(
         Play(
             replace(source.setup, sampling=replace(source.setup.sampling, temperature=temperature)),
             Episode(
-                task, seed=seed + number, group=f"{label}/{source.name}/{task.id}", misled=misled
+                task,
+                seed=seed + number,
+                group=group_names.of_validation(step, source.name, task.id, misled),
+                misled=misled,
             ),
         )
         for number, (source, task) in enumerate(drawn)

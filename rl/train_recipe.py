@@ -6,11 +6,12 @@ run. Every file in `rl/recipes` that names rewards is one; it says which of its 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from functools import cached_property
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from eval.benchmarks import Split
 from rl.credit import find
@@ -45,12 +46,19 @@ class CreditChoice(Strict):
 
 class Correction(Strict):
     """Factors for the gap between the engine's log-probabilities and the trainer's; see
-    `rl.losses.importance_weights`."""
+    `rl.losses.importance_weights`. The bounds lie on either side of 1, the factor where there is no gap.
+    """
 
     level: Level = "token"
     mode: Literal["truncate", "mask"] = "truncate"
-    low: float | None = None
-    high: float | None = 2.0
+    low: float | None = Field(None, ge=0, le=1)
+    high: float | None = Field(2.0, ge=1)
+
+    @model_validator(mode="after")
+    def _leaves_some(self) -> Self:
+        if self.low is not None and self.low == self.high:
+            raise ValueError("low and high are equal: every factor would be the same, or masked")
+        return self
 
 
 class Anchor(Strict):
@@ -64,7 +72,7 @@ class Anchor(Strict):
             that of this KL, or k3's, that of KL(start || policy); k1's is 0 in expectation and refused.
     """
 
-    coefficient: float = Field(gt=0, allow_inf_nan=False)
+    coefficient: float = Field(gt=0)
     into: Literal["loss", "reward"] = "loss"
     value: KlEstimator = "k3"
     gradient: KlEstimator = "k2"
@@ -96,13 +104,13 @@ class LossChoice(Strict):
 
     kind: Literal["ppo_clip", "gspo"] = "ppo_clip"
     aggregation: Aggregation = "token-mean"
-    constant: float = Field(1.0, gt=0, allow_inf_nan=False)
+    constant: float = Field(1.0, gt=0)
     low: float = Field(0.2, ge=0, le=1)
     high: float = Field(0.2, ge=0)
     dual: float | None = Field(None, gt=1)
     correction: Correction | None = Correction()
     anchor: Anchor | None = None
-    entropy: float = Field(0.0, ge=0, allow_inf_nan=False)
+    entropy: float = Field(0.0, ge=0)
 
     @model_validator(mode="before")
     @classmethod
@@ -195,6 +203,21 @@ class Tasks(Strict):
         return self
 
 
+def _without_login(address: str) -> str:
+    """A URL as recipes may hold it: they are printed, kept in the run's folder and exported."""
+    if _LOGIN.match(address):
+        raise ValueError(
+            "a URL in a recipe holds no user or password: it is printed and exported; "
+            "put the server's key into AGENT_API_KEY"
+        )
+    return address
+
+
+_LOGIN = re.compile(r"\s*[^/?#]*://[^/?#]*@")
+#: A policy's name, folder or URL; a URL without user and password.
+Address = Annotated[str, AfterValidator(_without_login)]
+
+
 class Server(Strict):
     """A vLLM server that samples; see `agent.policies.vllm_server` for how it is started.
 
@@ -204,7 +227,7 @@ class Server(Strict):
             or `nccl` from GPU to GPU.
     """
 
-    url: str = Field(pattern=r"^https?://[^@]+$")
+    url: Address = Field(pattern=r"^https?://[^/]")
     transfer: Literal["files", "nccl"] = "files"
 
 
@@ -340,7 +363,7 @@ class CriticChoice(Strict):
     lora: Lora | None = None
     epochs: int = Field(1, ge=1)
     minibatches: int = Field(1, ge=1)
-    value_clip: float | None = Field(None, gt=0, allow_inf_nan=False)
+    value_clip: float | None = Field(None, gt=0)
 
     @model_validator(mode="after")
     def _repeatable(self) -> Self:
@@ -392,11 +415,12 @@ class Asked(Strict):
     """A policy that is asked about trajectories; a name alone will do in a recipe.
 
     Attributes:
-        policy: model name or folder, `vllm:NAME`, or the URL of an OpenAI-compatible server.
+        policy: model name or folder, `vllm:NAME`, or the URL of an OpenAI-compatible server, without
+            user and password.
         model: the model's name on that server; its key is `AGENT_API_KEY`.
     """
 
-    policy: str
+    policy: Address
     model: str = ""
 
     @model_validator(mode="before")

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, get_type_hints
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from rl.credit.gae import bilevel_gae, token_gae, turn_gae
 from rl.credit.group import Batch, CreditError
@@ -26,6 +26,8 @@ from rl.credit.outcome import (
 from rl.credit.settle import drop_and_count
 from rl.credit.stopping import stopping
 from rl.credit.turns import gigpo, igpo, turn_group, turn_rloo
+
+_FINITE = ConfigDict(allow_inf_nan=False)
 
 
 @dataclass(frozen=True)
@@ -55,7 +57,7 @@ class Estimator:
         """The options, converted to their types.
 
         Raises:
-            CreditError: one that is unknown (the nearest is suggested) or of a wrong type.
+            CreditError: one that is unknown (the nearest is suggested), of a wrong type, or not finite.
         """
         for option in options:
             if option not in self.options:
@@ -65,7 +67,8 @@ class Estimator:
         made: dict[str, Any] = {}
         for option, value in options.items():
             try:
-                made[option] = TypeAdapter(types[option]).validate_python(value)
+                kind: TypeAdapter[Any] = TypeAdapter(types[option], config=_FINITE)
+                made[option] = kind.validate_python(value)
             except ValidationError as error:
                 message = f"{self.name}: the option '{option}' is {value!r}"
                 raise CreditError(message, error.errors()[0]["msg"]) from error

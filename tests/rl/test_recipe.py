@@ -1,10 +1,12 @@
 """Recipes: what is wrong is named, with the nearest right thing."""
 
+import traceback
+
 import pytest
 
 from kg.errors import UsageError
 from rl.recipe import load_pretrain, load_sft, shipped
-from rl.train_recipe import load_assessment, load_train
+from rl.train_recipe import Models, load_assessment, load_train
 
 
 @pytest.mark.parametrize("name", shipped())
@@ -53,3 +55,53 @@ def test_a_file_that_is_not_yaml(tmp_path):
     path.write_text("a: [")
     with pytest.raises(UsageError, match="not YAML"):
         load_sft(str(path))
+
+
+@pytest.mark.parametrize(
+    ("override", "where"),
+    [
+        ("loss.correction.high=-1", "loss.correction.high"),
+        ("loss.correction.high=.nan", "loss.correction.high"),
+        ("loss.correction.high=0.5", "loss.correction.high"),
+        ("loss.correction.low=-0.1", "loss.correction.low"),
+        ("loss.correction.low=3", "loss.correction.low"),
+        ("loss.correction={low: 1, high: 1}", "low and high are equal"),
+        ("loss.high=.inf", "loss.high"),
+        ("update.optimizer.lr=.inf", "update.optimizer.lr"),
+        ("update.optimizer.clip=.inf", "update.optimizer.clip"),
+        ("update.optimizer.weight_decay=.nan", "update.optimizer.weight_decay"),
+        ("update.optimizer.betas=[1.5, 0.9]", "update.optimizer.betas.0"),
+        ("update.optimizer.betas=[0.9, 1]", "update.optimizer.betas.1"),
+        ("credit.options={eps: .nan}", "'eps' is nan"),
+        ("tripwires.gap.growth=.inf", "tripwires.gap.growth"),
+        ("max_seconds=.inf", "max_seconds"),
+    ],
+)
+def test_numbers_that_reverse_or_void_an_update_are_refused(override, where):
+    with pytest.raises(UsageError, match=where):
+        load_train("lite_ppo", [override])
+
+
+def test_bounds_of_the_correction_lie_on_either_side_of_one():
+    found = load_train("lite_ppo", ["loss.correction={low: 0.5, high: 1, mode: mask}"])
+    assert (found.loss.correction.low, found.loss.correction.high) == (0.5, 1.0)
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "models.judge={policy: 'https://ada:s3cret@host/v1', model: m}",
+        "models.facts=HTTPS://ada:s3cret@host/v1",
+        "rollouts={engine: server, server: {url: 'http://s3cret@host:8000'}}",
+    ],
+)
+def test_a_recipe_holds_no_password(override):
+    with pytest.raises(UsageError, match="AGENT_API_KEY") as caught:
+        load_train("lite_ppo", [override])
+    assert "s3cret" not in "".join(traceback.format_exception(caught.value))
+    assert load_train("lite_ppo", [override.replace("ada:", "").replace("s3cret@", "")])
+
+
+def test_an_at_sign_in_a_path_or_a_name_is_no_password():
+    judge = {"policy": "https://host/@ada/v1", "model": "m"}
+    assert Models(judge=judge, facts="vllm:models/a@b").judge.policy == judge["policy"]

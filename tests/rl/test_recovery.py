@@ -51,7 +51,7 @@ def stage(micro, tmp_path_factory):
         drawn = [Drawn(sets[0], task) for found in kinds for task in found[:2]]
         plays, stage = groups_of(1, drawn, rollouts, 7), Stage(policy, rollouts)
         found, again = await stage.play(plays), await stage.play(plays)
-        done = await stage.play(measured(drawn, 3, "validation-00000"))
+        done = await stage.play(measured(drawn, 3, 0))
         clean = [
             score_one(d.source.name, d.source.scorer, d.task, t)
             for d, t in zip(drawn, done, strict=True)

@@ -25,6 +25,7 @@ from eval.metrics.text import contains
 from kg.errors import UsageError
 from rl.assess import assess
 from rl.fit import TrainingError
+from rl.group_names import of_validation
 from rl.learner import Learner
 from rl.leash import turn_kl
 from rl.logged import Wanted, comparable, demonstrations, with_correction
@@ -146,6 +147,22 @@ def test_a_correction_that_was_never_shown_is_not_taught(logged, template):
     one, *_ = searched(logged)
     found = demonstrations([with_correction(one, "Zyxwv Utsrq")], Wanted(), template, "micro")
     assert found.reasons == {"corrected, but the right answer is in nothing that it was shown": 1}
+
+
+@pytest.mark.parametrize("way", ["imitate", "gradient"])
+def test_validations_of_a_run_are_not_trained_on(logged, template, way):
+    sound = [t.with_rewards({"thumb": 1.0}) for t in logged if t.status is not Status.FAILED]
+    held = [
+        replace(sound[0], id="v", group=of_validation(10, "world", "q1")),
+        replace(sound[1], id="m", group=of_validation(10, "world", "q1", misled=True)),
+    ]
+    plain = [replace(sound[2], group="misled-souls/world/q1"), *sound[3:]]
+    select = demonstrations if way == "imitate" else comparable
+    chosen = select([*held, *plain], Wanted(reward="thumb"), template, "micro")
+    reason = "asked to be measured: an episode of a validation"
+    assert [one.id for one in chosen.left_out if one.reason == reason] == ["v", "m"]
+    assert chosen.reasons[reason] == 2
+    assert plain[0].id in {one.id for one in chosen.used}
 
 
 def test_imitation_raises_the_likelihood_of_what_was_liked(logged, micro, models_dir, tmp_path):
