@@ -36,7 +36,15 @@ CURVES = (
         {"right": "right", "abstained": "abstained", "capped": "at a cap", "invalid": "invalid"},
         "share, calls",
     ),
-    Curve("entropy", {"entropy": "policy", "tool_entropy": "tool calls"}, "nats"),
+    Curve(
+        "entropy",
+        {
+            "sampled_entropy": "policy, all rollouts",
+            "entropy": "policy, what is learnt from",
+            "tool_entropy": "tool calls",
+        },
+        "nats",
+    ),
     Curve("KL", {"kl": "to the anchor", "old_kl": "to the policy that sampled"}, "nats a token"),
     Curve(
         "log-probability gap",

@@ -149,6 +149,7 @@ def of_rollouts(
         "invalid": mean(lambda t: usage(t).invalid),
         "repeated": mean(lambda t: usage(t).repeated),
         "tool_entropy": _entropy(calls),
+        "sampled_entropy": _surprise([one for group in groups for one in group]),
         "sampled_tokens": float(sum(int(t.sampled.sum()) for g in groups for t in g)),
         "read_tokens": float(
             sum(turn.prompt_tokens for g in groups for t in g for turn in t.turns)
@@ -219,6 +220,19 @@ def of_critic(taught: CriticStats) -> Metrics:
 
 def _mean(values: Sequence[float]) -> float:
     return float(np.mean(values)) if values else float("nan")
+
+
+def _surprise(rollouts: Sequence[Trajectory]) -> float:
+    """Mean of -log p(token) in nats over all sampled tokens, by the policy that sampled them; NaN where
+    none has a log-probability.
+
+    At temperature 1 without truncation, as training rollouts are drawn, its expectation is the policy's
+    entropy in the contexts that it met. Drawn otherwise it is the cross-entropy of the draw to the
+    policy, since recorded log-probabilities are always the policy's own.
+    """
+    found = [-t.logprobs[t.sampled & np.isfinite(t.logprobs)] for t in rollouts]
+    total = sum(len(one) for one in found)
+    return float(sum(one.sum(dtype=np.float64) for one in found) / total) if total else float("nan")
 
 
 def _entropy(names: Sequence[str]) -> float:

@@ -198,7 +198,11 @@ class ToolEntropy(Collapse):
 
 
 class Entropy(Collapse):
-    """The policy's entropy (nats a token) collapses: rollouts of a group become copies of each other."""
+    """The policy's entropy (nats a token) collapses: rollouts of a group become copies of each other.
+
+    Read from the sampled tokens of all rollouts: it is there in every run, and also when no group is left
+    that a pass would compute the exact entropy of.
+    """
 
     share: float = Field(0.05, ge=0, lt=1)
     least: float = Field(0.01, ge=0)
@@ -206,7 +210,7 @@ class Entropy(Collapse):
     @property
     def metric(self) -> tuple[str, str]:
         """See `Collapse.metric`."""
-        return "entropy", "the policy's entropy"
+        return "sampled_entropy", "the policy's entropy"
 
     @property
     def look(self) -> str:

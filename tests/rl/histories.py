@@ -14,6 +14,7 @@ CALM = {
     "advantage_abs": 0.2,
     "tool_entropy": 0.68,
     "entropy": 0.15,
+    "sampled_entropy": 0.12,
     "gap_mean": 0.002,
     "gap_max": 0.2,
     "capped": 0.1,

@@ -47,7 +47,8 @@ def test_piped_one_plain_line_a_step(tmp_path):
     lines = to.file.getvalue().splitlines()
     assert [one for one in lines if one.startswith("step ")] == [
         f"step {n}/40  reward 0.300 (answer 0.300)  right 30.0 %  advantage 0.200  KL 0.001  "
-        "entropy 0.15  clipped 3.0 %  gap 0.002  gradient 0.5  turns 5.0  searches 2.0  tokens/s 250  "
+        "entropy 0.12  entropy learnt from 0.15  clipped 3.0 %  gap 0.002  gradient 0.5  turns 5.0  "
+        "searches 2.0  tokens/s 250  "
         f"time 5.0 s (collect 4.0 s, update 1.0 s)  {left} to go"
         for n, left in ((1, "3:15"), (2, "3:10"), (3, "3:05"))
     ]
@@ -100,7 +101,8 @@ def test_a_run_that_goes_on_keeps_its_best_and_reckons_from_its_own_steps(tmp_pa
 
 def test_numbers_that_are_not_there_are_not_shown():
     said = line(metrics(1, entropy=math.nan, **{"seconds/collect": 0.0}), math.nan)
-    assert "entropy" not in said
+    assert "entropy 0.12" in said
+    assert "entropy learnt from" not in said
     assert "tokens/s" not in said
     assert said.endswith("? to go")
 

@@ -42,7 +42,7 @@ def test_a_run_that_learns_trips_nothing():
     seen = history(
         validations=(measured(0, 40), measured(10, 50), measured(20, 60)),
         reward=lambda step: 0.2 + 0.02 * step,
-        entropy=lambda step: 0.2 / (1 + 0.1 * step),
+        sampled_entropy=lambda step: 0.2 / (1 + 0.1 * step),
         grad_norm=lambda step: 9.0 if step == 12 else 0.4,
         turns=lambda step: 6 - 0.1 * step,
     )
@@ -91,7 +91,7 @@ def test_without_questions_whole_intervals_must_part():
     ("wire", "courses", "said"),
     [
         ("tool_entropy", {"tool_entropy": until(10, 0.68, 0.05)}, "0.68 to 0.05"),
-        ("entropy", {"entropy": until(10, 0.2, 0.001)}, "0.2 to 0.001"),
+        ("entropy", {"sampled_entropy": until(10, 0.2, 0.001)}, "0.2 to 0.001"),
         ("gap", {"gap_mean": until(0, 0.0, 0.3)}, "0.3 nats a token, above 0.1"),
         ("gap", {"gap_mean": until(10, 0.001, 0.05)}, "grew from 0.001 to 0.05"),
         (
@@ -117,12 +117,20 @@ def test_a_wire_that_is_tripped_says_its_numbers(wire, courses, said):
     assert check(Tripwires(), seen, ignored=[wire]) == []
 
 
+def test_a_collapse_that_silences_every_group_trips():
+    """Nothing is learnt from then on: no pass computes an entropy, and the steps do not tell one."""
+    seen = history(sampled_entropy=until(10, 0.2, 0.001))
+    for one in seen.steps[10:]:
+        del one["entropy"]
+    assert tripped(seen) == ["entropy"]
+
+
 @pytest.mark.parametrize(
     "courses",
     [
         pytest.param({"tool_entropy": until(10, 0.05, 0.0)}, id="one tool from the start"),
         pytest.param({"tool_entropy": until(18, 0.68, 0.0)}, id="two odd steps"),
-        pytest.param({"entropy": until(10, 0.2, 0.05)}, id="entropy a quarter"),
+        pytest.param({"sampled_entropy": until(10, 0.2, 0.05)}, id="entropy a quarter"),
         pytest.param({"gap_mean": until(10, 1e-7, 1e-5)}, id="a tiny gap that grows"),
         pytest.param({"capped": until(0, 0.0, 0.8)}, id="capped from the start"),
         pytest.param({"masked": until(19, 0.0, 1.0)}, id="one masked step"),
@@ -177,7 +185,9 @@ def test_a_pause_says_which_wire_what_to_compare_and_how_to_go_on(tmp_path):
 
 
 def test_several_wires_are_all_named(tmp_path):
-    write(tmp_path / "run", history(entropy=until(10, 0.2, 0.0), capped=until(10, 0.0, 0.9)))
+    write(
+        tmp_path / "run", history(sampled_entropy=until(10, 0.2, 0.0), capped=until(10, 0.0, 0.9))
+    )
     error = looked(tmp_path / "run", Tripwires())
     assert "'capped'" in error.message
     assert "also entropy" in error.message
