@@ -1,4 +1,4 @@
-"""Batches whose loss was no number, kept for inspection."""
+"""Batches whose loss or gradient was no number, kept for inspection."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ def keep(
         run: the run's folder.
         step: that changed nothing.
         whose: loss: `policy` or `critic`.
-        trees: whose loss was no number; none where another process has them all.
+        trees: that are to blame; none where another process has them all.
         targets: what the critic was to predict.
     """
-    said = f"the {whose}'s loss is no number; it did not change"
+    said = f"the {whose}'s loss or gradient is no number; it did not change"
     if trees:
         place = f"step-{step:05d}-{torch.distributed.get_rank()}-{whose}.pt"
         (run / FOLDER).mkdir(exist_ok=True)

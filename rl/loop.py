@@ -357,7 +357,7 @@ class _Run:
             return None
         key = "update.optimizer.lr" if "policy" in whose else "critic.optimizer.lr"
         return TrainingError(
-            f"the loss was no number in {self.bad} steps in a row, the last one {step}",
+            f"the loss or its gradient was no number in {self.bad} steps in a row, the last one {step}",
             f"lower {key}; the batches are in the run's folder, under broken/",
         )
 

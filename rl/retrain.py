@@ -109,7 +109,7 @@ def retrain(
         UsageError: no episode that can be trained on, whose reasons are told; or a folder of another
             run, one begun on other episodes, or one that another process trains in.
         PolicyUnavailableError: the base cannot be had.
-        TrainingError: the loss was no number several times in a row, or once in `imitate`.
+        TrainingError: the loss or its gradient was no number several times in a row, or once in `imitate`.
         CheckpointError: two checkpoints in a row could not be saved, or the last one cannot be read.
     """
     wanted = wanted or Wanted()
@@ -365,7 +365,8 @@ class _Passes:
                     self.checkpoint.save(engine, step, {"bad": self.bad})
                 if ruined:
                     raise TrainingError(
-                        f"the loss was no number in {self.bad} steps in a row, the last one {step}",
+                        f"the loss or its gradient was no number in {self.bad} steps in a row, the last "
+                        f"one {step}",
                         "lower update.optimizer.lr; the batches are in the run's folder, under broken/",
                     )
                 if stopped:

@@ -1,6 +1,6 @@
 """One optimizer step over token trees, for whatever is trained on them: a policy, or a critic.
 
-Every process makes the same number of passes. A step whose loss is no number changes nothing.
+Every process makes the same number of passes. A step whose loss or gradient is no number changes nothing.
 """
 
 from __future__ import annotations
@@ -29,11 +29,12 @@ class UpdateStats:
 
     Attributes:
         loss: of the whole step; NaN when the step was skipped.
-        applied: whether the weights changed; not when a loss was no number.
+        applied: whether the weights changed; not when a loss or the gradient was no number.
         figures: means over loss tokens of what the loss tells, by name, and `grad_norm`, `lr`,
             `computed` (tokens of the trees), `shared` (tokens of all calls one by one over those of
             the trees), `passes`; of a policy also `tokens` (loss tokens) and `silent` (trees left out).
-        broken: trees of this process whose loss was no number.
+        broken: trees of this process whose loss was no number; all that it passed over where the gradient
+            alone was none.
     """
 
     loss: float
@@ -66,18 +67,22 @@ def take_step(
             engine.backward(found.value * (world if counts else 0))
         if index < len(mine) - 1:
             engine.step()
-    return _finish(engine, trees, tally)
+    return _finish(engine, trees, tuple(item for item, counts in mine if counts), tally)
 
 
-def _finish(engine: Any, trees: Sequence[TreeBatch], tally: _Tally) -> UpdateStats:
-    """Change the weights, unless a loss was no number."""
+def _finish(
+    engine: Any, trees: Sequence[TreeBatch], mine: tuple[TreeBatch, ...], tally: _Tally
+) -> UpdateStats:
+    """Change the weights, unless a loss or the gradient was no number."""
     device = engine.device
     figures = tally.figures(device)
-    loss = ranks.total(tally.loss, device)
-    broken = ranks.anybody(bool(tally.broken), device)
+    loss, kept = ranks.total(tally.loss, device), tuple(tally.broken)
+    blamed = broken = ranks.anybody(bool(kept), device)
     rate, norm = float(engine.get_lr()[0]), 0.0
     if trees:
-        norm, broken = change(engine, broken)
+        norm, broken = change(engine, blamed)
+    if broken and not blamed:  # nothing tells which tree the gradient is of
+        kept = mine
     computed = sum(len(tree.tree) for tree in trees)
     figures |= {
         "grad_norm": math.nan if broken else norm,
@@ -87,7 +92,7 @@ def _finish(engine: Any, trees: Sequence[TreeBatch], tally: _Tally) -> UpdateSta
         "passes": float(len(trees)),
     }
     applied = bool(trees) and not broken
-    return UpdateStats(math.nan if broken else loss, applied, figures, tuple(tally.broken))
+    return UpdateStats(math.nan if broken else loss, applied, figures, kept)
 
 
 def change(engine: Any, broken: bool) -> tuple[float, bool]:

@@ -314,8 +314,8 @@ class Update(Strict):
         minibatches: optimizer steps a pass.
         tree_tokens: most tokens of one forward pass; a larger group is computed in parts.
         checkpointing: compute activations again in the backward pass instead of keeping them.
-        entropy: report the exact entropy of the predictions that are learnt from where no bonus needs it;
-            costs a little. The estimate over all rollouts is always there.
+        entropy: report the exact entropy of what is learnt from where no bonus needs it; costs a little.
+            The estimate over all rollouts is always there.
         dtype, zero: of the DeepSpeed engine.
         offload: to the host's memory: the `optimizer`'s states (ZeRO 1 and above), or `all`, the weights
             too (ZeRO 3); slow.

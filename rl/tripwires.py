@@ -200,8 +200,8 @@ class ToolEntropy(Collapse):
 class Entropy(Collapse):
     """The policy's entropy (nats a token) collapses: rollouts of a group become copies of each other.
 
-    Read from the sampled tokens of all rollouts: it is there in every run, and also when no group is left
-    that a pass would compute the exact entropy of.
+    Read from the sampled tokens of all rollouts: there in every run, also when no group is left that a
+    pass would compute the exact entropy of.
     """
 
     share: float = Field(0.05, ge=0, lt=1)

@@ -246,6 +246,22 @@ def test_a_step_without_a_number_changes_nothing(tiny, zero):
     assert after[0] == pytest.approx(after[1], abs=1e-6)
 
 
+@pytest.mark.parametrize("zero", [0, 1, 3])
+def test_all_trees_of_a_step_are_kept_where_the_gradient_alone_is_no_number(tiny, zero):
+    made = learner(tiny, zero=zero)
+    made.step(update_batch(trees_of(0)))
+    before, trees = weights(made), trees_of(1)
+    parameter = next(p for p in made.engine.module.parameters() if p.requires_grad)
+    hook = parameter.register_hook(lambda gradient: gradient * float("inf"))
+    stats = made.step(update_batch(trees))
+    hook.remove()
+    assert not stats.applied
+    assert np.isnan(stats.loss)
+    assert [id(tree) for tree in stats.broken] == [id(tree) for tree in trees]
+    assert all(torch.equal(before[name], tensor) for name, tensor in weights(made).items())
+    assert made.step(update_batch(trees_of(2))).broken == ()
+
+
 def weights(made):
     from rl.engine import whole
 
