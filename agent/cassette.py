@@ -9,12 +9,11 @@ from agent.settings import Settings
 from agent.toolbox import open_tools
 from agent.trajectory import Trajectory
 from kg.errors import TurnwiseError
-from tools.base import MISLED, Tool, Toolbox
+from tools.base import Tool, Toolbox
 from tools.cassette import AbsentTool, CassetteTool, Take
 from tools.judge import JudgeTool
 
 Notify = Callable[[str], None]
-_NO_TOOLS = ("format", "rule", MISLED)  # what else `Trajectory.versions` holds
 
 
 def open_cassette(
@@ -43,13 +42,13 @@ def open_cassette(
         TurnwiseError: a tool that was asked for does not open.
     """
     recorded = takes(done)
-    versions = {name: v for name, v in done.versions.items() if name not in _NO_TOOLS}
-    names = tuple(versions) or settings.tools
     tools, notes = [], []
-    for name in names:
+    for name in done.tools or settings.tools:
         wanted = own if live is None else name in live
         closed = live is not None and not wanted
-        tool, note = _open(name, settings, recorded, versions.get(name, ""), wanted, closed, notify)
+        tool, note = _open(
+            name, settings, recorded, done.versions.get(name, ""), wanted, closed, notify
+        )
         tools.append(tool)
         notes += [note] if note else []
     return Toolbox(tools), notes

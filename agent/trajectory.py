@@ -24,7 +24,7 @@ from agent.policies.base import Sampling
 from agent.record import check_id, check_types, logprob_array, token_array, utc
 from agent.task import Task
 from kg.errors import UsageError
-from tools.base import Observation, Source, Verdict, freeze
+from tools.base import MISLED, Observation, Source, Verdict, freeze
 
 FORMAT_VERSION = 1
 
@@ -153,6 +153,9 @@ class Turn:
         freeze(self, "context")
 
 
+_NO_TOOLS = ("format", "rule", MISLED)  # what else `Trajectory.versions` holds
+
+
 @dataclass(frozen=True)
 class Trajectory:
     """A finished episode.
@@ -239,6 +242,12 @@ class Trajectory:
             return False
         last = self.turns[-1].action.kind if self.turns else None
         return self.status is Status.ABSTAINED or last is ActionKind.ABSTAIN
+
+    @property
+    def tools(self) -> tuple[str, ...]:
+        """Names of the tools that the policy could call, in their order; empty where nobody wrote them
+        down."""
+        return tuple(name for name in self.versions if name not in _NO_TOOLS)
 
     @property
     def misled(self) -> bool:

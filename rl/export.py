@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any, Literal
@@ -105,7 +105,7 @@ def _source(run: Path, which: Which) -> tuple[Path, int | None]:
         return run / "best", Best(run).step
     for name in ("policy", "model", "adapter"):
         if is_model_folder(run / name) or (run / name / ADAPTER_CONFIG).is_file():
-            return run / name, _steps(run)
+            return run / name, _steps(run, name)
     raise UsageError(f"{run} holds no weights yet", "agent train writes them after the first step")
 
 
@@ -113,18 +113,30 @@ def validations(run: Path) -> list[dict[str, Any]]:
     """What the run wrote of each validation, by step; of the steps that it has done, and of the best."""
     files = sorted((run / "validation").glob("step-*.json"))
     found = (_json(file, "cannot be read") for file in files)
-    last = max((line["step"] for line in run_folder.lines(run / run_folder.METRICS)), default=0)
+    last = _last_step(run) or 0
     return [one for one in found if one["step"] <= last or one["step"] == Best(run).step]
 
 
-def _steps(run: Path) -> int | None:
-    """Steps that a run has done, where it tells."""
+def _steps(run: Path, weights: str) -> int | None:
+    """Steps behind the last weights, where the run tells.
+
+    A loop writes `policy` at every step, so that the report of an earlier end may be older than it.
+    Every other run writes its weights when it ends, with a report.
+    """
+    looped = weights == "policy" and not (run / "retrain.json").is_file()
+    if looped and (step := _last_step(run)) is not None:
+        return step
     for name in ("retrain.json", "report.json"):
         if (run / name).is_file():
             found = _json(run / name, "cannot be read").get("steps")
             return int(found) if isinstance(found, int) else None
     pointer = run / "checkpoint" / "current.json"
     return int(_json(pointer, "cannot be read")["step"]) if pointer.is_file() else None
+
+
+def _last_step(run: Path) -> int | None:
+    lines = run_folder.lines(run / run_folder.METRICS)
+    return max((int(line["step"]) for line in lines), default=None)
 
 
 def _json(path: Path, wrong: str) -> dict[str, Any]:
@@ -203,8 +215,10 @@ def _write_papers(
     out: Path, run: Path, recipe: Mapping[str, Any], kind: str, step: int | None
 ) -> None:
     """Everything that is no weight."""
-    agent = recipe.get("rollouts", {}).get("agent") or _retrained(run).get("agent", {})
-    (out / "agent.toml").write_text(_toml(agent), "utf-8")
+    again = _retrained(run)
+    agent = again.get("agent") or recipe.get("rollouts", {}).get("agent", {})
+    told = _TRAINED if not again else _learnt(again.get("from_episodes", ()))
+    (out / "agent.toml").write_text(_toml(agent, told), "utf-8")
     (out / "recipe.json").write_text(_lines(recipe), "utf-8")
     (out / "README.md").write_text(model_card(run, recipe, kind, step), "utf-8")
 
@@ -240,12 +254,23 @@ def _retrained(run: Path) -> dict[str, Any]:
     return _json(path, "cannot be read") if path.is_file() else {}
 
 
-def _toml(agent: Mapping[str, Any]) -> str:
-    """The settings of the run's episodes, answers drawn greedily."""
+_TRAINED = "The settings that this policy was trained under."
+
+
+def _learnt(told: Sequence[str]) -> str:
+    """Which settings a retraining's are."""
+    if not told:
+        return "The recipe's settings: the episodes that this policy learnt from do not agree on theirs."
+    names = ", ".join(told)
+    return f"As in the episodes that this policy learnt from: {names}. All else is the recipe's."
+
+
+def _toml(agent: Mapping[str, Any], told: str) -> str:
+    """The agent's settings, answers drawn greedily, under a line that tells whose they are."""
     made = isolated_settings(**agent).model_dump(mode="json", include=set(_SETTINGS))
     plain = {key: made[key] for key in _SETTINGS if not isinstance(made[key], dict)}
-    lines = ["# The settings that this policy was trained under. Run agent in this folder,"]
-    lines += ["# or copy the file to where you run it.", 'policy = "."']
+    lines = [f"# {told}", "# Run agent in this folder, or copy the file to where you run it."]
+    lines += ['policy = "."']
     lines += [f"{key} = {_value(value)}" for key, value in plain.items() if value != ""]
     for section in (key for key in _SETTINGS if isinstance(made[key], dict)):
         lines += ["", f"[{section}]"]

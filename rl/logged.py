@@ -9,11 +9,12 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
+from agent.episode import ContextRule
 from agent.formats import TagsFormat
 from agent.policies.chat import ChatTemplate
 from agent.trajectory import Action, ActionKind, Span, Status, StopReason, Trajectory, Turn
@@ -24,6 +25,7 @@ from tools.base import Source, Toolbox
 
 #: Key of `Task.meta` under which the right answer lies that somebody gave to a logged episode.
 CORRECTION = "correction"
+_FORMATS = ("tags", "tool_call")
 _ENDS = (ActionKind.ANSWER, ActionKind.ABSTAIN)
 
 
@@ -179,7 +181,7 @@ def _corrected(
     last = trajectory.turns[-1]
     if last.action.kind not in _ENDS or last.forced or not last.sampled:
         return "corrected, but it does not end in an answer of its own"
-    if trajectory.versions.get("format", "tags") not in ("tags", "tool_call"):
+    if trajectory.versions.get("format", "tags") not in _FORMATS:
         return "corrected, but its action format is not known here"
     source = _support(trajectory, last, correction)
     if source is None:
@@ -283,6 +285,20 @@ def _undrawn(trajectory: Trajectory) -> str:
     if trajectory.sampling.temperature != 1.0 or trajectory.sampling.truncated:
         return "not drawn at temperature 1 untruncated: its log-probabilities are not the draw's"
     return ""
+
+
+def played_under(trajectories: Sequence[Trajectory]) -> dict[str, Any]:
+    """Of the agent's settings `tools`, `format` and `rule` those that all records tell alike."""
+    told: dict[str, set[Any]] = {
+        "tools": {one.tools for one in trajectories},
+        "format": {one.versions.get("format", "") for one in trajectories},
+        "rule": {one.versions.get("rule", "") for one in trajectories},
+    }
+    alike = {name: values.pop() for name, values in told.items() if len(values) == 1}
+    known = {"format": _FORMATS, "rule": tuple(ContextRule)}
+    return {
+        name: value for name, value in alike.items() if value and value in known.get(name, (value,))
+    }
 
 
 def by_task(trajectories: Iterable[Trajectory]) -> list[list[Trajectory]]:

@@ -33,7 +33,15 @@ from rl.fit import TrainingError
 from rl.interrupt import graceful
 from rl.learner import Learner, LearnerScorer
 from rl.leash import turn_kl
-from rl.logged import Chosen, LeftOut, Wanted, by_task, comparable, demonstrations
+from rl.logged import (
+    Chosen,
+    LeftOut,
+    Wanted,
+    by_task,
+    comparable,
+    demonstrations,
+    played_under,
+)
 from rl.model_files import write_model
 from rl.recipe import SftRecipe
 from rl.reward_models import functions
@@ -99,7 +107,9 @@ def retrain(
         url: path or URL of the trajectory store.
         recipe: how.
         settings: of this machine: folder of models.
-        run: folder of the run; `retrain.json` and `left_out.json` tell what was used.
+        run: folder of the run; `retrain.json` and `left_out.json` tell what was used, the former also
+            the digest of the recipe as it was carried out, and the agent's settings: those named in
+            `from_episodes` are the episodes', the others the recipe's.
         way: `imitate` or `gradient`.
         wanted: which episodes are good enough.
         chosen: which episodes are read at all.
@@ -109,10 +119,12 @@ def retrain(
         UsageError: no episode that can be trained on, whose reasons are told; or a folder of another
             run, one begun on other episodes, or one that another process trains in.
         PolicyUnavailableError: the base cannot be had.
-        TrainingError: the loss or its gradient was no number several times in a row, or once in `imitate`.
+        TrainingError: the loss or its gradient was no number several times in a row, or once in
+            `imitate`.
         CheckpointError: two checkpoints in a row could not be saved, or the last one cannot be read.
     """
     wanted = wanted or Wanted()
+    recipe = _off_policy(recipe, wanted) if way == "gradient" else recipe
     ranks.join() if ranks.launched() else None
     base = resolve(recipe.base, settings.models_dir, notify)
     template, problems = ChatTemplate.load(base), list[str]()
@@ -125,12 +137,13 @@ def retrain(
     if way == "imitate":
         done = _imitate(recipe, base, picked, run, notify)
     else:
-        done = _gradient(recipe, base, picked, wanted, settings, run, notify)
+        done = _gradient(recipe, base, picked, settings, run, notify)
     report = replace(done, unreadable=len(problems))
     if ranks.is_main():
         run_folder.write(run / "left_out.json", [one._asdict() for one in picked.left_out])
         facts = {**asdict(report), "out": report.out.name, "recipe": recipe.digest}
-        facts["agent"] = recipe.rollouts.agent
+        played = played_under(picked.used)
+        facts |= {"agent": {**recipe.rollouts.agent, **played}, "from_episodes": sorted(played)}
         run_folder.write(run / "retrain.json", facts)
     return report
 
@@ -207,13 +220,11 @@ def _gradient(
     recipe: TrainRecipe,
     base: Path,
     picked: Chosen,
-    wanted: Wanted,
     settings: Settings,
     run: Path,
     notify: Notify,
 ) -> RetrainReport:
     """One or more passes of the policy gradient over the episodes; goes on after an interruption."""
-    recipe = _off_policy(recipe, wanted)
     context = _context(recipe, picked.used, settings, notify)
     with run_folder.held(run) if ranks.is_main() else nullcontext():
         ranks.main_first(lambda: run_folder.claim(run, recipe))

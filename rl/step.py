@@ -1,6 +1,7 @@
 """One optimizer step over token trees, for whatever is trained on them: a policy, or a critic.
 
-Every process makes the same number of passes. A step whose loss or gradient is no number changes nothing.
+Every process makes the same number of passes. A step whose loss or gradient is no number changes
+nothing.
 """
 
 from __future__ import annotations
@@ -33,8 +34,8 @@ class UpdateStats:
         figures: means over loss tokens of what the loss tells, by name, and `grad_norm`, `lr`,
             `computed` (tokens of the trees), `shared` (tokens of all calls one by one over those of
             the trees), `passes`; of a policy also `tokens` (loss tokens) and `silent` (trees left out).
-        broken: trees of this process whose loss was no number; all that it passed over where the gradient
-            alone was none.
+        broken: trees of this process whose loss was no number; all of them where the gradient alone was
+            none.
     """
 
     loss: float

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from agent.policies.catalog import resolve
 from agent.settings import isolated_settings
 from kg.errors import UsageError
-from rl.export import export
+from rl.export import _steps, _write_papers, export
 from rl.loop import train
 from rl.model_files import note_base
 from rl.train_recipe import load_train
@@ -273,6 +273,41 @@ def test_nothing_that_is_exported_names_a_folder_of_this_machine(trained, home, 
         assert "`popqa`" in card
     told = json.loads((out / "adapter_config.json").read_text())["base_model_name_or_path"]
     assert told == micro.name
+
+
+def test_the_last_weights_are_of_the_last_step_not_of_an_earlier_end(trained, home, tmp_path):
+    """A run that Ctrl-C ended at step 1, that went on and was killed after step 3."""
+    run = tmp_path / "run"
+    shutil.copytree(trained[0], run)
+    assert _steps(run, "policy") == 1
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 2}\n{"step": 3}\n{"step"')
+    assert json.loads((run / "report.json").read_text())["steps"] == 1
+    found = export(run, tmp_path / "out", home, "last")
+    assert found.step == 3
+    assert "step 3" in (found.out / "README.md").read_text()
+    (run / "metrics.jsonl").unlink()
+    assert _steps(run, "policy") == 1
+
+
+def test_a_retraining_tells_the_steps_of_its_weights_and_whose_settings_they_were(tmp_path):
+    """Its weights are written when it ends: what a process did that was killed since is not in them."""
+    told = {"steps": 2, "used": 4, "corrected": 0, "from_episodes": ["format", "tools"]}
+    told["agent"] = {"format": "tool_call", "tools": ["search"], "budgets": {"turns": 3}}
+    recipe = {"base": "micro", "rollouts": {"agent": {"tools": ["kg"], "budgets": {"turns": 3}}}}
+    (tmp_path / "retrain.json").write_text(json.dumps(told))
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n{"step": 2}\n{"step": 3}\n')
+    assert _steps(tmp_path, "policy") == 2
+    _write_papers(tmp_path, tmp_path, recipe, "merged", 2)
+    text = (tmp_path / "agent.toml").read_text()
+    assert text.startswith(
+        "# As in the episodes that this policy learnt from: format, tools. All else"
+    )
+    made = tomllib.loads(text)
+    assert (made["format"], made["tools"], made["budgets"]["turns"]) == ("tool_call", ["search"], 3)
+    (tmp_path / "retrain.json").write_text(json.dumps({**told, "from_episodes": []}))
+    _write_papers(tmp_path, tmp_path, recipe, "merged", 2)
+    assert "do not agree on theirs" in (tmp_path / "agent.toml").read_text().splitlines()[0]
 
 
 def test_validations_of_steps_that_did_not_happen_are_in_no_card(trained, home, tmp_path):

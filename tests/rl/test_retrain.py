@@ -28,13 +28,14 @@ from rl.fit import TrainingError
 from rl.group_names import of_validation
 from rl.learner import Learner
 from rl.leash import turn_kl
-from rl.logged import Wanted, comparable, demonstrations, with_correction
+from rl.logged import Wanted, comparable, demonstrations, played_under, with_correction
 from rl.packing import rows
 from rl.receipt import make_receipt
 from rl.retrain import _context, retrain
 from rl.rewards import RewardContext
 from rl.scoring import load_scorer, score_group
-from rl.train_recipe import load_train
+from rl.train_recipe import TrainRecipe, load_train
+from tests.rl.rollouts import RIGHT, WRONG, play
 from tools.base import Toolbox
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -149,6 +150,16 @@ def test_a_correction_that_was_never_shown_is_not_taught(logged, template):
     assert found.reasons == {"corrected, but the right answer is in nothing that it was shown": 1}
 
 
+def test_settings_are_those_of_the_episodes_where_all_agree():
+    one = play(RIGHT)
+    assert played_under([one, play(WRONG)]) == {
+        "tools": ("search", "judge"), "format": "tags", "rule": "omit",
+    }  # fmt: skip
+    other = replace(one, versions={**one.versions, "chem": "1", "rule": "soft"})
+    assert played_under([one, other]) == {"format": "tags"}
+    assert played_under([replace(one, versions={"format": "mine"})]) == {}
+
+
 @pytest.mark.parametrize("way", ["imitate", "gradient"])
 def test_validations_of_a_run_are_not_trained_on(logged, template, way):
     sound = [t.with_rewards({"thumb": 1.0}) for t in logged if t.status is not Status.FAILED]
@@ -210,6 +221,9 @@ def test_a_gradient_learns_from_attached_rewards(logged, micro, models_dir, tmp_
     assert (
         kept["loss"]["correction"]["high"] == 2.0
     )  # importance weights, though the recipe had none
+    told = json.loads((run / "retrain.json").read_text())
+    assert told["recipe"] == TrainRecipe.model_validate(kept).digest != recipe.digest
+    assert told["recipe"] == json.loads((run / "checkpoint" / "current.json").read_text())["recipe"]
     old, new = load_file(micro / "model.safetensors"), load_file(report.out / "model.safetensors")
     assert any((old[name].float() - new[name].float()).abs().max() > 1e-5 for name in new)
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
