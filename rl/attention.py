@@ -86,8 +86,8 @@ def require_plain(config: Any, longest: int) -> None:
 def _unsupported(name: str, value: object) -> UsageError:
     return UsageError(
         f"this model cannot be trained here: its {name} is {value}",
-        "choose a model with plain causal attention; where a window is the reason, fine-tuning on "
-        "shorter rows (pack_tokens) will do",
+        "choose a model with plain causal attention; where a window is the reason, fine-tuning on rows "
+        "and packs (pack_tokens) that fit into it will do",
     )
 
 

@@ -187,7 +187,7 @@ class Fit(Strict):
 
     Attributes:
         epochs: passes over the rows, each in an order of its own.
-        pack_tokens: tokens of one forward pass.
+        pack_tokens: tokens of one forward pass; a longer row has one of its own.
         batch_tokens: tokens of one optimizer step.
         holdout: share of the rows' sources that is measured and not trained on.
         save_every: optimizer steps.

@@ -40,7 +40,8 @@ def train(
         progress: called after each optimizer step.
 
     Raises:
-        UsageError: no trainable row, or the folder belongs to another recipe.
+        UsageError: no trainable row, the folder belongs to another recipe, or a model whose sliding
+            window is narrower than a pack or the longest row.
         TrainingError: the loss became not a number.
     """
     train_rows, held = _rows(recipe, demonstrations)
@@ -48,9 +49,10 @@ def train(
         raise UsageError("there is no demonstration to train on")
     dtype = getattr(torch, recipe.dtype)
     init = Path(recipe.init) if recipe.init else None
+    longest = max(recipe.pack_tokens, *(len(row) for row in (*train_rows, *held)))
     return fit(
         recipe,
-        lambda: load_trainable(base, recipe.lora, dtype, init, recipe.pack_tokens),
+        lambda: load_trainable(base, recipe.lora, dtype, init, longest),
         train_rows,
         held,
         run,

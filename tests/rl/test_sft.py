@@ -6,6 +6,7 @@ import signal
 import socket
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ from kg.errors import UsageError
 from rl.attention import require_plain, row_lengths
 from rl.checkpoint import Checkpoint
 from rl.engine import TargetLogprobs, load_trainable, start_engine
+from rl.model_files import copy_tokenizer
 from rl.packing import Row, pack
 from rl.recipe import Lora, Optimizer, SftRecipe
 from rl.sft import train
@@ -91,6 +93,31 @@ def test_packed_rows_have_the_logprobs_they_have_alone(tiny):
         expected += [float(logits[i - 1, row.ids[i]]) for i in np.flatnonzero(row.target)]
     np.testing.assert_allclose(found, expected, atol=1e-5)
     np.testing.assert_allclose(chunked, expected, atol=1e-5)
+
+
+def test_a_window_narrower_than_a_row_is_refused_though_a_pack_fits(tiny, tmp_path):
+    """A row longer than a pack has a pass of its own, in which a bare window would be passed over."""
+    from transformers import MistralConfig, MistralForCausalLM
+
+    sizes = json.loads((tiny / "config.json").read_text())
+    same = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers")
+    made = MistralConfig(
+        **{name: sizes[name] for name in same}, num_attention_heads=4, num_key_value_heads=2,
+        max_position_embeddings=512, sliding_window=80,
+    )  # fmt: skip
+    MistralForCausalLM(made).save_pretrained(tmp_path / "windowed")
+    copy_tokenizer(tiny, tmp_path / "windowed")
+    short = list(demonstrations())
+    end, unknown = Span(100, 100), np.full(100, np.nan, dtype=np.float32)
+    turn = replace(
+        short[0].turns[0], context=(Span(0, 90),), reply=Span(90, 100), observation_span=end
+    )
+    ids = np.resize(short[0].token_ids, 100)
+    long = replace(short[0], turns=(turn,), token_ids=ids, logprobs=unknown)
+    for name, found in (("held", {"holdout": 0.45}), ("trained", {"holdout": 0.0})):
+        with pytest.raises(UsageError, match="sliding_window is 80"):
+            train(recipe(**found), tmp_path / "windowed", [long, *short[1:]], tmp_path / name)
+    assert train(recipe(epochs=1), tmp_path / "windowed", short, tmp_path / "short").finished
 
 
 @pytest.mark.parametrize("zero", [0, 1, 2, 3])
@@ -225,6 +252,7 @@ def test_no_demonstration_is_a_usage_error(tiny, tmp_path):
 SCRIPT = """
 import sys, time
 sys.path[:0] = [{tests!r}, {root!r}]
+from dataclasses import replace
 from pathlib import Path
 from test_sft import demonstrations, recipe
 from rl.sft import train
