@@ -21,6 +21,7 @@ from agent.console.options import (
     settings_of,
 )
 from kg.console import AsJson, stderr
+from kg.errors import UsageError
 
 commands = typer.Typer()
 doctor = typer.Typer()
@@ -130,6 +131,7 @@ def probe(
     "agent train rest --from-store history.sqlite --from-policy . --reward thumb --out runs/liked"
 )
 def train(
+    context: typer.Context,
     recipe: RecipeName,
     out: RunFolder,
     data: Data = None,
@@ -173,6 +175,7 @@ def train(
     """
     from rl.train_command import retrained, trained
 
+    _require_heard(context, from_store)
     settings = settings_of()
     aside = redirect_stdout(sys.stderr)  # DeepSpeed logs to stdout, which is the result's alone
     if from_store:
@@ -191,6 +194,37 @@ def train(
     if interrupted:
         stderr("interrupted: the same command goes on from here")
         raise typer.Exit(130)
+
+
+#: Options of `agent train` that count with --from-store alone, and those that count without it alone.
+_OF_STORE = ("way", "reward", "threshold", "from_policy")
+_OF_LOOP = ("data", "ignore", "peak_tflops")
+
+
+def _require_heard(context: typer.Context, from_store: str) -> None:
+    """Refuse options on the command line that would count for nothing.
+
+    Raises:
+        UsageError: names one.
+    """
+
+    def given(name: str) -> bool:
+        source = context.get_parameter_source(name)
+        return source is not None and source.name == "COMMANDLINE"
+
+    if given("from_store") and not from_store:
+        raise UsageError("--from-store names no store", "give its path or URL")
+    idle, why, hint = (
+        (_OF_LOOP, "does not go with --from-store", "leave one of the two out")
+        if from_store
+        else (
+            _OF_STORE,
+            "says something of --from-store, which is not there",
+            "add --from-store STORE",
+        )
+    )
+    for name in filter(given, idle):
+        raise UsageError(f"--{name.replace('_', '-')} {why}", hint)
 
 
 @commands.command(

@@ -112,8 +112,10 @@ def lite_ppo(
 def filtered(batch: Batch, *, threshold: float = 0.5) -> Credit:
     """1 for a trajectory whose reward is above the threshold, 0 for every other one.
 
-    No estimate of the gradient of the expected reward, but of the likelihood of what was kept: nothing
-    is compared, and a group of equal rewards is not 0 where all of it is kept.
+    No gradient of the expected reward less a baseline, but that of the likelihood of what was kept:
+    nothing is compared, and a group of equal rewards is not 0 where all of it is kept. What is not kept
+    counts in the loss's divisor: the loss is an expectation over all samples of filter times negative
+    log-likelihood, which under `token-mean` is the mean over kept tokens times their share of all.
 
     Args:
         batch: n trajectories; groups are ignored.

@@ -204,6 +204,10 @@ def test_the_filter_of_rest_is_the_likelihood_of_what_is_right(played):
         right, found.credit.advantages, found.batch.sampled, strict=True
     ):
         assert (advantages[mask] == float(ok)).all()
+    tokens = found.batch.tokens.sum(axis=1)
+    assert found.loss == pytest.approx(
+        -tokens[right].sum() / tokens.sum()
+    )  # rejected ones divide too
 
 
 @pytest.mark.parametrize("name", MOLECULES)
