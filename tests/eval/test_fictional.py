@@ -3,6 +3,7 @@
 import hashlib
 import json
 import re
+import shutil
 import subprocess
 import sys
 from collections import Counter
@@ -14,8 +15,10 @@ from hypothesis import strategies as st
 from rdflib import Graph, Literal, URIRef
 from rdflib.namespace import RDFS
 
+from agent.settings import SearchSettings
 from agent.task import Task
 from eval.benchmarks.base import rows
+from eval.benchmarks.world import load_world
 from eval.fictional.chance import Chance, Permutation
 from eval.fictional.gold import leads_to_answer
 from eval.fictional.graph import BASE, triples
@@ -27,6 +30,7 @@ from eval.fictional.schema import KINDS, RELATIONS, relation, relations_of
 from eval.fictional.split import split_of
 from eval.fictional.world import Entity, World, told
 from kg.errors import UsageError
+from rl.guidance.lessons import lessons_of
 from tools.search.build import build_index
 from tools.search.index import Index
 from tools.search.settings import IndexSettings
@@ -108,7 +112,7 @@ KNOWN_NAMES = ["Truso Flobregra", "Kuzhiskux", "The Voyage of Lusalo"]
 KNOWN = {
     "corpus": "e2094b5cde2d8955",
     "graph": "d6d29171a806d52f",
-    "tasks": "05ac9d3e93a4d0c1",
+    "tasks": "2a48a551071237a5",
 }
 
 
@@ -166,10 +170,10 @@ def wordings(of, name):
 
 
 def opened(folder, seed, entities, count):
-    """A world with its real search tool and graph."""
+    """A world with its real search tool, as the agent has it, and its graph."""
     make_world(folder, seed, entities, count)
     build_index([folder / "corpus.jsonl"], folder / "index", IndexSettings(dense="none"))
-    search = SearchTool(Index.open(folder / "index"), k=5, mode="lexical")
+    search = SearchTool(Index.open(folder / "index"), k=SearchSettings().k, mode="lexical")
     graph = Graph().parse(folder / "graph.nt", format="nt")
     return World(seed, entities), folder, search, graph
 
@@ -414,6 +418,9 @@ def test_taught_facts_are_the_marked_share(made):
     for task in ones:
         assert task.meta["taught"] == [task.question in asked]
     assert any(task.question in asked for task in ones)
+    changing = [t.meta["taught"] for t in tasks_of(out) if t.kind == "temporal"]
+    assert len(changing) > 5
+    assert not any(any(marks) for marks in changing)  # no lesson tells what changed
 
 
 @pytest.mark.parametrize(
@@ -431,6 +438,34 @@ def test_a_small_world_gives_fewer_questions_and_ends(tmp_path):
     facts = make_world(tmp_path, 1, 40, 1000)
     assert 100 < facts["tasks_train"] + facts["tasks_test"] < 900
     assert json.loads((tmp_path / "world.json").read_text()) == read_world(tmp_path)
+
+
+def test_a_world_that_is_cut_off_over_another_one_is_none(tmp_path):
+    make_world(tmp_path, 1, 60, 60)
+    assert load_world(tmp_path, "test").tasks
+
+    def cut_off(stage, done, total):
+        if stage == "graph.nt":
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        make_world(tmp_path, 2, 60, 60, advance=cut_off)
+    with pytest.raises(UsageError, match="not a world"):
+        load_world(tmp_path, "test")
+
+
+@pytest.mark.parametrize("name", ["corpus.jsonl", "tasks-test.jsonl", "taught.jsonl"])
+def test_a_file_of_another_world_is_refused(tmp_path, name):
+    for seed in (1, 2):
+        make_world(tmp_path / str(seed), seed, 60, 60, taught=0.5)
+    mixed = tmp_path / "1"
+    loaded = load_world(mixed, "test")
+    shutil.copy(tmp_path / "2" / name, mixed / name)
+    with pytest.raises(UsageError, match=f"{name} is not the file"):
+        lessons_of(loaded) if name == "taught.jsonl" else load_world(mixed, "test")
+    (mixed / name).unlink()
+    with pytest.raises(UsageError, match=f"cannot read .*{name}"):
+        lessons_of(loaded) if name == "taught.jsonl" else load_world(mixed, "test")
 
 
 def test_a_world_is_a_benchmark(made):
