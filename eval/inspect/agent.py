@@ -140,10 +140,8 @@ def question_set(
         UsageError: as `eval.run.playable`.
     """
     found = playable(benchmark, data, load_settings())
-    scored, unscored = [], []
-    for one in found.tasks:
-        (scored if one.answers or one.answerable is False else unscored).append(one)
-    skipped = [*found.skipped, *(f"{one.id}: {NO_GOLD}" for one in unscored)]
+    scored = [one for one in found.tasks if _scorable(one)]
+    skipped = [*found.skipped, *(f"{t.id}: {NO_GOLD}" for t in found.tasks if not _scorable(t))]
     if skipped:
         log.warning("%s: %d rows are left out, the first: %s", found.name, len(skipped), skipped[0])
     samples = [
@@ -162,6 +160,10 @@ def question_set(
         scorer=answers(found.scorer),
         metadata={"skipped": skipped},
     )
+
+
+def _scorable(task: Task) -> bool:
+    return bool(task.answers) or task.answerable is False
 
 
 async def _open(settings: Settings) -> _Open:
