@@ -38,7 +38,7 @@ from agent.misleading import withheld_now
 from agent.policies.base import Completion, FinishReason, Policy, Request, Sampling
 from agent.trajectory import Action, ActionKind, Span, Status, StopReason, Turn, join
 from kg.errors import PolicyUnavailableError, ToolUnavailableError
-from tools.base import Observation, Source, Toolbox, ToolContext, ToolError
+from tools.base import FAULT, Observation, Source, Toolbox, ToolContext, ToolError
 
 log = logging.getLogger(__name__)
 
@@ -307,7 +307,7 @@ async def tool_node(state: State, runtime: Runtime[Setup]) -> State:
 
 
 async def _call(setup: Setup, action: Action, context: ToolContext, seconds: float) -> Observation:
-    """One tool call of at most `seconds`; failures become observations.
+    """One tool call of at most `seconds`; failures become observations, those of the machine marked.
 
     Raises:
         ToolUnavailableError: the tool cannot work at all.
@@ -317,14 +317,16 @@ async def _call(setup: Setup, action: Action, context: ToolContext, seconds: flo
         arguments = tool.check(action.arguments)
         return await asyncio.wait_for(tool.run(arguments, context), seconds)
     except TimeoutError:
-        return Observation(tool.name, error=f"{tool.name} timed out after {seconds:.3g} s")
+        error = f"{tool.name} timed out after {seconds:.3g} s"
+        return Observation(tool.name, error=error, data={FAULT: "timeout"})
     except ToolError as error:
         return Observation(tool.name, error=error.message)
     except ToolUnavailableError:
         raise
     except Exception as error:
         log.error("tool %s failed: %s", tool.name, error, exc_info=log.isEnabledFor(logging.DEBUG))
-        return Observation(tool.name, error=f"{tool.name} failed: {type(error).__name__}")
+        kind = type(error).__name__
+        return Observation(tool.name, error=f"{tool.name} failed: {kind}", data={FAULT: kind})
 
 
 def _no_call(episode: Episode, action: Action, budgets: Budgets) -> StopReason | None:

@@ -255,6 +255,11 @@ class Trajectory:
         return any(turn.observation is not None and turn.observation.misled for turn in self.turns)
 
     @property
+    def fault(self) -> bool:
+        """Whether a tool call was failed by the machine; see `Observation.fault`."""
+        return any(turn.observation is not None and turn.observation.fault for turn in self.turns)
+
+    @property
     def confidence(self) -> float | None:
         """Geometric-mean probability of the final reply's tokens; None when unknown."""
         if not self.turns:

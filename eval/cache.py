@@ -41,8 +41,10 @@ class EpisodeCache:
         return replace(found, task=episode.task) if found is not None else None
 
     def add(self, found: Trajectory) -> None:
-        """Keep a finished episode; failures and what a time limit cut are not kept."""
-        if found.status is not Status.FAILED and found.stop_reason is not StopReason.MAX_SECONDS:
+        """Keep a finished episode; failures, what a time limit cut, and episodes in which a tool timed
+        out or broke are not kept: another time they would go otherwise."""
+        cut = found.status is Status.FAILED or found.stop_reason is StopReason.MAX_SECONDS
+        if not cut and not found.fault:
             self._store.add(replace(found, group=self._key(found.task, found.seed)))
 
     def close(self) -> None:

@@ -56,10 +56,33 @@ class SetComparison:
         return self.adjusted < ALPHA
 
 
+@dataclass(frozen=True)
+class PairedSet:
+    """A set that two runs hold, scored alike over the same questions.
+
+    Attributes:
+        a, b: scored samples of each run by question, those that it has alone included.
+    """
+
+    name: str
+    scorer: str
+    a: dict[str, list[Sample]]
+    b: dict[str, list[Sample]]
+
+
 def compare(a: Path, b: Path, scorer: str = "") -> list[SetComparison]:
     """Compare two run folders set by set.
 
-    A decomposed run is compared by question: it has one right when all its steps are.
+    Raises:
+        UsageError: as `paired_sets`.
+    """
+    found = [_compared(one) for one in paired_sets(a, b, scorer)]
+    adjusted = holm({one.name: one.p for one in found})
+    return [replace(one, adjusted=adjusted[one.name]) for one in found]
+
+
+def paired_sets(a: Path, b: Path, scorer: str = "") -> list[PairedSet]:
+    """The sets that two run folders share, by question: a decomposed one counts once, see `whole`.
 
     Raises:
         UsageError: not runs, they have no scored question in common, a set is scored by different
@@ -69,16 +92,14 @@ def compare(a: Path, b: Path, scorer: str = "") -> list[SetComparison]:
     scorers = [{one.name: one.scorer for one in run.sets} for run in ran]
     first, second = (_by_set(run.samples) for run in ran)
     shared = [name for name in first if set(first[name]) & set(second.get(name, {}))]
+    if not shared:
+        raise UsageError(f"{a} and {b} have no scored question in common")
     for name in shared:
         _require_one_scorer(name, scorers[0][name], scorers[1][name], a, b)
         _require_one_gold(
             name, first[name], second[name], ran[0].header.given == ran[1].header.given
         )
-    found = [_compared(name, scorers[0][name], first[name], second[name]) for name in shared]
-    if not found:
-        raise UsageError(f"{a} and {b} have no scored question in common")
-    adjusted = holm({one.name: one.p for one in found})
-    return [replace(one, adjusted=adjusted[one.name]) for one in found]
+    return [PairedSet(name, scorers[0][name], first[name], second[name]) for name in shared]
 
 
 def table(found: Sequence[SetComparison]) -> str:
@@ -149,16 +170,15 @@ def _same_task(x: Sample, y: Sample, same_words: bool) -> bool:
     return same_gold and (not same_words or x.question == y.question)
 
 
-def _compared(
-    name: str, scorer: str, first: dict[str, list[Sample]], second: dict[str, list[Sample]]
-) -> SetComparison:
+def _compared(pair: PairedSet) -> SetComparison:
+    first, second = pair.a, pair.b
     shared = [task for task in first if task in second]
     rights = [[_mean(run[task], "right") for task in shared] for run in (first, second)]
     f1s = [[_mean(run[task], "f1") for task in shared] for run in (first, second)]
     single = all(value in (0, 1) for run in rights for value in run)
     won, lost = (
-        sum(x == 0 and y == 1 for x, y in zip(*pair, strict=True))
-        for pair in (rights, rights[::-1])
+        sum(x == 0 and y == 1 for x, y in zip(*sides, strict=True))
+        for sides in (rights, rights[::-1])
     )
     p = (
         mcnemar_p([v == 1 for v in rights[1]], [v == 1 for v in rights[0]])
@@ -166,8 +186,8 @@ def _compared(
         else permutation_p(rights[1], rights[0])
     )
     return SetComparison(
-        name=name,
-        scorer=scorer,
+        name=pair.name,
+        scorer=pair.scorer,
         n=len(shared),
         only_a=len(first) - len(shared),
         only_b=len(second) - len(shared),

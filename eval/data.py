@@ -50,12 +50,14 @@ class DataFolder:
             folder = f"{_HUB}{owner}/{name}"
         else:
             folder, _, path = url.rpartition("/")
-        if not path or not url.startswith(_REMOTE):
+        path = unquote(path)
+        parts = path.split("/") if url.startswith(_HUB) else [path]
+        if not url.startswith(_REMOTE) or not all(map(_plain, parts)):
             raise UsageError(
                 f"'{url}' names no file that can be fetched",
                 "https://HOST/FILE.jsonl, or hf://OWNER/NAME/FILE.jsonl",
             )
-        return DataFolder(folder, self._root).file(unquote(path))
+        return DataFolder(folder, self._root).file(path)
 
     def file(self, name: str) -> Path:
         """A local path of the file `name`, fetched when it is remote.
@@ -96,7 +98,7 @@ class DataFolder:
         try:
             found = httpx.get(url, follow_redirects=True, timeout=_SECONDS)
             found.raise_for_status()
-        except httpx.HTTPError as error:
+        except (httpx.HTTPError, httpx.InvalidURL, UnicodeError) as error:  # the last of bad hosts
             cause = str(error).split("\n")[0]
             raise UsageError(f"{url} cannot be fetched: {cause}", "check --data") from error
         _write(path, found.content)
@@ -123,3 +125,8 @@ def _write(path: Path, content: bytes) -> None:
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def _plain(name: str) -> bool:
+    """Whether it is the name of one file or folder and leads nowhere else on any system."""
+    return name.isprintable() and name not in ("", ".", "..") and not {"/", "\\"} & set(name)

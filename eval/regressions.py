@@ -90,21 +90,20 @@ def add_regression(
         origin: written with the question, so that it is asked over the same corpus and scored the same.
 
     Returns:
-        False when the file holds the question already.
+        False when the file holds the question with these right answers already.
 
     Raises:
         UsageError: no right answer is known, it could not be scored, the file holds questions of another
-            origin, or it cannot be written.
+            origin or another question or answer under this id, or it cannot be written.
     """
     row = _row(done, answers, unanswerable, origin)
     try:
-        checked(task_of(row))
+        task = checked(task_of(row))
     except BAD_ROW as error:
         raise UsageError(f"the question cannot be scored: {cause(error)}", "--answer") from error
-    for _, old in rows(out, []) if out.is_file() else ():
-        if old.get("id") == row["id"]:
-            return False
-        _require_same_origin(old, row, out)
+    if (old := _held(out, row).get(task.id)) is not None:
+        _require_same_question(old, task, out)
+        return False
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         with out.open("a", encoding="utf-8") as lines:
@@ -166,3 +165,33 @@ def _require_same_origin(old: dict[str, Any], row: dict[str, Any], out: Path) ->
                 f"this one's is {row.get(name) or 'the default'}",
                 "--out ANOTHER.jsonl",
             )
+
+
+def _held(out: Path, row: dict[str, Any]) -> dict[str, Task]:
+    """The questions of a file by id, as far as `agent eval` reads them; all of the row's origin.
+
+    Raises:
+        UsageError: one is of another origin.
+    """
+    found: dict[str, Task] = {}
+    for _, old in rows(out, []) if out.is_file() else ():
+        _require_same_origin(old, row, out)
+        try:
+            task = checked(task_of(old))
+        except BAD_ROW:
+            continue
+        found.setdefault(task.id, task)
+    return found
+
+
+def _require_same_question(old: Task, new: Task, out: Path) -> None:
+    """An id stands for one question with its right answers."""
+    if (old.question, set(old.answers)) != (new.question, set(new.answers)):
+        raise UsageError(
+            f"{out} holds '{new.id}' as {_short(old)}, and now it is {_short(new)}",
+            f"take that line out of {out} first, or --out ANOTHER.jsonl",
+        )
+
+
+def _short(task: Task) -> str:
+    return f"'{task.question}' ({', '.join(task.answers) or 'unanswerable'})"

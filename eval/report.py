@@ -205,7 +205,8 @@ def _wrong_answers(samples: Sequence[Sample]) -> str:
 
 
 def _said(sample: Sample) -> str:
-    return sample.error or sample.answer or "(declined)"
+    silent = "(declined)" if sample.abstained else f"(no answer: {sample.stop_reason})"
+    return sample.error or sample.answer or silent
 
 
 def _wrong(samples: Iterable[Sample]) -> list[Sample]:

@@ -241,16 +241,28 @@ def spread(tasks: Sequence[Task], limit: int) -> tuple[Task, ...]:
     return tuple(tasks[index] for index in sorted(list(chosen)[:limit]))
 
 
-def _load(name: str, request: EvalRequest, settings: Settings) -> Benchmark:
-    found = load(name, DataFolder(request.data, settings.benchmarks_dir))
+def playable(name: str, data: str, settings: Settings) -> Benchmark:
+    """The question set of that name, if the agent can be asked it.
+
+    Raises:
+        UsageError: there is no such set, it holds no question, or its questions need a tool that the
+            settings leave out.
+    """
+    found = load(name, DataFolder(data, settings.benchmarks_dir))
     if not found.tasks:
         raise UsageError(f"'{name}' holds no question", next(iter(found.skipped), ""))
     lacking = [tool for tool in found.needs if settings.tools and tool not in settings.tools]
     if lacking:
         raise UsageError(
             f"the questions of '{name}' need the tool '{lacking[0]}'",
-            f'--tools {",".join((*settings.tools, *lacking))}, or --tools "" for closed book',
+            f'--tools {",".join((*settings.tools, *lacking))}, or --tools "" for closed book; '
+            "AGENT_TOOLS sets the same",
         )
+    return found
+
+
+def _load(name: str, request: EvalRequest, settings: Settings) -> Benchmark:
+    found = playable(name, request.data, settings)
     tasks = tuple(given(found.tasks, request.given))
     require_some(tasks, request.given, name)
     named = scorer(request.scorer).name if request.scorer else found.scorer

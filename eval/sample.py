@@ -16,7 +16,7 @@ from eval.metrics.choice import multiple_choice
 from eval.metrics.evidence import SupportScore, joint, supporting_facts
 from eval.metrics.retrieval import hit_at_k, mrr, ndcg_at_k, recall_at_k
 from eval.metrics.text import Overlap
-from eval.metrics.usage import Usage, usage
+from eval.metrics.usage import Usage, total, usage
 
 NO_GOLD = "no gold answer"
 UNSCORABLE = "the gold answer cannot be compared with"
@@ -84,9 +84,9 @@ class Sample:
 
 
 def whole(samples: Iterable[Sample]) -> list[Sample]:
-    """Samples by question: the steps of one question and seed become one sample, right as far as the
-    worst of them is, with the words and the gold of the last; left out where a step is missing. Others
-    stay as they are."""
+    """Samples by question: the steps of one question and seed become one sample, right and sure as far
+    as the worst of them is, at the cost of all, with the words and the gold of the last; left out where
+    a step is missing. Others stay as they are."""
     out = []
     parts: dict[tuple[str, str, int], list[Sample]] = {}
     for sample in samples:
@@ -96,9 +96,28 @@ def whole(samples: Iterable[Sample]) -> list[Sample]:
             out.append(sample)
     for (_, question, _), steps in parts.items():
         if len(steps) == steps[0].steps:
-            worst = {name: min(getattr(s, name) for s in steps) for name in ("right", "em", "f1")}
-            out.append(replace(steps[-1], task=question, of="", **worst))
+            out.append(_joined(question, steps))
     return out
+
+
+def _joined(question: str, steps: Sequence[Sample]) -> Sample:
+    """One sample of all steps of a question; it ended as the one that failed or gave no answer."""
+    ended = min(reversed(steps), key=lambda s: (not s.failed, bool(s.answer)))
+    votes = [s.vote for s in steps if s.vote is not None]
+    sure = [s.confidence for s in steps if s.confidence is not None]
+    how = ("answer", "abstained", "status", "stop_reason", "error")
+    scores = ("right", "em", "f1", "cover")
+    return replace(
+        steps[-1],
+        task=question,
+        of="",
+        vote="\n".join(votes) if len(votes) == len(steps) else None,
+        excluded=next((s.excluded for s in steps if s.excluded), ""),
+        confidence=min(sure) if len(sure) == len(steps) else None,
+        usage=total([s.usage for s in steps]),
+        **{name: getattr(ended, name) for name in how},
+        **{name: min(getattr(s, name) for s in steps) for name in scores},
+    )
 
 
 def score_one(benchmark: str, scorer: str, task: Task, done: Trajectory) -> Sample:

@@ -1,7 +1,8 @@
 """From a run folder to scores: every episode once, then figures with intervals. Needs no model.
 
-The unit of account is the question: several samples of one are averaged first. An episode that failed
-counts as wrong, and a second figure leaves it out. A question without a gold answer, or with one that
+The unit of account is the question: several samples of one are averaged first, and one that was asked
+step by step is right when all its steps are. An episode that failed counts as wrong, and a second figure
+leaves it out. A question without a gold answer, or with one that
 cannot be compared with, has no answer score; it is counted, with the reason, and its retrieval is
 scored all the same.
 """
@@ -15,12 +16,13 @@ from pathlib import Path
 from typing import Any
 
 from agent.task import Task
+from eval.analyses.given import OF
 from eval.folder import RunHeader, group_of, open_store, read_header, read_tasks
 from eval.metrics import scorer as named
 from eval.metrics import weighted
 from eval.metrics.abstention import Reply, reliability, risk_coverage
 from eval.metrics.sampling import majority, pass_at_k
-from eval.sample import Sample, score_one
+from eval.sample import Sample, score_one, whole
 from eval.stats import Interval, bootstrap, estimate, quantile, resampled
 from kg.strict_json import finite
 
@@ -33,11 +35,11 @@ class SetScores:
 
     Attributes:
         scorer: by which answers were scored.
-        questions: that belong to the run.
+        questions: that belong to the run; one that is decomposed counts once.
         excluded: reason to number of questions without an answer score.
         answers: name to interval, over the questions that have a score.
         without_errors: the headline over episodes that did not fail.
-        kinds: the headline by kind of question.
+        kinds: the headline by kind of question; of decomposed ones the score of each step.
         by_searches: the headline by number of searches (4 stands for more).
         retrieval: name to interval, over questions with gold evidence.
         support: cited passages against gold ones, and jointly with the answer; see `Sample.support`.
@@ -141,25 +143,27 @@ def set_scores(
         planned: samples a question that the run was to have.
         skipped: rows of the data that gave no task.
     """
-    scored = [s for s in samples if not s.excluded]
-    ran = {s.task for s in samples}
-    excluded = Counter(s.excluded for s in {s.task: s for s in samples}.values() if s.excluded)
-    if len(ran) < len(tasks):
-        excluded[NOT_RUN] = len(tasks) - len(ran)
+    questions = len({task.meta.get(OF, task.id) for task in tasks})
+    played, parts = whole(samples), [s for s in samples if not s.excluded]
+    scored = [s for s in played if not s.excluded]
+    last = {s.task: s for s in played}
+    excluded = Counter(s.excluded for s in last.values() if s.excluded)
+    if len(last) < questions:
+        excluded[NOT_RUN] = questions - len(last)
     gold, cited = [s for s in samples if s.retrieval], [s for s in samples if s.support]
-    kinds = sorted({s.kind for s in scored})
+    kinds = {s.kind for s in parts}
     replies = [_reply(s) for s in scored]
-    lacking = [planned - n for n in Counter(s.task for s in samples).values() if n < planned]
+    lacking = [planned - n for n in Counter(s.task for s in played).values() if n < planned]
     return SetScores(
         name=name,
         scorer=scorer,
-        questions=len(tasks),
+        questions=questions,
         episodes=len(samples),
         errors=sum(s.failed for s in samples),
         excluded=dict(excluded),
         answers=_intervals(scored, {k: _field(k) for k in ("right", "em", "f1", "cover")}),
         without_errors=_interval([s for s in scored if not s.failed], _field("right")),
-        kinds=_grouped(scored, lambda s: s.kind) if len(kinds) > 1 else {},
+        kinds=_grouped(parts, lambda s: s.kind) if len(kinds) > 1 else {},
         by_searches=_grouped(scored, lambda s: min(s.usage.searches, 4)),
         retrieval=_intervals(gold, {k: _of(k, "retrieval") for k in _names(gold, "retrieval")}),
         support=_intervals(cited, {k: _of(k, "support") for k in _names(cited, "support")}),
@@ -170,7 +174,7 @@ def set_scores(
         several=_several(scored, planned),
         incomplete=len(lacking),
         missing=sum(lacking),
-        usage=_usage(samples),
+        usage=_usage(played),
         stop_reasons=dict(Counter(s.stop_reason for s in samples).most_common()),
         stop_shares={
             reason: share
@@ -262,12 +266,12 @@ def _several(samples: Sequence[Sample], planned: int) -> dict[str, Interval]:
     groups: dict[str, list[Sample]] = {}
     for sample in samples:
         groups.setdefault(sample.task, []).append(sample)
-    whole = [group for group in groups.values() if len(group) == planned]
-    if planned < 2 or not whole:
+    full = [group for group in groups.values() if len(group) == planned]
+    if planned < 2 or not full:
         return {}
-    units = [group[0].unit for group in whole]
-    out = {f"pass@{k}": estimate([_pass(group, k) for group in whole], units) for k in (1, planned)}
-    out[f"maj@{planned}"] = estimate([_majority_right(group) for group in whole], units)
+    units = [group[0].unit for group in full]
+    out = {f"pass@{k}": estimate([_pass(group, k) for group in full], units) for k in (1, planned)}
+    out[f"maj@{planned}"] = estimate([_majority_right(group) for group in full], units)
     return out
 
 

@@ -19,6 +19,8 @@ from tools.withheld import Withheld
 
 #: Key of `Observation.data` in a result that was tampered with; see `SearchTool.run`.
 MISLED = "misled"
+#: Key of `Observation.data` in what stands for the result of a call that the machine failed.
+FAULT = "fault"
 
 
 def freeze(value: object, *names: str) -> None:
@@ -91,6 +93,12 @@ class Observation:
     def misled(self) -> bool:
         """Whether the runtime had the tool withhold what it found: the result is not the tool's best."""
         return MISLED in self.data
+
+    @property
+    def fault(self) -> bool:
+        """Whether the call failed for no reason of its own: it ran out of time, or the tool broke.
+        Another time the same call may succeed."""
+        return FAULT in self.data
 
 
 @dataclass(frozen=True, slots=True)

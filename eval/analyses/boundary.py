@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from eval.compare import paired_sets
 from eval.sample import Sample
-from eval.score import score_run
 from eval.stats import Interval, estimate
 from kg.errors import UsageError
 
@@ -53,20 +53,17 @@ def boundary(closed: Path, opened: Path) -> list[Boundary]:
     """The table of every set that both runs hold.
 
     Raises:
-        UsageError: not runs, the closed one searched, or they share no scored question.
+        UsageError: the closed one searched, they share no answerable question, or as `paired_sets`.
     """
-    probes, played = score_run(closed).samples, score_run(opened).samples
-    if any(sample.usage.searches for sample in probes):
+    shared = paired_sets(closed, opened)
+    if any(s.usage.searches for one in shared for samples in one.a.values() for s in samples):
         raise UsageError(
             f"{closed} is not closed-book: it holds searches", 'make it with --tools ""'
         )
-    found = [
-        _table(name, _of(probes, name), _of(played, name))
-        for name in dict.fromkeys(sample.benchmark for sample in played)
-        if set(_of(probes, name)) & set(_of(played, name))
-    ]
+    kept = [(one.name, _answerable(one.a), _answerable(one.b)) for one in shared]
+    found = [_table(name, a, b) for name, a, b in kept if set(a) & set(b)]
     if not found:
-        raise UsageError(f"{closed} and {opened} have no scored question in common")
+        raise UsageError(f"{closed} and {opened} have no answerable question in common")
     return found
 
 
@@ -78,7 +75,8 @@ def table(found: Sequence[Boundary]) -> str:
             f"## {one.name}",
             "",
             f"closed-book accuracy {_shown(one.closed_book)}; searched for although known "
-            f"{_shown(one.needless)}; not searched for although unknown {_shown(one.blind)}",
+            f"{_shown(one.needless)}; answered without a search although unknown "
+            f"{_shown(one.blind)}",
             "",
             "| | n | accuracy with tools | searches |",
             "| --- | --- | --- | --- |",
@@ -98,18 +96,15 @@ def _row(cell: Cell) -> str:
     return f"| {name} | {cell.n} | {accuracy} | {cell.searches:.2f} |"
 
 
-def _of(samples: Sequence[Sample], name: str) -> dict[str, list[Sample]]:
-    out: dict[str, list[Sample]] = {}
-    for sample in samples:
-        if sample.benchmark == name and not sample.excluded and sample.answerable:
-            out.setdefault(sample.task, []).append(sample)
-    return out
+def _answerable(samples: dict[str, list[Sample]]) -> dict[str, list[Sample]]:
+    return {task: of for task, of in samples.items() if of[0].answerable}
 
 
 def _table(name: str, probes: dict[str, list[Sample]], played: dict[str, list[Sample]]) -> Boundary:
     shared = [task for task in played if task in probes]
     known = {task: any(sample.right == 1 for sample in probes[task]) for task in shared}
     searched = {task: any(sample.usage.searches for sample in played[task]) for task in shared}
+    blind = {t: not searched[t] and any(s.answer for s in played[t]) for t in shared}
     cells = tuple(
         _cell(k, s, [x for t in shared if (known[t], searched[t]) == (k, s) for x in played[t]])
         for k in (True, False)
@@ -121,7 +116,7 @@ def _table(name: str, probes: dict[str, list[Sample]], played: dict[str, list[Sa
         cells=cells,
         closed_book=estimate([s.right for s in every], clusters=[s.task for s in every]),
         needless=_share([searched[task] for task in shared if known[task]]),
-        blind=_share([not searched[task] for task in shared if not known[task]]),
+        blind=_share([blind[task] for task in shared if not known[task]]),
     )
 
 

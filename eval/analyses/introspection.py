@@ -42,7 +42,8 @@ class Introspection:
         consensus: mean over questions of the share of votes for the more frequent side, 0.5 to 1 where
             every vote was read.
         says_yes: share of questions whose majority says yes; near 0 or 1 the labels have collapsed.
-        against_right: accuracy of the majority as a forecast of whether the run got the question right.
+        against_right: accuracy of the majority as a forecast of whether the run answered rightly; to
+            decline is no answer, whatever the question.
         f1_right: its F1, "could answer" being the positive class.
         against_label: the same against the set's own answerable label; None where all are of one kind.
         f1_label: its F1, "unanswerable" being the positive class, as SelfAware reports it.
@@ -126,8 +127,8 @@ def summary(
         by_task.setdefault(sample.task, []).append(sample)
     cast = {t: [said[f"{name}/{t}/{vote}"] for vote in range(votes)] for t in by_task}
     yes = {task: _majority(found) for task, found in cast.items()}
-    right = {task: _mean([s.right for s in of]) >= 0.5 for task, of in by_task.items()}
     label = {task: of[0].answerable for task, of in by_task.items()}
+    right = {t: label[t] and _mean([s.right for s in of]) >= 0.5 for t, of in by_task.items()}
     both = len(set(label.values())) == 2
     could_not = {task: not answer for task, answer in yes.items()}
     no_answer = {task: not answerable for task, answerable in label.items()}

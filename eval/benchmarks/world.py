@@ -9,7 +9,7 @@ from pathlib import Path
 from agent.misleading import RESTATED
 from agent.task import Task
 from eval.benchmarks.base import Benchmark, Split, read_tasks
-from eval.fictional.make import read_world
+from eval.fictional.make import read_world, require_own
 from eval.fictional.passages import restated
 
 NEEDED = {"graph": "knowledge-graph", "chemistry": "chemistry"}
@@ -19,10 +19,11 @@ def load_world(folder: Path, split: Split) -> Benchmark:
     """The questions of one split; kinds that need a tool the agent does not have are left out.
 
     Raises:
-        UsageError: the folder is no world.
+        UsageError: the folder is no world, or a mixture of two.
     """
-    facts = read_world(folder)
-    tasks, problems = read_tasks(folder / f"tasks-{split}.jsonl", Task.from_dict)
+    facts, name = read_world(folder), f"tasks-{split}.jsonl"
+    require_own(folder, facts, name, "corpus.jsonl")
+    tasks, problems = read_tasks(folder / name, Task.from_dict)
     kept = tuple(_told_twice(task) for task in tasks if task.kind not in NEEDED)
     left = Counter(task.kind for task in tasks if task.kind in NEEDED)
     notes = (

@@ -15,12 +15,13 @@ from typing import Any
 from eval.fictional.graph import triples
 from eval.fictional.passages import passages, source_of
 from eval.fictional.questions import questions, wordings
-from eval.fictional.schema import RELATIONS
 from eval.fictional.split import split_of
 from eval.fictional.world import World, told
 from kg.errors import UsageError
 
 WORLD_FORMAT = 1
+_FACTS = "world.json"
+_AGAIN = "make the world again: agent world make DIR"
 _EVERY = 1000
 
 Advance = Callable[[str, int, int], None]
@@ -37,7 +38,8 @@ def make_world(
     """Write a world into a folder; gives what `world.json` says.
 
     Args:
-        out: folder, made when it is not there; files of another world in it are replaced.
+        out: folder, made when it is not there; files of another world in it are replaced. It is a world
+            once all of them are there: `world.json` goes first and comes last.
         seed: of everything.
         entities: about how many things; a corpus has about 1.5 passages a thing.
         count: questions, at most.
@@ -59,6 +61,7 @@ def make_world(
         "taught": taught,
     }
     writer = _Writer(out, advance)
+    writer.remove(_FACTS)
     corpus = (json.dumps(one.row(), ensure_ascii=False) for one in passages(world))
     facts["passages"] = writer.write("corpus.jsonl", corpus, 0)
     facts["triples"] = writer.write("graph.nt", triples(world), 0)
@@ -76,7 +79,7 @@ def make_world(
         facts[f"tasks_{name}"] = writer.write(f"tasks-{name}.jsonl", lines, len(lines))
     facts["questions"] = dict(sorted(kinds.items()))
     facts["sha256"] = writer.digests
-    writer.write("world.json", [json.dumps(facts, indent=1)], 1)
+    writer.write(_FACTS, [json.dumps(facts, indent=1)], 1)
     return facts
 
 
@@ -86,7 +89,7 @@ def read_world(world: Path) -> dict[str, Any]:
     Raises:
         UsageError: it is missing, damaged or of another format.
     """
-    path = world / "world.json"
+    path = world / _FACTS
     try:
         facts: dict[str, Any] = json.loads(path.read_text("utf-8"))
         if facts.get("format") != WORLD_FORMAT:
@@ -98,15 +101,37 @@ def read_world(world: Path) -> dict[str, Any]:
     return facts
 
 
+def require_own(world: Path, facts: dict[str, Any], *names: str) -> None:
+    """See that files of a world are those that it was made with: what one says of another is wrong
+    otherwise. A gigabyte takes less than a second.
+
+    Args:
+        world: the folder.
+        facts: what its `world.json` says.
+        names: of the files.
+
+    Raises:
+        UsageError: one is missing, or is not the one that `world.json` tells of.
+    """
+    for name in names:
+        path = world / name
+        try:
+            with path.open("rb") as file:
+                found = hashlib.file_digest(file, "sha256").hexdigest()
+        except OSError as error:
+            raise UsageError(f"cannot read {path}: {error.strerror}", _AGAIN) from error
+        if found != facts.get("sha256", {}).get(name):
+            raise UsageError(f"{path} is not the file that {world / _FACTS} tells of", _AGAIN)
+
+
 def _taught(world: World) -> Iterator[str]:
     """Facts to be taught, as closed-book questions with their answers."""
     if not world.taught_share:
         return
-    tellable = {of.name for of in RELATIONS if of.statements}
     for subject in world.entities():
         for of in told(subject.kind):
             value = world.value(subject, of)
-            if value is None or of.name not in tellable or not world.taught(subject, of):
+            if value is None or not world.taught(subject, of):
                 continue
             row = {
                 "id": f"{subject.id}#{of.name}",
@@ -128,6 +153,14 @@ class _Writer:
         self._out = out
         self._advance = advance
         self.digests: dict[str, str] = {}
+
+    def remove(self, name: str) -> None:
+        """Take away what an earlier world has left."""
+        path = self._out / name
+        try:
+            path.unlink(missing_ok=True)
+        except OSError as error:
+            raise UsageError(f"cannot write {path}: {error.strerror}") from error
 
     def write(self, name: str, lines: Iterable[str], total: int) -> int:
         """Gives the number of lines."""

@@ -41,6 +41,7 @@ _BOOKS = (
     "a book by {p}, first published",
     "{p} wrote the book, published",
     "The book was written by {p}, first edition",
+    "{p} wrote. Its first edition appeared in",
 )
 _NUMBERS = ("one", "two", "three", "four", "five")
 _ELEMENTS = (
@@ -386,16 +387,17 @@ def _false_premise(world: World, key: Key) -> Question | None:
     truth = world.value(subject, relation(thing, of))
     if truth == person:
         return None
-    text = asks.format(s=world.name(subject), p=world.name(person))
+    true = relation(thing, of).question.format(s=world.name(subject))
     return Question(
         kind="false_premise",
-        text=text,
+        text=asks.format(s=world.name(subject), p=world.name(person)),
         things=(subject,),
         answers=(),
         evidence=(source_of(world, subject, relation(thing, of)),),
-        calls=(Call("search", text),),
+        # in the question's own words a search finds the wrong person before the thing
+        calls=(Call("search", true),),
         difficulty=2,
-        plan=(relation(thing, of).question.format(s=world.name(subject)),),
+        plan=(true,),
     )
 
 

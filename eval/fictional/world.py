@@ -110,8 +110,10 @@ class World:
         return Change(self._other(subject, of), year)
 
     def taught(self, subject: Entity, of: Relation) -> bool:
-        """Whether the fact is one of those to be taught."""
-        return self.chance.share("taught", subject.id, of.name) < self.taught_share
+        """Whether the fact is one of those to be taught; one that changes, or that no passage tells,
+        never is."""
+        chosen = self.chance.share("taught", subject.id, of.name) < self.taught_share
+        return bool(of.statements) and chosen
 
     def books_of(self, person: Entity) -> list[Entity]:
         """The books that a person wrote, by the inverse of `author`."""

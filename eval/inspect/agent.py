@@ -10,6 +10,7 @@ import package before the names of what lies in site-packages: there the task is
 from __future__ import annotations
 
 import asyncio
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,13 +34,14 @@ from agent.session import make_setup
 from agent.settings import Settings, load_settings
 from agent.task import Task
 from agent.toolbox import open_tools
-from agent.trajectory import Status
-from eval.benchmarks import DataFolder, load
+from agent.trajectory import Status, Trajectory
 from eval.inspect.messages import messages_of
 from eval.metrics import scorer as scorer_named
-from eval.run import spread
-from eval.sample import answer_scores
+from eval.run import playable, spread
+from eval.sample import NO_GOLD, answer_scores
 from kg.errors import TurnwiseError
+
+log = logging.getLogger(__name__)
 
 STORED = "turnwise:trajectory"
 
@@ -96,7 +98,10 @@ def turnwise(
 
 @scorer(metrics={key: [mean(), stderr()] for key in ("right", "em", "f1")}, name="turnwise/answers")
 def answers(scorer_name: str = "squad2") -> Scorer:
-    """A question set's official scorer; for an unanswerable question, whether nothing was answered.
+    """A question set's official scorer; for an unanswerable question, whether the agent declined.
+
+    turnwise tells by its trajectory whether it declined or ended without an answer; of another agent
+    it is only known that nothing was said.
 
     Args:
         scorer_name: one of `eval.metrics.SCORERS`.
@@ -111,10 +116,11 @@ def answers(scorer_name: str = "squad2") -> Scorer:
         said = state.output.completion.strip()
         gold, facts = [text for text in target if text], state.metadata
         if not gold:
-            declined = float(not said)
+            found = state.store.get(STORED)
+            declined = float(Trajectory.from_dict(found).abstained if found else not said)
             return Score(value={"right": declined, "em": declined, "f1": declined}, answer=said)
-        right, found = answer_scores(chosen, said, gold, facts)
-        return Score(value={"right": right, "em": found.em, "f1": found.f1}, answer=said)
+        right, scores = answer_scores(chosen, said, gold, facts)
+        return Score(value={"right": right, "em": scores.em, "f1": scores.f1}, answer=said)
 
     return score
 
@@ -123,15 +129,21 @@ def answers(scorer_name: str = "squad2") -> Scorer:
 def question_set(
     benchmark: str, data: str = "", questions: int = 0, policy: str | None = None
 ) -> InspectTask:
-    """A question set of turnwise, over its own corpus.
+    """A question set of turnwise, over its own corpus; rows that gave no question are in its metadata.
 
     Args:
         benchmark, data: as for `agent eval`.
         questions: at most so many, spread evenly; 0 for all.
         policy: as in `agent ask`.
+
+    Raises:
+        UsageError: as `eval.run.playable`.
     """
-    found = load(benchmark, DataFolder(data, load_settings().benchmarks_dir))
-    scored = [one for one in found.tasks if one.answers or one.answerable is False]
+    found = playable(benchmark, data, load_settings())
+    scored = [one for one in found.tasks if _scorable(one)]
+    skipped = [*found.skipped, *(f"{t.id}: {NO_GOLD}" for t in found.tasks if not _scorable(t))]
+    if skipped:
+        log.warning("%s: %d rows are left out, the first: %s", found.name, len(skipped), skipped[0])
     samples = [
         InspectSample(
             id=one.id,
@@ -146,7 +158,12 @@ def question_set(
         dataset=MemoryDataset(samples, name=found.name),
         solver=as_solver(turnwise(policy=policy, corpus=corpus)),
         scorer=answers(found.scorer),
+        metadata={"skipped": skipped},
     )
+
+
+def _scorable(task: Task) -> bool:
+    return bool(task.answers) or task.answerable is False
 
 
 async def _open(settings: Settings) -> _Open:

@@ -83,20 +83,21 @@ def _log(
     from inspect_ai.log import EvalConfig, EvalDataset, EvalLog, EvalResults, EvalSpec, EvalStats
 
     header = scores.header
+    [tasks] = [s.tasks for s in header.sets if s.name == one.name]  # the steps of one question each
     ended = [_ended(done) for _, done in episodes]
     return EvalLog(
-        status="success" if one.episodes == one.questions * header.samples else "cancelled",
+        status="success" if one.episodes == tasks * header.samples else "cancelled",
         eval=EvalSpec(
             created=header.created,
             task=one.name,
-            dataset=EvalDataset(name=one.name, samples=one.questions),
+            dataset=EvalDataset(name=one.name, samples=tasks),
             model=header.policy,
             config=EvalConfig(epochs=header.samples),
             packages=header.packages,
             metadata={"setup": header.setup, "given": header.given, "seed": header.seed},
         ),
         results=EvalResults(
-            total_samples=one.questions * header.samples,
+            total_samples=tasks * header.samples,
             completed_samples=one.episodes - one.errors,
             scores=_results(one),
         ),

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
 
 from agent.trajectory import ActionKind, Trajectory
 from tools.base import Verdict
@@ -17,10 +18,11 @@ class Usage:
 
     Attributes:
         turns: policy calls.
-        searches: calls of the search tool.
-        tool_calls: calls of tools, the judge excepted.
+        searches: calls of the search tool that were carried out; one that the runtime refused, because
+            a budget was spent or it was repeated too often, was not.
+        tool_calls: calls of tools that were carried out, the judge excepted.
         invalid: malformed actions, and calls that ended in an error.
-        repeated: calls that were made before with the same arguments.
+        repeated: calls that were asked for before with the same arguments, refused ones included.
         rejected: observations that the policy judged useless.
         prompt_tokens: read over all turns; a context that is read again counts again.
         sampled_tokens: written by the policy.
@@ -42,16 +44,16 @@ class Usage:
 def usage(trajectory: Trajectory) -> Usage:
     """Count one episode."""
     turns = trajectory.turns
-    calls = [
-        (turn.action.name, json.dumps(turn.action.arguments, sort_keys=True))
-        for turn in turns
-        if turn.action.kind is ActionKind.TOOL and turn.action.name != _JUDGE
+    asked = [
+        turn for turn in turns if turn.action.kind is ActionKind.TOOL and turn.action.name != _JUDGE
     ]
+    ran = [turn.action.name for turn in asked if turn.observation and turn.observation.tool]
+    calls = [(t.action.name, json.dumps(t.action.arguments, sort_keys=True)) for t in asked]
     seen = [turn.observation for turn in turns if turn.observation is not None]
     return Usage(
         turns=len(turns),
-        searches=sum(name == "search" for name, _ in calls),
-        tool_calls=len(calls),
+        searches=ran.count("search"),
+        tool_calls=len(ran),
         invalid=sum(turn.action.kind is ActionKind.MALFORMED for turn in turns)
         + sum(observation.error is not None for observation in seen if observation.tool),
         repeated=len(calls) - len(set(calls)),
@@ -61,3 +63,8 @@ def usage(trajectory: Trajectory) -> Usage:
         seconds=trajectory.seconds,
         policy_seconds=sum(turn.policy_seconds for turn in turns),
     )
+
+
+def total(of: Sequence[Usage]) -> Usage:
+    """What several episodes cost together."""
+    return Usage(**{f.name: sum(getattr(one, f.name) for one in of) for f in fields(Usage)})

@@ -20,12 +20,12 @@ Figure: TypeAlias = Callable[[Weights], Weights]
 
 
 def f1(said: Sequence[bool], true: Sequence[bool]) -> Figure:
-    """F1 of "said" with "true"; 0 where neither ever is, as in `abstention`."""
+    """F1 of "said" with "true"; NaN where nothing is true: there is nothing to find."""
     a, b = np.asarray(said, dtype=float), np.asarray(true, dtype=float)
 
     def figure(weights: Weights) -> Weights:
-        whole = weights @ (a + b)
-        return np.asarray(2 * (weights @ (a * b)) / np.where(whole > 0, whole, 1.0))
+        whole = np.where(weights @ b > 0, weights @ (a + b), np.nan)
+        return np.asarray(2 * (weights @ (a * b)) / whole)
 
     return figure
 

@@ -23,6 +23,7 @@ from agent.task import Task
 from agent.trajectory import Trajectory
 from eval.benchmarks import Benchmark
 from eval.benchmarks.base import read_tasks
+from eval.fictional.make import read_world, require_own
 from kg.errors import UsageError
 from rl.guidance.demonstrations import kept, lexical_index, plays, worlds_of
 from rl.guidance.expert import RecitingPolicy
@@ -70,10 +71,11 @@ def lessons_of(world: Benchmark) -> tuple[Task, ...]:
     """Every taught fact of a world in every wording; those of test questions are left out.
 
     Raises:
-        UsageError: there is none.
+        UsageError: there is none, or the file is another world's.
     """
-    [corpus] = world.corpus
-    facts, problems = read_tasks(corpus.parent / TAUGHT, Task.from_dict)
+    folder = world.corpus[0].parent
+    require_own(folder, read_world(folder), TAUGHT)
+    facts, problems = read_tasks(folder / TAUGHT, Task.from_dict)
     if not facts:
         cause = next(iter(problems), "")
         raise UsageError(f"'{world.name}' has no taught facts", cause or "a larger share of them")

@@ -192,6 +192,7 @@ async def test_a_tool_that_hangs_is_cut_off_and_told(template):
     done = await asyncio.wait_for(play(setup), 5)
     assert "timed out after 0.05 s" in done.turns[0].observation.error
     assert done.status is Status.ANSWERED
+    assert done.fault
 
 
 async def _raise(error):
@@ -199,15 +200,19 @@ async def _raise(error):
 
 
 @pytest.mark.parametrize(
-    ("error", "text"),
-    [(ToolError("the query is odd"), "the query is odd"), (ValueError("x"), "ValueError")],
+    ("error", "text", "fault"),
+    [
+        (ToolError("the query is odd"), "the query is odd", False),
+        (ValueError("x"), "ValueError", True),
+    ],
 )
-async def test_a_failing_call_becomes_an_observation(template, error, text):
+async def test_a_failing_call_becomes_an_observation(template, error, text, fault):
     tool = FactTool(action=lambda: _raise(error))
     _, setup = make(["<search>a</search>", *HAPPY[2:]], template, tool)
     done = await play(setup)
     assert text in done.turns[0].observation.error
     assert done.status is Status.ANSWERED
+    assert (done.fault, Trajectory.from_dict(done.to_dict()).fault) == (fault, fault)
 
 
 async def test_a_tool_that_cannot_work_fails_the_episode(template):

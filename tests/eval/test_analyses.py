@@ -7,7 +7,7 @@ import pytest
 
 from agent.store import TrajectoryStore
 from agent.task import Task
-from agent.trajectory import Status
+from agent.trajectory import Status, StopReason
 from eval.analyses.boundary import boundary, table
 from eval.analyses.explain import explain
 from eval.analyses.given import given
@@ -17,9 +17,17 @@ from eval.compare import compare
 from eval.fictional.make import make_world
 from eval.folder import open_store
 from eval.run import EvalRequest, run
+from eval.sample import score_one, whole
 from eval.score import score_run
 from kg.errors import UsageError
-from tests.eval.test_run import ask, policy, settings  # noqa: F401  fixtures
+from tests.eval.test_run import (  # noqa: F401  fixtures
+    ask,
+    policy,
+    questions,
+    run_folder,
+    settings,
+)
+from tests.rl.rewards.episodes import answer, episode, malformed, search
 
 TASK = Task(
     "t",
@@ -95,10 +103,28 @@ def test_a_decomposed_run_is_compared_with_a_plain_one_by_question(policy, setti
     by_step = {s.task: s.right for s in score_run(tmp_path / "steps").samples}
     both = [by_step[f"{task.id}#1"] * by_step[f"{task.id}#2"] for task in tasks]
     assert one.b == sum(both) / 6
-    assert score_run(tmp_path / "steps").sets[0].answers["right"].n == 6
+    scored = score_run(tmp_path / "steps").sets[0]
+    assert (scored.questions, scored.episodes, scored.excluded) == (6, 12, {})
+    assert (scored.answers["right"].mean, scored.answers["right"].n) == (one.b, 6)
+    assert scored.kinds["step 1"].mean == sum(by_step[f"{task.id}#1"] for task in tasks) / 6
     with open_store(tmp_path / "steps") as store:
         store.delete([next(store.query()).id])
     assert compare(tmp_path / "plain", tmp_path / "steps")[0].only_a == 1
+    assert score_run(tmp_path / "steps").sets[0].excluded == {"not run": 1}
+
+
+def test_a_decomposed_question_is_as_its_worst_step_and_costs_all_of_them():
+    def step(number, *turns, **fields):
+        asked = Task(f"q#{number}", "Who?", ("Ridley Scott",), meta={"of": "q", "steps": 2})
+        return score_one("own", "squad2", asked, episode(*turns, of=asked, **fields))
+
+    right, wrong = step(1, search(), answer()), step(2, search(), search("x"), answer("Oslo"))
+    silent = step(2, malformed(), status=Status.OVER_BUDGET, stop_reason=StopReason.MAX_TURNS)
+    [one] = whole([right, wrong])
+    assert (one.task, one.right, one.answer, one.usage.searches) == ("q", 0, "Oslo", 3)
+    [cut] = whole([replace(silent, task="q#1"), step(2, answer())])
+    assert (cut.answer, cut.abstained, cut.vote, cut.stop_reason) == ("", False, None, "max_turns")
+    assert whole([right]) == []
 
 
 @pytest.mark.data
@@ -156,6 +182,33 @@ def test_the_boundary_table_by_hand(policy, settings, tmp_path):  # noqa: F811
     assert one.blind.high > 0
     assert one.closed_book.mean == known / len(tasks)
     assert "| known, searched |" in table([one])
+
+    def silent(done):
+        """Of the unknown questions half is answered without a search, half ends without an answer."""
+        if int(done.task.id[-1], 16) % 4 == 0:
+            return replace(done, turns=(), status=Status.ANSWERED, answer="a guess", error="")
+        return replace(done, turns=(), status=Status.OVER_BUDGET, answer="", error="")
+
+    store_changed(tmp_path / "open", silent)
+    [one] = boundary(tmp_path / "closed", tmp_path / "open")
+    guessed = sum(int(task.id[-1], 16) % 4 == 0 for task in tasks)
+    unknown = len(tasks) - known
+    assert 0 < guessed < unknown
+    assert (one.blind.mean, one.blind.n) == (guessed / unknown, unknown)
+
+
+def test_a_boundary_is_drawn_between_runs_of_the_same_questions_and_scorer(tmp_path):
+    closed = run_folder(tmp_path / "a", questions(4))
+    [one] = boundary(closed, run_folder(tmp_path / "b", questions(4)))
+    assert one.closed_book.n == 4
+    with pytest.raises(UsageError, match=r"by 'squad2' in .* by 'igpo'"):
+        boundary(closed, run_folder(tmp_path / "c", questions(4), scorer="igpo"))
+    golds = run_folder(tmp_path / "d", questions(4, answers=("y",)))
+    with pytest.raises(UsageError, match="4 of 4 ids stand for another"):
+        boundary(closed, golds)
+    none = questions(4, answers=(), answerable=False)
+    with pytest.raises(UsageError, match="no answerable question"):
+        boundary(run_folder(tmp_path / "e", none), run_folder(tmp_path / "f", none))
 
 
 def test_an_episode_in_plain_words(policy, settings, tmp_path):  # noqa: F811

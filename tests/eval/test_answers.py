@@ -1,6 +1,8 @@
 """Every scorer against an independent one: fuzzed pairs, real answers, and published examples."""
 
+import json
 import random
+from pathlib import Path
 
 import pytest
 
@@ -103,6 +105,22 @@ def test_real_answers_score_as_the_reference(name, data):
     for task in tasks:
         for prediction in (chance.choice(predictions), chance.choice(task.answers), task.question):
             assert close(*compared(name, prediction, task.answers))
+
+
+# answers that the default policy gave to test questions (`agent eval SETS --limit 60`), by task
+PREDICTIONS = json.loads(Path(__file__).with_name("predictions.json").read_text("utf-8"))
+
+
+@pytest.mark.data
+@pytest.mark.parametrize("name", PREDICTIONS)
+def test_a_policys_answers_score_as_the_reference(name, data):
+    """By the set's own scorer, and by all others: papers differ in which they take."""
+    tasks = {t.id: t for t in load(name, data, "test").tasks}
+    for id, prediction in PREDICTIONS[name].items():
+        golds = tasks[id].answers
+        for of in (other for other in SCORERS if golds or other == name):
+            assert close(*compared(of, prediction, golds)), (of, prediction, golds)
+    assert len(PREDICTIONS[name]) >= 50
 
 
 def test_published_examples():

@@ -343,6 +343,14 @@ def test_questions_at_a_url_are_fetched_and_name_no_local_file(served, tmp_path)
         (f"{served}q.csv", "ends in neither"),
         ("ftp://host/q.jsonl", "names no file that can be fetched"),
         ("hf://owner/q.jsonl", "names no file that can be fetched"),
+        ("hf://owner/name/a/../../q.jsonl", "names no file that can be fetched"),
+        ("hf://owner/name/%2E%2E/q.jsonl", "names no file that can be fetched"),
+        (f"{served}..%2F..%2Fq.jsonl", "names no file that can be fetched"),
+        (f"{served}..%5C..%5Cq.jsonl", "names no file that can be fetched"),
+        (f"{served}q%00.jsonl", "names no file that can be fetched"),
+        (f"https://{'a' * 70}.org/q.jsonl", "cannot be fetched"),
+        ("https://xn--/q.jsonl", "cannot be fetched"),
+        ("https://host\x01/q.jsonl", "cannot be fetched"),
     ):
         with pytest.raises(UsageError, match=message):
             load(wrong, data)

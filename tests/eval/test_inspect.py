@@ -1,25 +1,33 @@
 """turnwise and Inspect: our runs as its logs, and our agent in its evaluations."""
 
+import asyncio
+import gzip
+import json
 from importlib.metadata import entry_points
 from pathlib import Path
 
 import inspect_ai
 import pytest
 from inspect_ai.log import read_eval_log
+from inspect_ai.model import ModelOutput
+from inspect_ai.scorer import Target
+from inspect_ai.solver import TaskState
 
 import eval.inspect.agent as adapter
 import eval.run as eval_run
 from agent.settings import load_settings
-from agent.trajectory import Trajectory
+from agent.task import Task
+from agent.trajectory import Status, StopReason, Trajectory
 from eval.benchmarks import DataFolder, load
 from eval.command import exported
 from eval.inspect.messages import messages_of
 from eval.run import EvalRequest, run
 from eval.score import score_run
-from kg.errors import PolicyUnavailableError
+from kg.errors import PolicyUnavailableError, UsageError
 from kg.library.load import load_library
 from kg.library.passages import passages
 from rl.guidance.expert import ExpertPolicy, Passage
+from tests.rl.rewards.episodes import abstain, answer, episode, malformed
 
 
 def expert(template):
@@ -80,6 +88,46 @@ def test_inspect_runs_the_agent_and_scores_it_as_we_do(template, monkeypatch, tm
         value = sample.scores["answers"].value
         assert value["em"] == float(any(done.answer.lower() == one.lower() for one in gold))
     assert sum(s.scores["answers"].value["right"] for s in log.samples) >= 4
+
+
+def test_only_an_act_of_declining_is_right_where_there_is_no_answer(monkeypatch):
+    of = Task("u", "Who?", answerable=False)
+    spent = {"status": Status.OVER_BUDGET, "stop_reason": StopReason.MAX_TURNS}
+    score = adapter.answers()
+    for made, right in (
+        (episode(abstain(), of=of), 1),
+        (episode(abstain(), of=of, **spent), 1),
+        (episode(malformed(), of=of, **spent), 0),
+        (episode(answer("Ann"), of=of), 0),
+        (None, 1),
+    ):
+        said = made.answer if made else ""
+        state = TaskState("none", "u", 1, "Who?", [], output=ModelOutput.from_content("x", said))
+        if made:
+            state.store.set(adapter.STORED, made.to_dict())
+        assert asyncio.run(score(state, Target(""))).value == dict.fromkeys(
+            ("right", "em", "f1"), right
+        )
+
+
+def test_a_set_that_the_agent_cannot_be_asked_is_refused_and_skipped_rows_are_told(
+    tmp_path, monkeypatch, caplog
+):
+    folder = tmp_path / "metaqa"
+    folder.mkdir()
+    fields = {"topic_entity": "A", "answers": ["x"], "qtype": "a", "answers_match_kb": True}
+    for hops in (1, 2, 3):
+        rows = [{"id": f"{hops}-{n}", "hop": hops, "question": f"Who is {n}?", **fields,
+                 "topic_entity": f"A{n}"} for n in range(20)]  # fmt: skip
+        text = "".join(json.dumps(row) + "\n" for row in rows) + '{"id": "broken"}\n'
+        (folder / f"qa_{hops}hop.jsonl.gz").write_bytes(gzip.compress(text.encode()))
+    (folder / "kb.tsv.gz").write_bytes(gzip.compress(b"A\tb\tx\n"))
+    with pytest.raises(UsageError, match="need the tool 'kg'"):
+        adapter.question_set("metaqa", str(tmp_path))
+    monkeypatch.setenv("AGENT_TOOLS", "")
+    made = adapter.question_set("metaqa", str(tmp_path))
+    assert len(made.metadata["skipped"]) == 3
+    assert "3 rows are left out" in caplog.text
 
 
 def test_every_epoch_has_a_seed_of_its_own(template, monkeypatch, tmp_path):

@@ -63,7 +63,7 @@ def test_a_policy_that_knows_itself_is_told_from_one_that_says_yes_to_all(run):
         replace(sample, right=float(number % 3 == 0), answerable=number % 2 == 0)
         for number, sample in enumerate(score_run(run).samples)
     ]
-    able = {s.task for s in samples if s.right}
+    able = {s.task for s in samples if s.right and s.answerable}
     name = samples[0].benchmark
 
     def cast(says_yes):
@@ -80,6 +80,18 @@ def test_a_policy_that_knows_itself_is_told_from_one_that_says_yes_to_all(run):
     mute = summary(name, samples, cast(lambda s: "unread"), 3)
     assert (mute.unread, mute.consensus.mean, mute.says_yes) == (1, 0, 0)
     assert f"| 3 | 0.0 | {str(boasting.consensus).strip()} | 100.0 |" in table([boasting])
+
+
+def test_a_right_decline_is_no_answer_that_the_policy_could_give(run):
+    """Half is answered rightly and voted yes, half is rightly declined and voted no: all as forecast."""
+    samples = [
+        replace(sample, right=1.0, answerable=number % 2 == 0)
+        for number, sample in enumerate(score_run(run).samples)
+    ]
+    name = samples[0].benchmark
+    said = {f"{name}/{s.task}/0": "yes" if s.answerable else "no" for s in samples}
+    found = summary(name, samples, said, 1)
+    assert (found.against_right.mean, found.f1_right) == (1, 1)
 
 
 def test_introspection_goes_on_where_it_stopped_and_with_the_same_policy_only(run):

@@ -35,6 +35,7 @@ from kg.errors import PolicyUnavailableError, UsageError
 from kg.library.load import load_library
 from kg.library.passages import passages
 from rl.guidance.expert import ExpertPolicy, Passage
+from tools.search.tool import SearchTool
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -201,6 +202,26 @@ def test_the_cache_knows_everything_that_shapes_an_episode(policy, settings, tmp
     seeded = settings.model_copy(update={"seed": 5})
     ask(seeded, tmp_path / "d")
     assert policy.made[-1].calls > 0
+
+
+def test_an_episode_in_which_a_tool_broke_is_not_cached(policy, settings, tmp_path, monkeypatch):
+    search, broken = SearchTool.run, iter([True])
+
+    async def once(self, arguments, context):
+        if next(broken, False):
+            raise OSError("the disk is gone")
+        return await search(self, arguments, context)
+
+    monkeypatch.setattr(SearchTool, "run", once)
+    ask(settings, tmp_path / "a", limit=4)
+    with open_store(tmp_path / "a") as store:
+        [hurt] = [done for done in store.query() if done.fault]
+    assert hurt.status is not Status.FAILED
+    ask(settings, tmp_path / "b", limit=4)
+    with open_store(tmp_path / "b") as store:
+        [again] = [done for done in store.query() if done.task.id == hurt.task.id]
+    assert not again.fault
+    assert policy.made[-1].calls == len(again.turns)
 
 
 @pytest.mark.parametrize(
@@ -430,6 +451,18 @@ def test_a_wrong_answer_becomes_a_regression_task(policy, settings, tmp_path):
         done = next(t for t in store.query() if t.task.answers)
     assert add_regression(done, [], False, out)
     assert not add_regression(done, [], False, out)
+    gold = done.task.answers[0]
+    for other, answers in (
+        (done, ["mendelevium"]),
+        (replace(done, task=replace(done.task, question="Who else?")), []),
+    ):
+        with pytest.raises(UsageError, match=f"{gold}.* now it is .*(mendelevium|Who else)"):
+            add_regression(other, answers, False, out)
+    with pytest.raises(UsageError, match=r"now it is .*unanswerable"):
+        add_regression(done, [], True, out)
+    with pytest.raises(UsageError, match="another scorer"):
+        add_regression(done, [], False, out, Origin("igpo"))
+    assert len(out.read_text().splitlines()) == 1
     unknown = replace(done, task=replace(done.task, id="other", answers=(), answerable=None))
     with pytest.raises(UsageError, match="not known"):
         add_regression(unknown, [], False, out)

@@ -4,11 +4,14 @@ import math
 
 import pytest
 
+from agent.graph import SPENT as SPENT_TEXT
 from agent.trajectory import Status, StopReason
-from eval.report import tables
+from eval.metrics.usage import usage
+from eval.report import _wrong_answers, tables
 from eval.sample import score_one
 from eval.score import RunScores, set_scores
-from tests.rl.rewards.episodes import abstain, answer, episode, malformed, search, task
+from tests.rl.rewards.episodes import abstain, answer, call, episode, malformed, search, task
+from tools.base import Observation
 
 UNANSWERABLE = task("Who directed Bliss?", answers=(), answerable=False, id="u")
 
@@ -113,6 +116,29 @@ def test_every_figure_counts_questions_and_not_episodes():
     assert found.usage["turns / question"].n == 2
     assert (found.incomplete, found.missing) == (1, 7)
     assert found.several["pass@8"].n == 1
+
+
+def test_a_figure_of_questions_that_are_not_there_is_left_out():
+    known = [asked(n) for n in range(3)]
+    found = of(known, [sample(answer("Rome"), of=one) for one in known]).abstention
+    assert found["answerable F1"].mean == 1
+    assert "unanswerable F1" not in found
+    found = of([UNANSWERABLE], [sample(abstain(), of=UNANSWERABLE)]).abstention
+    assert found["unanswerable F1"].mean == 1
+    assert "answerable F1" not in found
+
+
+def test_a_wrong_answer_that_is_none_says_how_the_episode_ended():
+    wrong = [sample(abstain()), sample(malformed(), **SPENT), sample(answer("Oslo"))]
+    page = _wrong_answers(wrong)
+    assert page.count("(declined)") == page.count("(no answer: max_turns)") == 1
+    assert ">Oslo<" in page
+
+
+def test_calls_that_the_runtime_refused_are_not_counted():
+    refused = call("search", seen=Observation("", SPENT_TEXT), query="alien director")
+    used = usage(episode(search(), search(error="timed out"), refused, answer()))
+    assert (used.searches, used.tool_calls, used.repeated, used.invalid) == (2, 2, 2, 1)
 
 
 def test_questions_that_lack_samples_are_told():
