@@ -95,9 +95,8 @@ class RewardContext:
     Attributes:
         gold_logprobs: trajectory id to float[aliases, turns] (or float[turns] for one alias): mean
             log-probability, nats a token, of each gold answer when it is forced in the context that
-            the turn's policy call saw; column 0 is the bare prompt. A reward that wants the answer turn
-            too reads one more column. Rows follow `Task.answers`; NaN behind column 0 where an answer
-            was not probed.
+            the turn's policy call saw; column 0 is the bare prompt. Rows follow `Task.answers`; NaN
+            behind column 0 where an answer was not probed.
         anchor_kl: trajectory id to float64[turns]: sum over a turn's sampled tokens of log p(policy) -
             log p(anchor), nats; 0 on a turn that a script wrote.
         known: task id to whether the policy answers it closed-book.

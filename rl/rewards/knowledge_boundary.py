@@ -30,7 +30,7 @@ from rl.rewards.base import (
     only_last,
 )
 from rl.rewards.context import Need, RewardContext
-from rl.rewards.format import FormatRules
+from rl.rewards.format import LastReplyRules
 from rl.rewards.reading import calls, is_right, last
 from rl.rewards.registry import register
 
@@ -60,6 +60,8 @@ class KnowledgeBoundary(Reward):
         tools: whose calls are searches.
         place: `last`, or `turns`: the whole bonus sits on the last turn and each search that counts
             gives back its share where it is made, so that the sum is the same.
+        rules: of the format; an answer forced after the spent budget is valid, as in the released code,
+            whose last reply has no search.
     """
 
     name: ClassVar[str] = "knowledge_boundary"
@@ -71,7 +73,7 @@ class KnowledgeBoundary(Reward):
     tools: tuple[str, ...] = ("search",)
     scorer: str = "ikea"
     place: Literal["last", "turns"] = "last"
-    rules: FormatRules = FormatRules()
+    rules: LastReplyRules = LastReplyRules()
 
     @field_validator("scorer")
     @classmethod

@@ -74,7 +74,6 @@ PUBLISHED = {
     "igpo": {
         "rewards.answer.options.scheme": "igpo",
         "rewards.gain.options.form": "log_probability",
-        "rewards.gain.options.answer_turn": "excluded",
         "credit.options": {"pools": "separate", "gamma": 1.0, "std": "population"},
         "loss.aggregation": "sequence-mean",
         "loss.anchor.coefficient": 0.001,

@@ -4,12 +4,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from agent.episode import Budgets
 from kg.errors import UsageError
 from rl.rewards import RewardContext, RewardError, make_reward
 from rl.rewards.abstention import stated_confidence
 from rl.rewards.knowledge_boundary import is_known
 from rl.rewards.self_knowledge import consensus
 from tests.rl.rewards.episodes import abstain, answer, confident, episode, malformed, search, task
+from tests.rl.rollouts import play
 
 NONE = RewardContext()
 
@@ -26,6 +28,18 @@ class TestIkea:
         cases = [searched(n), searched(n, "wrong"), searched(n, "Ridley Scott", malformed())]
         found = [self.BOUNDARY([case], NONE)[0].sum() for case in cases]
         assert found == pytest.approx([right, 0.05 if n else 0, -1])
+
+    def test_a_forced_answer_after_the_last_search_is_no_violation(self):
+        searches = ["<search>gold</search>", "<search>tin</search>", "<search>iron</search>"]
+        known = "<search>Oganessian</search>"
+        script = [*searches, known, "oganesson</answer>"]
+        right = play(script, budgets=Budgets(turns=8, tool_calls=3))
+        assert right.turns[-1].forced
+        assert self.BOUNDARY([right], NONE)[0].tolist() == [0, 0, 0, 0, 1]
+        wrong = play([*script[:-1], "gold</answer>"], budgets=Budgets(turns=8, tool_calls=3))
+        assert self.BOUNDARY([wrong], NONE)[0].sum() == 0.05
+        strict = make_reward("knowledge_boundary", {"rules": {"forced": True}})
+        assert strict([right], NONE)[0].sum() == -1
 
     def test_the_order_of_the_cases(self):
         few, many = searched(0), searched(3)
