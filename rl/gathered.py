@@ -13,6 +13,7 @@ from agent.task import Task
 from agent.trajectory import Status, Trajectory
 from eval.metrics import normalise
 from rl.rewards import Combination, Need, RewardContext
+from rl.rewards.context import task_key
 from rl.rewards.reading import final_answer
 from rl.rewards.self_knowledge import SelfConsistency
 
@@ -32,8 +33,8 @@ def gathered(groups: Sequence[Group], reward: Combination, context: RewardContex
         and `knowledge`, from `Task.meta["knowledge"]`.
     """
     told = [[t for t in group if t.status is not Status.FAILED] for group in groups]
-    tasks = {t.task.id: t.task for group in groups for t in group}
-    known = {id: lines for id, task in tasks.items() if (lines := _knowledge(task))}
+    tasks = {task_key(task): task for group in groups for task in (t.task for t in group)}
+    known = {key: lines for key, task in tasks.items() if (lines := _knowledge(task))}
     context = replace(context, knowledge={**known, **context.knowledge})
     if Need.VOTES in reward.needs and not context.vote_shares and len(tasks) > 1:
         context = replace(context, vote_shares=vote_shares(told, reward))

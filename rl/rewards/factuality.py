@@ -30,7 +30,7 @@ from rl.rewards.base import (
     only_last,
     unit,
 )
-from rl.rewards.context import Need, RewardContext
+from rl.rewards.context import Need, RewardContext, task_key
 from rl.rewards.format import FormatRules
 from rl.rewards.reading import is_right, judged, passages, results, thought_of
 from rl.rewards.registry import register
@@ -150,7 +150,7 @@ class _Thoughts(Reward):
         Statements that are repeated count once. Without a passage nothing is supported.
         """
         texts = [text for seen in results(trajectory) for text in passages(seen.observation)]
-        texts = list(dict.fromkeys([*texts, *context.knowledge.get(trajectory.task.id, ())]))
+        texts = list(dict.fromkeys([*texts, *context.knowledge.get(task_key(trajectory.task), ())]))
         row, said = nothing(trajectory), set[str]()
         for t, turn in enumerate(trajectory.turns):
             facts = self.check.facts(thought_of(turn), context, trajectory.id, t)

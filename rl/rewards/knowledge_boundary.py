@@ -29,7 +29,7 @@ from rl.rewards.base import (
     nothing,
     only_last,
 )
-from rl.rewards.context import Need, RewardContext
+from rl.rewards.context import Need, RewardContext, task_key
 from rl.rewards.format import LastReplyRules
 from rl.rewards.reading import calls, is_right, last
 from rl.rewards.registry import register
@@ -162,12 +162,12 @@ class BoundaryLabel(Reward):
         return [self._row(trajectory, context) for trajectory in group]
 
     def _row(self, trajectory: Trajectory, context: RewardContext) -> Floats:
-        task = trajectory.task.id
-        if task not in context.known:
-            what = f"task {task} has no knowledge boundary label"
+        known = context.known.get(task_key(trajectory.task))
+        if known is None:
+            what = f"task {trajectory.task.id} has no knowledge boundary label"
             raise RewardError(what, trajectory.id, last(trajectory))
         found = searches(trajectory, self.tools)
-        if context.known[task]:
+        if known:
             row = nothing(trajectory)
             row[found[: self.most]] = -self.known_cost
             return row

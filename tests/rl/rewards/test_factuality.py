@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from agent.formats import make_format
 from agent.policies.base import Completion
 from rl.rewards import RewardContext, RewardError, make_reward
+from rl.rewards.context import task_key
 from rl.rewards.factuality import few_facts, overlap_support, statements
 from tests.rl.rewards.episodes import abstain, answer, episode, search, task, turn
 from tools.base import Toolbox
@@ -42,8 +43,12 @@ class TestSupport:
         assert share(search("q", thought=TRUE), answer()) == [0, 0]
 
     def test_passages_of_the_task_count_too(self):
-        assert share(answer(thought=TRUE), context=RewardContext(knowledge={"q1": [PAGE]})) == [1]
-        assert share(answer(thought=TRUE), context=RewardContext(knowledge={"q2": [PAGE]})) == [0]
+        assert share(
+            answer(thought=TRUE), context=RewardContext(knowledge={task_key(task()): [PAGE]})
+        ) == [1]
+        assert share(
+            answer(thought=TRUE), context=RewardContext(knowledge={task_key(task("?")): [PAGE]})
+        ) == [0]
 
     def test_an_entailment_model_decides(self):
         row = share(

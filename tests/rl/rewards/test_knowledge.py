@@ -8,6 +8,7 @@ from agent.episode import Budgets
 from kg.errors import UsageError
 from rl.rewards import RewardContext, RewardError, make_reward
 from rl.rewards.abstention import stated_confidence
+from rl.rewards.context import task_key
 from rl.rewards.knowledge_boundary import is_known
 from rl.rewards.self_knowledge import consensus
 from tests.rl.rewards.episodes import abstain, answer, confident, episode, malformed, search, task
@@ -84,8 +85,19 @@ class TestLabel:
         ],
     )
     def test_costs_by_label(self, known, trajectory, row):
-        found = make_reward("boundary_label")([trajectory], RewardContext(known={"q1": known}))
+        found = make_reward("boundary_label")(
+            [trajectory], RewardContext(known={task_key(task()): known})
+        )
         assert found[0].tolist() == row
+
+    def test_a_label_is_of_the_task_and_not_of_its_id(self):
+        other = task("Who wrote it?")
+        known = RewardContext(known={task_key(task()): True, task_key(other): False})
+        reward = make_reward("boundary_label")
+        assert reward([searched(1)], known)[0].tolist() == [-0.1, 0]
+        assert reward([episode(search(), answer(), of=other)], known)[0].tolist() == [0, 0]
+        again = task(id="another", meta={"known": {"known": False}})
+        assert task_key(again) == task_key(task())
 
     def test_a_question_without_a_label_is_an_error(self):
         with pytest.raises(RewardError, match="trajectory t, turn 1: task q1 has no knowledge"):
