@@ -57,8 +57,8 @@ def probe(
 ) -> ProbeReport:
     """Sample every task closed-book, `request.group` times; writes the labelled tasks to `out`.
 
-    The samples themselves are in a store beside it, named like it. Tasks of two sets with the same id get
-    longer ones there; a task that both sets hold is there once.
+    The samples themselves are in a store beside it, named like it. Tasks of two sets with the same id
+    get longer ones there; a task that both sets hold is there once.
 
     Args:
         request: tasks, samples and seeds.

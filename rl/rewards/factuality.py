@@ -91,12 +91,15 @@ class SupportCheck(Options):
             0.6.
         top: passages that are tried, those with most words of the statement; KnowRL's code: 5.
         extract: `sentences` of the thought, or the context's fact `extractor`.
+        tools: whose results are passages; what the policy wrote itself, such as its plan, supports
+            nothing.
     """
 
     by: Literal["entailment", "overlap"] = "entailment"
     threshold: float = Field(default_factory=lambda given: _THRESHOLDS[given["by"]], gt=0, le=1)
     top: int = Field(5, ge=1)
     extract: Literal["sentences", "extractor"] = "sentences"
+    tools: tuple[str, ...] = ("search", "kg", "chem")
 
     @property
     def needs(self) -> tuple[Need, ...]:
@@ -149,7 +152,8 @@ class _Thoughts(Reward):
 
         Statements that are repeated count once. Without a passage nothing is supported.
         """
-        texts = [text for seen in results(trajectory) for text in passages(seen.observation)]
+        found = results(trajectory, self.check.tools)
+        texts = [text for seen in found for text in passages(seen.observation)]
         texts = list(dict.fromkeys([*texts, *context.knowledge.get(task_key(trajectory.task), ())]))
         row, said = nothing(trajectory), set[str]()
         for t, turn in enumerate(trajectory.turns):

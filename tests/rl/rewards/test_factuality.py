@@ -11,8 +11,8 @@ from agent.policies.base import Completion
 from rl.rewards import RewardContext, RewardError, make_reward
 from rl.rewards.context import task_key
 from rl.rewards.factuality import few_facts, overlap_support, statements
-from tests.rl.rewards.episodes import abstain, answer, episode, search, task, turn
-from tools.base import Toolbox
+from tests.rl.rewards.episodes import abstain, answer, call, episode, search, task, turn
+from tools.base import Observation, Toolbox
 
 PAGE = "Alien was directed by Ridley Scott. It was filmed in England."
 TRUE = "Alien was directed by Ridley Scott."
@@ -49,6 +49,11 @@ class TestSupport:
         assert share(
             answer(thought=TRUE), context=RewardContext(knowledge={task_key(task("?")): [PAGE]})
         ) == [0]
+
+    def test_a_plan_of_the_policy_s_own_supports_nothing(self):
+        plan = call("plan", seen=Observation("plan", text=TRUE), thought=TRUE)
+        assert share(plan, answer()) == [0, 0]
+        assert share(plan, answer(), check={**OVERLAP, "tools": ["plan"]}) == [1, 0]
 
     def test_an_entailment_model_decides(self):
         row = share(
