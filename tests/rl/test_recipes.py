@@ -178,7 +178,7 @@ def guessed(groups):
 def test_a_recipe_judges_real_rollouts_and_its_receipts_add_up(name, played, scorer):
     recipe = load_train(name)
     tasks = [task for one in played.sets for task in one.tasks]
-    known = {t.id: i % 2 == 0 for i, t in enumerate(tasks)}
+    known = {task_key(t): i % 2 == 0 for i, t in enumerate(tasks)}
     still = {t.id: np.zeros(len(t.turns)) for group in played.groups for t in group}
     context = RewardContext(progress=0.5, known=known, anchor_kl=still)
     promised = replace(context, promised=recipe.provides)
