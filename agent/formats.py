@@ -24,7 +24,7 @@ from tools.base import Observation, Source, Tool, Toolbox
 
 _CITATIONS = re.compile(r"\s*\[(\d+(?:\s*,\s*\d+)*)\]")
 # a thought that is not closed goes on to the end
-_THINKING = re.compile(r"<think>.*?(?:</think>|\Z)", re.DOTALL)
+_THINKING = re.compile(r"<think>(.*?)(?:</think>|\Z)", re.DOTALL)
 _DECLINED = re.compile(r"(?:ABSTAIN\b|[Aa]bstain(?=\s*(?:[:.]|$)))[\s:.\-]*")
 _RESERVED = ("think", "answer", "abstain", "result", "tool_call", "tool_response", "tools")
 
@@ -135,7 +135,10 @@ class TagsFormat(ActionFormat):
 
 
 class ToolCallFormat(ActionFormat):
-    """Actions as the model's native tool calls; text without a call is the answer."""
+    """Actions as the model's native tool calls; text without a call is the answer.
+
+    What stands in `<think>` is the thought, together with the text before a call.
+    """
 
     name = "tool_call"
     stop = ("</tool_call>",)
@@ -157,15 +160,15 @@ class ToolCallFormat(ActionFormat):
 
     def parse(self, completion: Completion, prefix: str = "") -> Action:
         """A native call, else the first Hermes call in the text, else the answer."""
+        thoughts, text = _thoughts_apart(prefix + completion.text)
         if completion.tool_calls:
             call = completion.tool_calls[0]
-            return self._tool(call["name"], call["arguments"], completion.text.strip())
-        text = prefix + completion.text
-        text = _THINKING.sub("", text)
+            return self._tool(call["name"], call["arguments"], _lines(*thoughts, text))
         match = self._call.search(text)
         if match is None:
-            return self._final(text.strip(), completion.finish is FinishReason.LENGTH)
-        thought = text[: match.start()].strip()
+            cut = completion.finish is FinishReason.LENGTH
+            return self._final(text.strip(), cut, _lines(*thoughts))
+        thought = _lines(*thoughts, text[: match.start()])
         try:
             call = json.loads(match[1])
             return self._tool(str(call["name"]), call.get("arguments", {}), thought)
@@ -191,7 +194,7 @@ class ToolCallFormat(ActionFormat):
             )
         return Action(ActionKind.TOOL, name, values, thought=thought)
 
-    def _final(self, text: str, cut: bool) -> Action:
+    def _final(self, text: str, cut: bool, thought: str) -> Action:
         if "<tool_call>" in text:
             return Action(ActionKind.MALFORMED, text="<tool_call> is not closed")
         if cut:
@@ -199,8 +202,9 @@ class ToolCallFormat(ActionFormat):
         if not text:
             return Action(ActionKind.MALFORMED, text="the reply is empty")
         if declined := _DECLINED.match(text):
-            return Action(ActionKind.ABSTAIN, text=text[declined.end() :].strip())
-        return _answer(text, "")
+            reason = text[declined.end() :].strip()
+            return Action(ActionKind.ABSTAIN, text=reason, thought=thought)
+        return _answer(text, thought)
 
 
 FORMATS: dict[str, type[ActionFormat]] = {f.name: f for f in (TagsFormat, ToolCallFormat)}
@@ -242,6 +246,16 @@ def observation_message(role: str, text: str, completion: Completion) -> Message
 def _native(call: dict[str, str]) -> dict[str, Any]:
     function = {"name": call["name"], "arguments": call["arguments"]}
     return {"id": call["id"], "type": "function", "function": function}
+
+
+def _thoughts_apart(text: str) -> tuple[list[str], str]:
+    """What stands in `<think>` tags, and the text without them."""
+    return _THINKING.findall(text), _THINKING.sub("", text)
+
+
+def _lines(*texts: str) -> str:
+    """Those that are not blank, one below the other."""
+    return "\n".join(text.strip() for text in texts if text.strip())
 
 
 def _answer(body: str, thought: str) -> Action:

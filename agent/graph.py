@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
-import json
 import logging
 import time
 from collections.abc import Awaitable, Callable, Hashable
@@ -38,7 +37,7 @@ from agent.misleading import withheld_now
 from agent.policies.base import Completion, FinishReason, Policy, Request, Sampling
 from agent.trajectory import Action, ActionKind, Span, Status, StopReason, Turn, join
 from kg.errors import PolicyUnavailableError, ToolUnavailableError
-from tools.base import FAULT, Observation, Source, Toolbox, ToolContext, ToolError
+from tools.base import FAULT, Observation, Source, Tool, Toolbox, ToolContext, ToolError
 
 log = logging.getLogger(__name__)
 
@@ -285,7 +284,7 @@ async def tool_node(state: State, runtime: Runtime[Setup]) -> State:
     assert episode.pending is not None
     action = episode.pending.action
     tool = setup.tools[action.name]
-    if tool.counts and (reason := _no_call(episode, action, setup.budgets)):
+    if tool.counts and (reason := _no_call(episode, action, tool, setup.budgets)):
         episode = replace(episode, spent=reason)
         return _answered(episode, setup, runtime, Observation("", SPENT), began)
     try:
@@ -329,20 +328,21 @@ async def _call(setup: Setup, action: Action, context: ToolContext, seconds: flo
         return Observation(tool.name, error=f"{tool.name} failed: {kind}", data={FAULT: kind})
 
 
-def _no_call(episode: Episode, action: Action, budgets: Budgets) -> StopReason | None:
+def _no_call(episode: Episode, action: Action, tool: Tool, budgets: Budgets) -> StopReason | None:
     """Why a counting tool call may not be made."""
     if episode.tool_calls >= budgets.tool_calls:
         return StopReason.MAX_TOOL_CALLS
-    key = _call_key(action)
-    same = sum(_call_key(turn.action) == key for turn in episode.turns)
+    wanted = _compared(action, tool)
+    calls = (turn.action for turn in episode.turns if turn.action.name == action.name)
+    same = sum(_compared(call, tool) == wanted for call in calls)
     return StopReason.REPETITION if same > budgets.repeats else None
 
 
-def _call_key(action: Action) -> tuple[str, str]:
-    arguments = {
-        k: v.strip().lower() if isinstance(v, str) else v for k, v in action.arguments.items()
-    }
-    return action.name, json.dumps(arguments, sort_keys=True, default=str)
+def _compared(action: Action, tool: Tool) -> dict[str, Any]:
+    """A call's arguments as they are compared with those of another of the same tool."""
+    if not tool.free_text:
+        return action.arguments
+    return {k: v.strip().lower() if isinstance(v, str) else v for k, v in action.arguments.items()}
 
 
 async def repair_node(state: State, runtime: Runtime[Setup]) -> State:

@@ -18,9 +18,10 @@ from agent.task import Task
 from agent.trajectory import Status, Trajectory
 from eval.sample import score_one
 from rl import run_folder
-from rl.closed_book import KNOWN, label_of
+from rl.closed_book import label_of
 from rl.curriculum import Drawn
 from rl.question_sets import QuestionSet
+from rl.rewards.context import LABEL, task_key
 from rl.rollouts import Stage, Told, groups_of
 from rl.train_recipe import TrainRecipe
 
@@ -33,11 +34,8 @@ def tasks_of(sets: Sequence[QuestionSet]) -> list[Task]:
 
 
 def told_labels(tasks: Sequence[Task]) -> dict[str, bool]:
-    """Task id to the label that `agent probe` stored with the task; an id that a task without a label
-    bears too has none."""
-    found = {task.id: label for task in tasks if (label := label_of(task)) is not None}
-    bare = {task.id for task in tasks if label_of(task) is None}
-    return {id: label for id, label in found.items() if id not in bare}
+    """`task_key` to the label that `agent probe` stored with the task."""
+    return {task_key(task): label for task in tasks if (label := label_of(task)) is not None}
 
 
 def foreign_labels(tasks: Sequence[Task], base: str) -> str:
@@ -47,7 +45,7 @@ def foreign_labels(tasks: Sequence[Task], base: str) -> str:
         tasks: with their labels, or without.
         base: name of the policy that is to learn; its version is not looked at.
     """
-    told = [task.meta[KNOWN] for task in tasks if label_of(task) is not None]
+    told = [task.meta[LABEL] for task in tasks if label_of(task) is not None]
     names = [str(label.get("policy", "")).rpartition("@")[0] for label in told]
     others = sorted({name or "nobody named" for name in names if name != base})
     if not others:
@@ -62,9 +60,10 @@ def foreign_labels(tasks: Sequence[Task], base: str) -> str:
 async def known_tasks(
     closed: Sequence[QuestionSet], stage: Stage, recipe: TrainRecipe, run: Path, told: Told
 ) -> dict[str, bool]:
-    """Task id to whether the policy knows it; asked once a run.
+    """`task_key` to whether the policy knows the task; asked once a run.
 
-    A task without a gold answer has nothing to be known. Failed samples count for nothing.
+    A task without a gold answer has nothing to be known. Failed samples count for nothing: a task that
+    has no other has no label.
 
     Args:
         closed: the sets of the run, opened without tools.
@@ -77,23 +76,24 @@ async def known_tasks(
         PolicyUnavailableError: the policy failed in every sample.
     """
     path = run / _FILE
-    if path.is_file():
-        return {str(id): bool(known) for id, known in json.loads(path.read_text("utf-8")).items()}
+    keys = {task_key(task) for task in tasks_of(closed)}
+    if path.is_file() and (kept := json.loads(path.read_text("utf-8"))).keys() == keys:
+        return {key: label for key, label in kept.items() if label is not None}
     drawn = [Drawn(one, task) for one in closed for task in one.tasks if task.answers]
     size = recipe.tasks.probe
     rollouts = recipe.rollouts.model_copy(update={"size": size, "misled": 0.0})
     played = await stage.play(groups_of(0, drawn, rollouts, recipe.seed), told)
-    known = dict.fromkeys((task.id for task in tasks_of(closed)), False)
+    known = {task_key(task): False for task in tasks_of(closed) if not task.answers}
     for number, (source, task) in enumerate(drawn):
         samples = played[number * size : (number + 1) * size]
-        known[task.id] = any(_right(source, one) for one in samples)
-    run_folder.write(path, known)
+        whole = [sample for sample in samples if sample.status is not Status.FAILED]
+        if whole:
+            known[task_key(task)] = any(_right(source, sample) for sample in whole)
+    run_folder.write(path, {key: known.get(key) for key in sorted(keys)})
     return known
 
 
 def _right(source: QuestionSet, sample: Trajectory) -> bool:
-    if sample.status is Status.FAILED:
-        return False
     return score_one(source.name, source.scorer, sample.task, sample).right == 1.0
 
 
@@ -102,10 +102,15 @@ def balanced(
 ) -> tuple[QuestionSet, ...]:
     """The sets with as many known tasks as unknown ones, drawn by seed; unchanged without either.
 
-    Tasks that have no answer are neither and stay.
+    Tasks that have no answer or no label are neither and stay.
+
+    Args:
+        sets: of the run.
+        known: `task_key` to label.
+        seed: of the draw.
     """
-    asked = [task.id for task in tasks_of(sets) if task.answers]
-    sides = [[id for id in asked if known.get(id, False) is side] for side in (True, False)]
+    asked = list(dict.fromkeys(task_key(task) for task in tasks_of(sets) if task.answers))
+    sides = [[key for key in asked if known.get(key) is side] for side in (True, False)]
     size = min(map(len, sides))
     if not size:
         return tuple(sets)
@@ -114,5 +119,6 @@ def balanced(
         order = np.random.default_rng(seed).permutation(len(side))
         left |= {side[i] for i in order[size:]}
     return tuple(
-        replace(one, tasks=tuple(task for task in one.tasks if task.id not in left)) for one in sets
+        replace(one, tasks=tuple(task for task in one.tasks if task_key(task) not in left))
+        for one in sets
     )

@@ -7,8 +7,9 @@ The samples are collected like any rollouts, so that a killed probe goes on.
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,8 +23,7 @@ from eval.folder import write
 from eval.sample import score_one
 from kg.errors import UsageError
 from rl.collect import Advance, CollectRequest, Notify, Plan, carry_out, load_sets
-
-KNOWN = "known"
+from rl.rewards.context import LABEL, task_key
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,8 @@ def probe(
 ) -> ProbeReport:
     """Sample every task closed-book, `request.group` times; writes the labelled tasks to `out`.
 
-    The samples themselves are in a store beside it, named like it.
+    The samples themselves are in a store beside it, named like it. Tasks of two sets with the same id
+    get longer ones there; a task that both sets hold is there once.
 
     Args:
         request: tasks, samples and seeds.
@@ -77,7 +78,7 @@ def probe(
     problems = list(report.skipped)
     with TrajectoryStore.open(store) as opened:
         found = [_labelled(*one, opened, problems) for one in zip(sets, plans, strict=True)]
-    labelled = [task for one in found for task in one.tasks]
+    labelled = _told_apart([task for one in found for task in one.tasks])
     unscored, unsampled = (sum(column) for column in zip(*(one[1:] for one in found), strict=True))
     if not labelled:
         what = "no task was sampled" if unsampled else "no task has a gold answer"
@@ -86,8 +87,8 @@ def probe(
     write(out, ("\n".join(lines) + "\n").encode())
     return ProbeReport(
         tasks=len(labelled),
-        known=sum(bool(task.meta[KNOWN]["known"]) for task in labelled),
-        accuracy=sum(task.meta[KNOWN]["right"] for task in labelled) / len(labelled),
+        known=sum(bool(task.meta[LABEL]["known"]) for task in labelled),
+        accuracy=sum(task.meta[LABEL]["right"] for task in labelled) / len(labelled),
         unscored=unscored,
         unsampled=unsampled,
         seconds=report.seconds,
@@ -97,13 +98,13 @@ def probe(
 
 def label_of(task: Task) -> bool | None:
     """The label that `probe` stored with a task; None where there is none that can be read."""
-    found = task.meta.get(KNOWN)
+    found = task.meta.get(LABEL)
     known = found.get("known") if isinstance(found, dict) else None
     return known if isinstance(known, bool) else None
 
 
 def read_known(path: Path, problems: list[str] | None = None) -> dict[str, bool]:
-    """Task id to label, of a file that `probe` wrote.
+    """`task_key` to label, of a file that `probe` wrote: what `RewardContext.known` holds.
 
     Args:
         path: the file.
@@ -116,14 +117,31 @@ def read_known(path: Path, problems: list[str] | None = None) -> dict[str, bool]
     known: dict[str, bool] = {}
     for place, row in rows(path, found):
         try:
-            known[str(row["id"])] = bool(row["meta"][KNOWN]["known"])
-        except (KeyError, TypeError):
+            task = Task.from_dict(row)
+            label = label_of(task)
+        except (TypeError, AttributeError):  # no row of a task
+            label = None
+        if label is None:
             found.append(f"{place}: no label of agent probe")
+        else:
+            known[task_key(task)] = label
     if problems is None and found:
         raise UsageError(found[0], "agent probe TASKS --out FILE writes such a file")
     if problems is not None:
         problems.extend(found)
     return known
+
+
+def _told_apart(tasks: Sequence[Task]) -> list[Task]:
+    """Each task once, and no id twice."""
+    single: dict[tuple[str, str], Task] = {}
+    for task in tasks:
+        single.setdefault((task.id, task_key(task)), task)
+    count = Counter(id for id, _ in single)
+    return [
+        replace(task, id=f"{id}-{key[:8]}") if count[id] > 1 else task
+        for (id, key), task in single.items()
+    ]
 
 
 class _Labelled(NamedTuple):
@@ -161,4 +179,4 @@ def _with_label(task: Task, found: Benchmark, samples: Sequence[Trajectory]) -> 
         "right": sum(right) / len(right),
         "known": max(right) == 1.0,
     }
-    return Task.from_dict({**task.to_dict(), "meta": {**task.meta, KNOWN: label}})
+    return Task.from_dict({**task.to_dict(), "meta": {**task.meta, LABEL: label}})

@@ -16,6 +16,9 @@ from rl.collect import CollectRequest, collect, described
 from tools.progress import bar
 
 _TOLD = 5
+# fields of a request whose name on the command line is another
+_COLLECT = {"tasks": "TASKS", "actors": "--ray"}
+_PROBE = {"tasks": "TASKS", "group": "--samples"}
 
 
 def collected(
@@ -32,7 +35,7 @@ def collected(
     Raises:
         UsageError: an option out of range, or as `collect`.
     """
-    request = _request(options)
+    request = _request(options, _COLLECT)
     with bar(lines=True) as advance:
         report = collect(request, _at_one(settings), out, notify, advance)
     _tell(report.skipped, notify)
@@ -51,7 +54,7 @@ def probed(
     """Label tasks by what the policy knows closed-book; see `rl.closed_book.probe`."""
     from rl.closed_book import probe
 
-    request = _request(options)
+    request = _request(options, _PROBE)
     with bar(lines=True) as advance:
         report = probe(request, _at_one(settings), out, notify, advance)
     _tell(report.skipped, notify)
@@ -72,12 +75,13 @@ def _tell(skipped: Sequence[str], notify: Callable[[str], None]) -> None:
         notify(f"skipped: {len(skipped) - _TOLD} more")
 
 
-def _request(options: Mapping[str, Any]) -> CollectRequest:
+def _request(options: Mapping[str, Any], flags: Mapping[str, str]) -> CollectRequest:
     try:
         return CollectRequest(**options)
     except ValidationError as error:
         problem = error.errors()[0]
-        raise UsageError(f"--{problem['loc'][0]}: {problem['msg']}") from error
+        field = str(problem["loc"][0])
+        raise UsageError(f"{flags.get(field, f'--{field}')}: {problem['msg']}") from error
 
 
 def _at_one(settings: Settings) -> Settings:

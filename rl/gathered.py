@@ -6,13 +6,14 @@ Nothing is sampled or scored here. What a caller's context has already stays as 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 from agent.task import Task
 from agent.trajectory import Status, Trajectory
 from eval.metrics import normalise
-from rl.rewards import Combination, Need, Reward, RewardContext
+from rl.rewards import Combination, Need, RewardContext
+from rl.rewards.context import task_key
 from rl.rewards.reading import final_answer
 from rl.rewards.self_knowledge import SelfConsistency
 
@@ -32,8 +33,8 @@ def gathered(groups: Sequence[Group], reward: Combination, context: RewardContex
         and `knowledge`, from `Task.meta["knowledge"]`.
     """
     told = [[t for t in group if t.status is not Status.FAILED] for group in groups]
-    tasks = {t.task.id: t.task for group in groups for t in group}
-    known = {id: lines for id, task in tasks.items() if (lines := _knowledge(task))}
+    tasks = {task_key(task): task for group in groups for task in (t.task for t in group)}
+    known = {key: lines for key, task in tasks.items() if (lines := _knowledge(task))}
     context = replace(context, knowledge={**known, **context.knowledge})
     if Need.VOTES in reward.needs and not context.vote_shares and len(tasks) > 1:
         context = replace(context, vote_shares=vote_shares(told, reward))
@@ -47,7 +48,7 @@ def gathered(groups: Sequence[Group], reward: Combination, context: RewardContex
 def vote_shares(groups: Sequence[Group], reward: Combination) -> dict[str, float]:
     """Label to its share among the readable analyses of all tasks, for each `self_consistency`."""
     shares: dict[str, float] = {}
-    for one in _all(reward):
+    for one in reward.leaves:
         if isinstance(one, SelfConsistency):
             votes = Counter(v for group in groups for t in group if (v := one.vote(t)) is not None)
             total = max(1, votes.total())
@@ -65,14 +66,6 @@ def agreement(group: Group) -> dict[str, float]:
     counts = Counter(ends.values())
     others = len(ends) - 1
     return {id: (counts[end] - 1) / others for id, end in ends.items() if others}
-
-
-def _all(reward: Reward) -> Iterator[Reward]:
-    """A reward and, of a combination, its parts."""
-    yield reward
-    if isinstance(reward, Combination):
-        for part in reward.rewards.values():
-            yield from _all(part)
 
 
 def _knowledge(task: Task) -> tuple[str, ...]:

@@ -34,12 +34,13 @@ def claim_inputs(
         base: model folder.
 
     Raises:
-        UsageError: names what is not as it was; or the folder cannot be written.
+        UsageError: names what is not as it was, or a corpus that does not exist; or the folder cannot be
+            written.
     """
     found = {f"the training set '{one.name}'": digest_of(one) for one in asked}
     found |= {f"the validation set '{one.name}'": digest_of(one) for one in held}
     passages = {
-        f"what is searched for '{one.name}' ({path.name}, {number})": _of_file_or_folder(path)
+        f"what is searched for '{one.name}' ({path.name}, {number})": _of_corpus(path, one.name)
         for one in (*asked, *held)
         for number, path in enumerate((*one.corpus, *one.graph), start=1)
     }
@@ -73,7 +74,13 @@ def files_of(base: Path) -> Digests:
     return {"weights": weights_version(base), **{p.name: _digest(p) for p in beside}}
 
 
-def _of_file_or_folder(path: Path) -> str:
+def _of_corpus(path: Path, name: str) -> str:
+    """Twelve hex digits of the file or folder that is searched for a set of this name."""
+    if not path.exists():
+        raise UsageError(
+            f"the corpus {path} of '{name}' does not exist",
+            "check rollouts.agent.corpus, or what the file of questions names",
+        )
     if not path.is_dir():
         return _digest(path)
     files = sorted(one for one in path.rglob("*") if one.is_file())

@@ -46,6 +46,7 @@ from rl.model_files import write_model
 from rl.recipe import SftRecipe
 from rl.reward_models import functions
 from rl.rewards import Need, Part, RewardContext, missing, require
+from rl.rewards.context import task_key
 from rl.rewind import rewind
 from rl.sft import train as fine_tune
 from rl.stamp import Stamp
@@ -303,7 +304,7 @@ def _context(
     Raises:
         UsageError: a reward lacks something that a log does not have, or that none of its tasks has.
     """
-    tasks = list({one.task.id: one.task for one in used}.values())
+    tasks = list({task_key(one.task): one.task for one in used}.values())
     known = told_labels(tasks)
     given = replace(functions(recipe, settings.models_dir, notify), known=known, progress=1.0)
     lacking = {Need.KNOWN} if not known else set()

@@ -7,7 +7,7 @@ run. Every file in `rl/recipes` that names rewards is one; it says which of its 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from functools import cached_property
 from typing import Annotated, Any, Literal, Self
 
@@ -131,7 +131,8 @@ class Assessment(Strict):
         loss: the policy loss and its aggregation.
 
     Raises:
-        UsageError: an unknown reward, estimator or option; the nearest is suggested.
+        UsageError: an unknown reward, estimator or option; the nearest is suggested. Or parts of
+            information gain that ask for different probes: an episode has one table of them.
     """
 
     rewards: dict[str, Part] = Field(min_length=1)
@@ -141,6 +142,8 @@ class Assessment(Strict):
     @model_validator(mode="after")
     def _made(self) -> Self:
         assert self.reward
+        if len(asked := {(one.before, one.alias) for one in self._gains}) > 1:
+            raise ValueError(f"parts of information_gain differ in 'before' or 'alias': {asked}")
         return self
 
     @cached_property
@@ -169,9 +172,13 @@ class Assessment(Strict):
 
     @property
     def gain(self) -> InformationGain:
-        """The information gain as this recipe defines it; the default where it has none."""
-        kinds = self.reward.rewards.values()
-        return next((r for r in kinds if isinstance(r, InformationGain)), InformationGain())
+        """The first information gain of the recipe, whose probes are those of all; the default where it
+        has none."""
+        return next(self._gains, InformationGain())
+
+    @property
+    def _gains(self) -> Iterator[InformationGain]:
+        return (one for one in self.reward.leaves if isinstance(one, InformationGain))
 
 
 class Tasks(Strict):

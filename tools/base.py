@@ -135,6 +135,8 @@ class Tool(ABC):
         Arguments: the pydantic model of the arguments.
         body: the field that takes the text between the tags when it is not a JSON object.
         counts: whether a call spends the tool-call budget.
+        free_text: whether case and edges of its texts mean nothing, so that calls that differ in them
+            alone are one call.
     """
 
     name: ClassVar[str]
@@ -144,6 +146,7 @@ class Tool(ABC):
     Arguments: ClassVar[type[BaseModel]]
     body: ClassVar[str]
     counts: ClassVar[bool] = True
+    free_text: ClassVar[bool] = False
 
     @abstractmethod
     async def run(self, arguments: Any, context: ToolContext) -> Observation:

@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict
 
 from tools.base import Observation, Tool, ToolContext, ToolError
 
-_OWN = ("name", "family", "description", "example", "Arguments", "body", "counts")
+_OWN = ("name", "family", "description", "example", "Arguments", "body", "counts", "free_text")
 
 
 class NotOnCassetteError(ToolError):

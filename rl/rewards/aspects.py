@@ -8,7 +8,7 @@ answer found with tools: coverage of gold atoms → `evidence_recall`, back-tran
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any, ClassVar, Self, TypeAlias
 
@@ -71,6 +71,15 @@ class Combination(Reward):
     def rewards(self) -> dict[str, Reward]:
         """The parts, made, by label."""
         return {label: make_reward(p.reward, p.options) for label, p in self.parts.items()}
+
+    @property
+    def leaves(self) -> Iterator[Reward]:
+        """The rewards that are no sums themselves, those of combinations within it too."""
+        for reward in self.rewards.values():
+            if isinstance(reward, Combination):
+                yield from reward.leaves
+            else:
+                yield reward
 
     @property
     def range(self) -> Range:

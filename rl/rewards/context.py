@@ -7,6 +7,8 @@ tell before a run starts what nobody provides.
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -32,6 +34,20 @@ Facts: TypeAlias = Callable[[str], Sequence[str]]
 """Text to the atomic statements it makes."""
 
 Edge: TypeAlias = tuple[str, str]
+
+LABEL = "known"
+"""Where a task's `meta` holds the label of `agent probe`."""
+
+
+def task_key(task: Task) -> str:
+    """What tables of a context call a task: sixteen hex digits of all that it holds.
+
+    Ids are unique within their set alone, and many sets count from 0. Neither the id nor the label of
+    `agent probe` is part of it: a task that is named or labelled anew is the same question.
+    """
+    meta = {name: value for name, value in task.meta.items() if name != LABEL}
+    content = json.dumps({**task.to_dict(), "id": "", "meta": meta}, sort_keys=True)
+    return hashlib.sha256(content.encode()).hexdigest()[:16]
 
 
 class Need(StrEnum):
@@ -95,19 +111,18 @@ class RewardContext:
     Attributes:
         gold_logprobs: trajectory id to float[aliases, turns] (or float[turns] for one alias): mean
             log-probability, nats a token, of each gold answer when it is forced in the context that
-            the turn's policy call saw; column 0 is the bare prompt. A reward that wants the answer turn
-            too reads one more column. Rows follow `Task.answers`; NaN behind column 0 where an answer
-            was not probed.
+            the turn's policy call saw; column 0 is the bare prompt. Rows follow `Task.answers`; NaN
+            behind column 0 where an answer was not probed.
         anchor_kl: trajectory id to float64[turns]: sum over a turn's sampled tokens of log p(policy) -
             log p(anchor), nats; 0 on a turn that a script wrote.
-        known: task id to whether the policy answers it closed-book.
+        known: `task_key` of a task to whether the policy answers it closed-book.
         confidence: trajectory id to a confidence in its final reply, 0 to 1. In an assessment the share
             of the task's other rollouts that end alike, unless given; see `rl.gathered`.
         vote_shares: label to its share among self-analyses of many tasks, 0 to 1. In an assessment
             those of the batch, unless given.
         progress: share of the run's steps that is done, 0 to 1; None when unknown.
         edges: reference edges of the graph, as pairs of node names.
-        knowledge: task id to passages that statements are checked against, besides retrieved ones. In
+        knowledge: `task_key` to passages that statements are checked against, besides retrieved ones. In
             an assessment those of `Task.meta["knowledge"]`, unless given.
         reranker, entailment, facts, judge: models as plain functions.
         promised: needs that will be filled in before the first group is rewarded.

@@ -26,7 +26,7 @@ from rl.rewards.base import (
     saturated,
 )
 from rl.rewards.context import Need, RewardContext
-from rl.rewards.reading import call_key, calls, is_right, query_words
+from rl.rewards.reading import calls, is_right, query_words
 from rl.rewards.registry import register
 
 
@@ -128,17 +128,20 @@ class Latency(Cost):
 
 @register
 class Repetition(Cost):
-    """A call that was made before, with the same arguments or nearly the same words.
+    """A call that was made before, with the same arguments or, of free text, nearly the same words.
 
     Attributes:
         penalty: of a repeated call.
-        similarity: words in common over words in all (Jaccard) from which a call of the same tool
-            counts as repeated; 1 for the same words only.
+        similarity: words in common over words in all (Jaccard) from which a call of free text counts as
+            repeated; 1 for the same words only.
+        tools: whose arguments are free text. Those of others repeat letter by letter: case and brackets
+            of a SMILES make another molecule.
     """
 
     name: ClassVar[str] = "repetition"
     penalty: float = Field(0.1, ge=0)
     similarity: float = Field(0.8, gt=0, le=1)
+    tools: tuple[str, ...] = ("search",)
 
     def given(self, trajectory: Trajectory) -> Bools:
         """Calls: nothing else can repeat one."""
@@ -156,6 +159,6 @@ class Repetition(Cost):
         if one.name != other.name:
             return False
         a, b = query_words(one), query_words(other)
-        if not a | b:
-            return call_key(one) == call_key(other)
+        if one.name not in self.tools or not a | b:
+            return one.arguments == other.arguments
         return len(a & b) / len(a | b) >= self.similarity

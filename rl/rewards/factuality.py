@@ -30,7 +30,7 @@ from rl.rewards.base import (
     only_last,
     unit,
 )
-from rl.rewards.context import Need, RewardContext
+from rl.rewards.context import Need, RewardContext, task_key
 from rl.rewards.format import FormatRules
 from rl.rewards.reading import is_right, judged, passages, results, thought_of
 from rl.rewards.registry import register
@@ -38,6 +38,7 @@ from rl.rewards.registry import register
 _SENTENCE = re.compile(r"(?<=[.!?])\s+|\n+")
 _INTENT = re.compile(r"\b(?:i|we|let'?s|let me|maybe|perhaps|should|need to)\b", re.IGNORECASE)
 _NEGATION = re.compile(r"\b(?:not|no|never|none|neither|nor|without|cannot)\b|n['\u2019]t\b")
+_THRESHOLDS = {"entailment": 0.3, "overlap": 0.6}
 _STOP = frozenset(
     "is was are were be been of in on at by to for and or it its as with that".split()
 )
@@ -86,15 +87,19 @@ class SupportCheck(Options):
 
     Attributes:
         by: `entailment` (the context's model) or `overlap` of words with one sentence.
-        threshold: at or above it a passage supports; KnowRL's code: entailment 0.3.
-        top: passages that are tried, the retrieved ones first; KnowRL's code: 5.
+        threshold: at or above it a passage supports. Entailment: 0.3, as KnowRL's code. Overlap, ours:
+            0.6.
+        top: passages that are tried, those with most words of the statement; KnowRL's code: 5.
         extract: `sentences` of the thought, or the context's fact `extractor`.
+        tools: whose results are passages; what the policy wrote itself, such as its plan, supports
+            nothing.
     """
 
     by: Literal["entailment", "overlap"] = "entailment"
-    threshold: float = Field(0.3, gt=0, le=1)
+    threshold: float = Field(default_factory=lambda given: _THRESHOLDS[given["by"]], gt=0, le=1)
     top: int = Field(5, ge=1)
     extract: Literal["sentences", "extractor"] = "sentences"
+    tools: tuple[str, ...] = ("search", "kg", "chem")
 
     @property
     def needs(self) -> tuple[Need, ...]:
@@ -147,8 +152,9 @@ class _Thoughts(Reward):
 
         Statements that are repeated count once. Without a passage nothing is supported.
         """
-        texts = [text for seen in results(trajectory) for text in passages(seen.observation)]
-        texts = list(dict.fromkeys([*texts, *context.knowledge.get(trajectory.task.id, ())]))
+        found = results(trajectory, self.check.tools)
+        texts = [text for seen in found for text in passages(seen.observation)]
+        texts = list(dict.fromkeys([*texts, *context.knowledge.get(task_key(trajectory.task), ())]))
         row, said = nothing(trajectory), set[str]()
         for t, turn in enumerate(trajectory.turns):
             facts = self.check.facts(thought_of(turn), context, trajectory.id, t)

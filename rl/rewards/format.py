@@ -7,9 +7,10 @@ from text, so that tags quoted in a prompt or a passage never count.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
+from pydantic import model_validator
 
 from agent.trajectory import ActionKind, Status, Trajectory, Turn
 from eval.metrics import SCORERS
@@ -27,7 +28,9 @@ class FormatRules(Options):
 
     Attributes:
         thought: where reasoning before the action is demanded: nowhere, on some turn, on every turn.
-        forced: whether an answer that the runtime had to open, a budget being spent, is a violation.
+        forced: whether an answer that the runtime had to open, a budget being spent, is a violation. It
+            is where a published rollout just ends there, and none where it has a last reply without
+            tools (Search-R1, IKEA).
         errors: whether a call that its tool refused is one.
     """
 
@@ -64,6 +67,12 @@ class FormatRules(Options):
             return True
         refused = turn.observation is not None and turn.observation.error is not None
         return (self.forced and turn.forced) or (self.errors and refused)
+
+
+class LastReplyRules(FormatRules):
+    """The rules of a method whose rollout has a last reply without tools: a forced answer is valid."""
+
+    forced: bool = False
 
 
 @register
@@ -120,14 +129,42 @@ def _search_r1(score: float, valid: bool, answered: bool) -> float:
     return 0.1 if answered else 0.0
 
 
-Scheme = Callable[[float, bool, bool], float]
-SCHEMES: dict[str, tuple[Scheme, Range]] = {
-    "igpo": (lambda s, valid, _: s if valid else -2.0, Range(-2.0, 1.0)),
-    "search_r1": (_search_r1, Range(0.0, 1.0)),
-    "research": (lambda s, valid, _: (s or 0.1) if valid else 0.0, Range(0.0, 1.0)),
-    "r1_searcher": (lambda s, valid, _: s if valid else s - 2.0, Range(-2.0, 1.0)),
+class Scheme(NamedTuple):
+    """A published table over score and format.
+
+    Attributes:
+        table: (score, well-formed, answered) → reward.
+        range: of the reward.
+        options: how the answer is scored and the format judged there, unless told otherwise.
+    """
+
+    table: Callable[[float, bool, bool], float]
+    range: Range
+    options: dict[str, Any]
+
+
+SCHEMES = {
+    "igpo": Scheme(
+        lambda s, valid, _: s if valid else -2.0,
+        Range(-2.0, 1.0),
+        {"scorer": "igpo", "score_by": "f1"},
+    ),
+    "search_r1": Scheme(
+        _search_r1,
+        Range(0.0, 1.0),
+        {"scorer": "search_r1", "score_by": "em", "rules": {"forced": False}},
+    ),
+    "research": Scheme(
+        lambda s, valid, _: (s or 0.1) if valid else 0.0,
+        Range(0.0, 1.0),
+        {"scorer": "hotpotqa", "score_by": "f1"},
+    ),
+    "r1_searcher": Scheme(
+        lambda s, valid, _: s if valid else s - 2.0,
+        Range(-2.0, 1.0),
+        {"scorer": "hotpotqa", "score_by": "f1"},
+    ),
 }
-"""Name to (score, well-formed, answered) → reward, and its range."""
 
 
 @register
@@ -139,8 +176,15 @@ class FormatGatedOutcome(Scored):
     score, 0.1 for a score of 0, or 0 when malformed. r1_searcher (stage 2): the score, less 2 when
     malformed.
 
+    Unless told otherwise the answer is scored as the scheme's source does. igpo: F1 of sets of words,
+    articles kept. search_r1: exact match without articles. research: F1 of words as often as they occur,
+    without articles, yes and no only as a whole. r1_searcher: an F1, of which no more is known; it has
+    HotpotQA's, on whose questions it was trained, which is that of research.
+
     Attributes:
-        score_by: the answer's F1 or its exact match under `scorer`.
+        scheme: the table.
+        scorer, score_by: the answer's F1 or its exact match under a scorer.
+        rules: a forced answer is a violation but in search_r1.
     """
 
     name: ClassVar[str] = "format_gated_outcome"
@@ -152,10 +196,21 @@ class FormatGatedOutcome(Scored):
     score_by: Literal["f1", "em"] = "f1"
     rules: FormatRules = FormatRules()
 
+    @model_validator(mode="before")
+    @classmethod
+    def _as_published(cls, given: Any) -> Any:
+        scheme = SCHEMES.get(str(given.get("scheme", "igpo"))) if isinstance(given, dict) else None
+        if scheme is None:
+            return given
+        rules = given.get("rules", {})
+        if isinstance(rules, dict):
+            rules = {**scheme.options.get("rules", {}), **rules}
+        return {**scheme.options, **given, "rules": rules}
+
     @property
     def range(self) -> Range:
         """Of the scheme."""
-        return SCHEMES[self.scheme][1]
+        return SCHEMES[self.scheme].range
 
     @property
     def needs(self) -> tuple[Need, ...]:
@@ -164,9 +219,9 @@ class FormatGatedOutcome(Scored):
 
     def score(self, trajectory: Trajectory) -> float:
         """The scheme's entry for this trajectory."""
-        table, _ = SCHEMES[self.scheme]
         answered = bool(trajectory.turns) and trajectory.turns[-1].action.kind in _FINAL
-        return table(super().score(trajectory), self.rules.valid(trajectory), answered)
+        valid = self.rules.valid(trajectory)
+        return SCHEMES[self.scheme].table(super().score(trajectory), valid, answered)
 
     def compare(self, trajectory: Trajectory, said: str, answers: tuple[str, ...]) -> float:
         """F1 or exact match."""

@@ -40,8 +40,6 @@ class InformationGain(Reward):
         alias: which gold answer is scored, one for the whole question so that differences compare:
             the one likeliest on the bare prompt, or the first (the released code).
         before: text that is forced before the answer, as the policy's action format opens one.
-        answer_turn: whether the last turn's own reasoning is credited too; it then needs a score
-            behind the last turn. Published: excluded.
         only: tools whose turns may earn; empty for all turns.
         bound: values are cut to plus or minus this; 0 for no bound. The sum no longer telescopes.
     """
@@ -51,7 +49,6 @@ class InformationGain(Reward):
     form: Literal["log_probability", "probability"] = "log_probability"
     alias: Literal["likeliest", "first"] = "likeliest"
     before: str = "<answer>"
-    answer_turn: Literal["excluded", "included"] = "excluded"
     only: tuple[str, ...] = ()
     bound: float = Field(0.0, ge=0)
 
@@ -67,11 +64,10 @@ class InformationGain(Reward):
         return (Need.PROBES,)
 
     def given(self, trajectory: Trajectory) -> Bools:
-        """Turns that may earn: the last one only where it is included."""
+        """Turns that may earn: never the last one, behind which there is nothing to probe."""
         names = [turn.action.name for turn in trajectory.turns]
         mask = np.array([not self.only or name in self.only for name in names], dtype=np.bool_)
-        if self.answer_turn == "excluded":
-            mask[-1:] = False
+        mask[-1:] = False
         return mask
 
     def values(self, group: Sequence[Trajectory], context: RewardContext) -> Values:
@@ -102,7 +98,7 @@ class InformationGain(Reward):
         Raises:
             RewardError: no scores, too few or too many columns, or one that is no log-probability.
         """
-        columns = len(trajectory.turns) + (self.answer_turn == "included")
+        columns = len(trajectory.turns)
         if not trajectory.turns:
             return np.zeros((0, 0))
         if trajectory.id not in context.gold_logprobs:

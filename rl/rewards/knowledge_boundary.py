@@ -29,8 +29,8 @@ from rl.rewards.base import (
     nothing,
     only_last,
 )
-from rl.rewards.context import Need, RewardContext
-from rl.rewards.format import FormatRules
+from rl.rewards.context import Need, RewardContext, task_key
+from rl.rewards.format import LastReplyRules
 from rl.rewards.reading import calls, is_right, last
 from rl.rewards.registry import register
 
@@ -60,6 +60,8 @@ class KnowledgeBoundary(Reward):
         tools: whose calls are searches.
         place: `last`, or `turns`: the whole bonus sits on the last turn and each search that counts
             gives back its share where it is made, so that the sum is the same.
+        rules: of the format; an answer forced after the spent budget is valid, as in the released code,
+            whose last reply has no search.
     """
 
     name: ClassVar[str] = "knowledge_boundary"
@@ -71,7 +73,7 @@ class KnowledgeBoundary(Reward):
     tools: tuple[str, ...] = ("search",)
     scorer: str = "ikea"
     place: Literal["last", "turns"] = "last"
-    rules: FormatRules = FormatRules()
+    rules: LastReplyRules = LastReplyRules()
 
     @field_validator("scorer")
     @classmethod
@@ -160,12 +162,12 @@ class BoundaryLabel(Reward):
         return [self._row(trajectory, context) for trajectory in group]
 
     def _row(self, trajectory: Trajectory, context: RewardContext) -> Floats:
-        task = trajectory.task.id
-        if task not in context.known:
-            what = f"task {task} has no knowledge boundary label"
+        known = context.known.get(task_key(trajectory.task))
+        if known is None:
+            what = f"task {trajectory.task.id} has no knowledge boundary label"
             raise RewardError(what, trajectory.id, last(trajectory))
         found = searches(trajectory, self.tools)
-        if context.known[task]:
+        if known:
             row = nothing(trajectory)
             row[found[: self.most]] = -self.known_cost
             return row

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import NamedTuple
 
 from agent.trajectory import Action, ActionKind, Status, Trajectory, Turn
@@ -81,25 +80,22 @@ def calls(trajectory: Trajectory) -> Iterator[tuple[int, Action]]:
     return ((t, turn.action) for t, turn in enumerate(trajectory.turns) if is_call(turn))
 
 
-def call_key(action: Action) -> tuple[str, str]:
-    """Two calls are the same when their keys are: tool and arguments, case and edges aside."""
-    plain = {
-        key: value.strip().lower() if isinstance(value, str) else value
-        for key, value in action.arguments.items()
-    }
-    return action.name, json.dumps(plain, sort_keys=True, default=str)
-
-
 def query_words(action: Action) -> frozenset[str]:
     """Normalised words of a call's textual arguments."""
     text = " ".join(value for value in action.arguments.values() if isinstance(value, str))
     return frozenset(normalise(text).split())
 
 
-def results(trajectory: Trajectory) -> Iterator[Result]:
-    """What tools gave back, errors included; verdicts and the runtime's own messages are none."""
+def results(trajectory: Trajectory, tools: Collection[str] | None = None) -> Iterator[Result]:
+    """What tools gave back, errors included; verdicts and the runtime's own messages are none.
+
+    Args:
+        trajectory: of any policy.
+        tools: whose results; None for all.
+    """
     for t, turn in enumerate(trajectory.turns):
-        if is_call(turn) and turn.observation is not None and turn.observation.tool:
+        wanted = is_call(turn) and (tools is None or turn.action.name in tools)
+        if wanted and turn.observation is not None and turn.observation.tool:
             yield Result(t, turn.observation)
 
 

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from agent.task import Task
 from kg.errors import UsageError
 from rl.rewards.base import Reward
-from rl.rewards.context import Need, RewardContext, of_task, task_has
+from rl.rewards.context import Need, RewardContext, of_task, task_has, task_key
 
 R = TypeVar("R", bound=type[Reward])
 
@@ -109,5 +109,5 @@ def _gap(need: Need, context: RewardContext, tasks: Sequence[Task]) -> str:
 def _covered(need: Need, context: RewardContext, task: Task) -> bool:
     """Whether a need that somebody provides is provided for this task."""
     if need is Need.KNOWN:
-        return task.id in context.known
+        return task_key(task) in context.known
     return not of_task(need) or task_has(need, task)

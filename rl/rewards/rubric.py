@@ -116,7 +116,10 @@ class Rubric(Reward):
 
     @property
     def needs(self) -> tuple[Need, ...]:
-        """A checklist, and a judge unless all of it are rules."""
+        """A checklist, and a judge unless the reward's own items are all rules.
+
+        A task's items are not known here: a judge is wanted for them.
+        """
         own = (Need.RUBRIC,) if not self.items else ()
         judged = not self.items or any(item.criterion for item in self.items)
         return (*own, *((Need.JUDGE,) if judged else ()))

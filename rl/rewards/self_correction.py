@@ -7,7 +7,7 @@ gold evidence: a training signal, never to be run at evaluation.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import ClassVar, Literal, NamedTuple, Self
 
 import numpy as np
@@ -50,12 +50,15 @@ class Usefulness(Options):
         threshold: a result is useful when its score is above this.
         pool: passages of a result scored each, the best counts, or joined into one text.
         short: gold answers of fewer characters than this, normalised, are short.
+        tools: that retrieve. What others give back, such as the policy's own plan, is no result: it is
+            neither useful nor useless, and a verdict on it is on nothing.
     """
 
     by: Literal["reranker", "evidence", "answer"] = "reranker"
     threshold: float = Field(0.7, ge=0, lt=1)
     pool: Literal["max", "joint"] = "max"
     short: int = Field(3, ge=0)
+    tools: tuple[str, ...] = ("search", "kg")
 
     @property
     def needs(self) -> tuple[Need, ...]:
@@ -74,7 +77,8 @@ class Usefulness(Options):
             RewardError: no gold answer, gold evidence or reranker where it is needed, or a relevance
                 outside 0..1.
         """
-        return {seen.turn: self._score(trajectory, seen, context) for seen in results(trajectory)}
+        found = results(trajectory, self.tools)
+        return {seen.turn: self._score(trajectory, seen, context) for seen in found}
 
     def decided(self, trajectory: Trajectory) -> set[int]:
         """Turns of the results that this reference can judge."""
@@ -83,7 +87,7 @@ class Usefulness(Options):
         telling = telling or any(self._telling(answer) for answer in task.answers)
         return {
             seen.turn
-            for seen in results(trajectory)
+            for seen in results(trajectory, self.tools)
             if telling or task.answerable is False or not passages(seen.observation)
         }
 
@@ -202,7 +206,7 @@ class JudgeVerdict(Reward):
         if not given:
             return row
         scores = self.ideal.scores(trajectory, context)
-        known = [(v, score) for v in given if (score := scores[v.of]) is not None]
+        known = [(v, score) for v in given if (score := scores.get(v.of)) is not None]
         for verdict, score in known:
             row[verdict.turn] = table(verdict.verdict, score > self.ideal.threshold)
         if self.total == "mean":
@@ -244,17 +248,17 @@ class ObservationUtility(Reward):
         row, best = nothing(trajectory), 0.0
         scores = self.ideal.scores(trajectory, context)
         if self.ideal.by == "evidence" and trajectory.task.answerable is not False:
-            return _new_evidence(trajectory)
+            return _new_evidence(trajectory, self.ideal.tools)
         for turn, score in scores.items():
             row[turn] = max((score or 0.0) - best, 0.0)
             best = max(best, score or 0.0)
         return row
 
 
-def _new_evidence(trajectory: Trajectory) -> Floats:
+def _new_evidence(trajectory: Trajectory, tools: Collection[str]) -> Floats:
     row, wanted = nothing(trajectory), set(trajectory.task.evidence)
     left = set(wanted)
-    for seen in results(trajectory):
+    for seen in results(trajectory, tools):
         found = left & shown_ids(seen.observation)
         row[seen.turn] = len(found) / len(wanted)
         left -= found
@@ -335,7 +339,7 @@ class Recovery(Reward):
         good: dict[int, bool] = {}
         scores = self.ideal.scores(trajectory, context)
         for seen in results(trajectory):
-            score = scores[seen.turn]
+            score = scores.get(seen.turn)
             if seen.observation.error is not None or unanswerable:
                 good[seen.turn] = seen.observation.error is None
             elif score is not None:

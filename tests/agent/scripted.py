@@ -71,6 +71,7 @@ class LookUp(Tool):
     example: ClassVar[str] = "query"
     Arguments: ClassVar[type[BaseModel]] = Query
     body: ClassVar[str] = "query"
+    free_text: ClassVar[bool] = True
 
 
 class FactTool(LookUp):

@@ -116,6 +116,34 @@ def test_a_reply_without_a_call_is_an_answer_only_when_it_is_one(text, finish, k
     assert (action.kind, action.text) == (kind, said)
 
 
+@pytest.mark.parametrize(
+    ("completion", "kind", "thought"),
+    [
+        (Completion("<think>Known.</think>Paris"), ActionKind.ANSWER, "Known."),
+        (Completion("<think>Unknown.</think>\nABSTAIN: no source"), ActionKind.ABSTAIN, "Unknown."),
+        (
+            Completion(
+                "<think>Look.</think>\nI search. "
+                '<tool_call>{"name": "search", "arguments": {"query": "x"}}</tool_call>'
+            ),
+            ActionKind.TOOL,
+            "Look.\nI search.",
+        ),
+        (
+            Completion(
+                "<think>Look.</think>\nI search.",
+                tool_calls=({"id": "1", "name": "search", "arguments": '{"query": "x"}'},),
+            ),
+            ActionKind.TOOL,
+            "Look.\nI search.",
+        ),
+    ],
+)
+def test_what_a_model_thinks_before_a_call_or_an_answer_is_its_thought(completion, kind, thought):
+    action = CALLS.parse(completion)
+    assert (action.kind, action.thought) == (kind, thought)
+
+
 def test_an_unknown_format_is_a_usage_error():
     with pytest.raises(UsageError, match="no action format 'xml'"):
         make_format("xml", TOOLS)

@@ -171,6 +171,22 @@ async def test_each_budget_forces_a_best_effort_answer(template, budgets, reason
     assert done.turns[-1].forced
 
 
+class Molecules(FactTool):
+    """A tool whose argument is no free text."""
+
+    free_text = False
+
+
+async def test_calls_that_differ_in_case_are_two_where_case_means_something(template):
+    replies = ["<search>c1ccccc1</search>", "<search>C1CCCCC1</search>", "<answer>both</answer>"]
+    _, setup = make(replies, template, tool=Molecules(), budgets=Budgets(repeats=0))
+    done = await play(setup)
+    assert (done.stop_reason, done.answer) == (StopReason.ANSWER, "both")
+    again = ["<search>CCO</search>", "<search>CCO</search>", "cut</answer>"]
+    _, setup = make(again, template, tool=Molecules(), budgets=Budgets(repeats=0))
+    assert (await play(setup)).stop_reason is StopReason.REPETITION
+
+
 async def test_a_spent_time_budget_still_answers(template):
     replies = ["<search>a</search>", "late</answer>"]
     _, setup = make(replies, template, budgets=Budgets(seconds=0.05), delay=0.08)

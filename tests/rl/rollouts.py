@@ -38,12 +38,15 @@ class Facts(LookUp):
         return Observation("search", sources=(Source(arguments.query, "Elements", text),))
 
 
-def play(script, template=None, name="micro@0", **episode):
+EIGHT_TURNS = Budgets(turns=8)
+
+
+def play(script, template=None, name="micro@0", budgets=EIGHT_TURNS, **episode):
     """One rollout; `name` is the policy it is recorded under."""
     tools = Toolbox([Facts(), JudgeTool()])
     policy = ScriptedPolicy(script, template)
     policy.name, policy.version = name.split("@")
-    setup = Setup(policy, make_format("tags", tools), tools, budgets=Budgets(turns=8))
+    setup = Setup(policy, make_format("tags", tools), tools, budgets=budgets)
     made = Episode(**{"task": TASK, **episode})
     return asyncio.run(run_episode(made, setup, build_graph(tools)))
 

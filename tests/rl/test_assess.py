@@ -10,6 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from agent.policies.catalog import resolve
 from agent.task import Task
@@ -392,6 +393,21 @@ def test_a_blank_alias_is_passed_over(rollouts, scorer, scored):
     )
 
 
+def test_the_probes_of_a_gain_within_a_combination_are_its_own(rollouts, scored, scorer):
+    def summed(*gains):
+        parts = {str(n): {"reward": "information_gain", "options": o} for n, o in enumerate(gains)}
+        return spec("grpo", sum=Part(reward="combination", options={"parts": parts}))
+
+    bare = {"before": "The answer is "}
+    found = assess([rollouts], summed(bare), scorer=scorer)
+    for t in rollouts:
+        assert (found.context.gold_logprobs[t.id] != scored.context.gold_logprobs[t.id]).all()
+    assert summed(bare, {**bare, "form": "probability"}).gain.before == "The answer is "
+    for other in ({}, {**bare, "alias": "first"}):
+        with pytest.raises(ValidationError, match="differ in 'before' or 'alias'"):
+            summed(bare, other)
+
+
 def test_probes_that_are_there_need_no_scorer(rollouts, scored):
     again = assess([rollouts], load_assessment("igpo"), scored.context)
     np.testing.assert_array_equal(scored.contributions, again.contributions)
@@ -418,6 +434,10 @@ MISTAKES = [
     (["rewards.gain.options={foms: probability}"], "did you mean 'form'"),
     (["rewards.gain.wieght=2"], "did you mean 'weight'"),
     (["rewards={}"], "rewards"),
+    (
+        ["rewards.other={reward: information_gain, options: {before: 'So '}}"],
+        "differ in 'before' or 'alias'",
+    ),
     (["credit.estimator=igop"], "did you mean 'igpo'"),
     (["credit.options={gama: 1}"], "did you mean 'gamma'"),
     (["credit.options={gamma: much}"], "'gamma' is 'much'"),

@@ -9,9 +9,11 @@ import pytest
 from agent.settings import load_settings
 from eval.benchmarks import load as load_benchmark
 from kg.errors import UsageError
+from rl.boundary import told_labels
 from rl.closed_book import probe, read_known
 from rl.collect import CollectRequest
 from rl.command import probed
+from rl.rewards.context import task_key
 from tests.agent.scripted import ScriptedPolicy
 
 
@@ -42,7 +44,8 @@ def test_a_task_is_known_when_one_sample_is_right(tmp_path, template, monkeypatc
     report = probe(request, settings, out)
     assert (report.tasks, report.known, report.unscored) == (6, 2, 1)
     assert report.accuracy == pytest.approx(2 * 2 / 36)
-    assert read_known(out) == {f"q{n}": n in (0, 2) for n in range(6)}
+    tasks = load_benchmark(str(tmp_path / "set.jsonl"), None).tasks
+    assert read_known(out) == {task_key(task): task.id in ("q0", "q2") for task in tasks[:6]}
     assert not any("<search>" in r.messages[0]["content"] for r in policy.requests)
     # the labelled tasks are themselves a set of questions, and a second probe asks nothing again
     labelled = load_benchmark(str(out), None).tasks
@@ -89,6 +92,31 @@ def test_a_corrected_gold_answer_is_asked_and_labelled_anew(tmp_path, template, 
     assert (report.tasks, report.known) == (1, 0)
     report, [task], _ = ask([{**row, "answers": ["name 0"]}], {"Who is 0?": "name 0"})
     assert (report.known, report.unsampled, task.meta["known"]["samples"]) == (1, 0, 3)
+
+
+def test_sets_whose_ids_are_the_same_keep_their_labels_apart(tmp_path, template, monkeypatch):
+    for name in "ab":
+        rows = [
+            {"question": f"Who is {name}{n}?", "answers": [f"{name}{n}"], "id": str(n)}
+            for n in (0, 1)
+        ]
+        both = {"question": "Who is both?", "answers": ["both"], "id": "both"}
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(map(json.dumps, [*rows, both])))
+    policy = Knowing(template, {"Who is a0?": "a0", "Who is b1?": "b1"})
+    monkeypatch.setattr("rl.collect.policy_of", lambda *_, **__: policy)
+    settings = load_settings(home=tmp_path / "home", sampling={"temperature": 1.0})
+    files = [tmp_path / "a.jsonl", tmp_path / "b.jsonl"]
+    out = tmp_path / "known.jsonl"
+    report = probe(CollectRequest(tasks=tuple(map(str, files)), group=3), settings, out)
+    labelled = load_benchmark(str(out), None)
+    assert labelled.skipped == ()
+    assert len(labelled.tasks) == report.tasks == 5
+    told = {task.question: task.meta["known"]["known"] for task in labelled.tasks}
+    assert {question for question, known in told.items() if known} == {"Who is a0?", "Who is b1?"}
+    known = read_known(out)
+    for task in (task for file in files for task in load_benchmark(str(file), None).tasks):
+        assert known[task_key(task)] is told[task.question]
+    assert told_labels(labelled.tasks) == known
 
 
 def test_a_file_without_labels_is_told(tmp_path):

@@ -8,6 +8,7 @@ from agent.trajectory import Status
 from kg.errors import UsageError
 from rl.gathered import agreement, gathered, vote_shares
 from rl.rewards import Combination, Part, RewardContext, require
+from rl.rewards.context import task_key
 from rl.train_recipe import load_train
 from tests.rl.rewards.episodes import abstain, answer, episode, task
 
@@ -32,7 +33,7 @@ def test_vote_shares_are_over_the_readable_votes_of_all_tasks():
 
 
 def test_a_policy_that_always_says_the_same_earns_nothing_by_the_shares_of_its_own_batch():
-    same = [group(task(id=name), *["feasible"] * 4) for name in "ab"]
+    same = [group(task(f"Is {name}?", id=name), *["feasible"] * 4) for name in "ab"]
     context = gathered(same, VOTES, RewardContext())
     assert [row.sum() for one in same for row in VOTES(one, context)] == [0] * 8
 
@@ -65,9 +66,14 @@ def test_what_a_task_knows_is_what_statements_are_checked_against():
     known = task(meta={"knowledge": ["Alien is a film."]})
     odd = task(id="odd", meta={"knowledge": "no list"})
     context = gathered([group(known, "x"), group(odd, "x")], SURE, RewardContext())
-    assert context.knowledge == {"q1": ("Alien is a film.",)}
-    mine = RewardContext(knowledge={"q1": ["mine"]})
-    assert gathered([group(known, "x")], SURE, mine).knowledge == {"q1": ["mine"]}
+    assert context.knowledge == {task_key(known): ("Alien is a film.",)}
+    other = task(
+        "Who wrote it?", meta={"knowledge": ["Dan did."]}
+    )  # of another set, with the same id
+    both = gathered([group(known, "x"), group(other, "x")], SURE, RewardContext()).knowledge
+    assert both == {task_key(known): ("Alien is a film.",), task_key(other): ("Dan did.",)}
+    mine = RewardContext(knowledge={task_key(known): ["mine"]})
+    assert gathered([group(known, "x")], SURE, mine).knowledge == mine.knowledge
 
 
 def test_a_run_promises_what_its_batches_will_tell():

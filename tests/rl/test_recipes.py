@@ -18,6 +18,7 @@ from rl.question_sets import load_sets, open_sets
 from rl.receipt import make_receipt
 from rl.recipe import shipped
 from rl.rewards import RewardContext, missing
+from rl.rewards.context import task_key
 from rl.scoring import load_scorer
 from rl.trace_credit import plain
 from rl.train_recipe import load_assessment, load_train
@@ -74,7 +75,6 @@ PUBLISHED = {
     "igpo": {
         "rewards.answer.options.scheme": "igpo",
         "rewards.gain.options.form": "log_probability",
-        "rewards.gain.options.answer_turn": "excluded",
         "credit.options": {"pools": "separate", "gamma": 1.0, "std": "population"},
         "loss.aggregation": "sequence-mean",
         "loss.anchor.coefficient": 0.001,
@@ -178,7 +178,7 @@ def guessed(groups):
 def test_a_recipe_judges_real_rollouts_and_its_receipts_add_up(name, played, scorer):
     recipe = load_train(name)
     tasks = [task for one in played.sets for task in one.tasks]
-    known = {t.id: i % 2 == 0 for i, t in enumerate(tasks)}
+    known = {task_key(t): i % 2 == 0 for i, t in enumerate(tasks)}
     still = {t.id: np.zeros(len(t.turns)) for group in played.groups for t in group}
     context = RewardContext(progress=0.5, known=known, anchor_kl=still)
     promised = replace(context, promised=recipe.provides)
@@ -241,9 +241,9 @@ def test_a_molecule_recipe_says_what_is_missing(name, played, tmp_path):
 
 def test_tasks_are_balanced_between_known_and_unknown(played):
     asked = [task for one in played.sets for task in one.tasks if task.answers]
-    known = {task.id: index == 0 for index, task in enumerate(asked)}
+    known = {task_key(task): index == 0 for index, task in enumerate(asked)}
     kept = [task for one in balanced(played.sets, known, 0) for task in one.tasks]
-    sides = [known[task.id] for task in kept if task.answers]
+    sides = [known[task_key(task)] for task in kept if task.answers]
     assert sorted(sides) == [False, True]
     assert [t for t in kept if not t.answers] == [
         t for one in played.sets for t in one.tasks if not t.answers
@@ -258,7 +258,7 @@ def test_labels_of_a_probe_are_read_from_the_tasks(played):
         for i, task in enumerate(one.tasks[:2])
     ]
     told = told_labels([*labelled, *one.tasks[2:]])
-    assert told == {one.tasks[0].id: True, one.tasks[1].id: False}
+    assert told == {task_key(one.tasks[0]): True, task_key(one.tasks[1]): False}
 
 
 class Told(SimpleNamespace):
@@ -306,7 +306,7 @@ def test_labels_that_some_tasks_lack_or_another_policy_earned_are_told_before_th
     same = labelled(tmp_path, "same", None)
     Path(same).write_text(Path(same).read_text().replace("same", "mine").replace("What", "Who"))
     with pytest.raises(UsageError, match=r"lacks knowledge boundary labels"):
-        actor(mine, same)  # an id that two tasks share tells nothing of either
+        actor(mine, same)  # the label of another task with its id is not its own
 
 
 def test_rewards_are_finite_for_every_recipe(played):

@@ -84,6 +84,12 @@ def test_other_passages_behind_the_same_questions_are_refused(tmp_path, base):
         claim_inputs(tmp_path / "run", mine, (), base)
 
 
+def test_a_corpus_that_does_not_exist_is_named(tmp_path, base):
+    mine = (Benchmark("mine", (A, B), (tmp_path / "gone.jsonl",)),)
+    with pytest.raises(UsageError, match=r"the corpus .*gone\.jsonl of 'mine' does not exist"):
+        claim_inputs(tmp_path / "run", mine, (), base)
+
+
 @pytest.mark.parametrize("name", ["model.safetensors", "tokenizer.json", "chat_template.jinja"])
 def test_another_base_in_the_same_folder_is_refused(tmp_path, base, name):
     claim_inputs(tmp_path / "run", sets(A), (), base)

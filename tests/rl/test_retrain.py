@@ -33,6 +33,7 @@ from rl.packing import rows
 from rl.receipt import make_receipt
 from rl.retrain import _context, retrain
 from rl.rewards import RewardContext
+from rl.rewards.context import task_key
 from rl.scoring import load_scorer, score_group
 from rl.train_recipe import TrainRecipe, load_train
 from tests.rl.rollouts import RIGHT, WRONG, play
@@ -242,7 +243,7 @@ def test_tasks_without_a_label_and_labels_of_another_policy_are_told(logged):
     ]
     recipe = load_train("grpo", ["rewards={known: {reward: boundary_label}}"])
     context = _context(recipe, some, isolated_settings(), lines.append)
-    assert context.known == {first: True}
+    assert context.known == {task_key(logged[0].task): True}
     assert lines[0] == "3 of 4 tasks have no label of agent probe and are left out"
     assert lines[1].startswith("1 of 1 labels tell what another policy knows (gpt), not 'micro'")
     with pytest.raises(UsageError, match="knowledge boundary labels"):
@@ -413,6 +414,6 @@ def test_closed_book_labels_of_a_run_are_kept(played, micro, tmp_path):
 
     closed, first, again = asyncio.run(ask())
     asked = [task for one in closed for task in one.tasks if task.answers]
-    assert set(first) == {task.id for one in closed for task in one.tasks}
+    assert set(first) == {task_key(task) for one in closed for task in one.tasks}
     assert first == again == json.loads((tmp_path / "known.json").read_text())
     assert told == [2 * len(asked)] * (2 * len(asked))  # the second time nothing is asked

@@ -1,15 +1,18 @@
-"""The same numbers as TRL, by running TRL's own trainer methods on made-up rollouts.
+"""The same numbers as TRL, by running its own trainer methods on recorded rollouts of the micro policy,
+and on made-up ones where a corner is wanted that they do not have.
 
-Nothing is generated and no model is loaded: the trainer is a stand-in whose settings are given and
-whose policy answers with log-probabilities from a table. Skipped where trl is not installed.
+TRL's trainer is a stand-in whose settings are given and whose policy answers with log-probabilities from
+a table. Skipped where trl is not installed.
 """
 
+from types import SimpleNamespace
 from unittest.mock import MagicMock
 
 import numpy as np
 import pytest
 import torch
 
+from rl.assess import assess
 from rl.credit import Batch, estimate
 from rl.losses import (
     Reduction,
@@ -20,6 +23,8 @@ from rl.losses import (
     kl,
     ppo_clip,
 )
+from rl.rewards import Part
+from rl.train_recipe import Assessment, CreditChoice
 
 pytest.importorskip("trl", reason="trl is not installed", exc_type=ImportError)
 grpo_trainer = pytest.importorskip("trl.trainer.grpo_trainer", exc_type=ImportError)
@@ -89,12 +94,74 @@ def advantages(name, rewards, size, **options):
     return [float(a[0]) for a in estimate(name, batch, **options).advantages]
 
 
+@pytest.fixture(scope="module")
+def recorded(played):
+    """The recorded groups under rewards of every turn: the batch, and padded rows of the tokens behind
+    each first prompt, with the tools' among them, as TRL holds completions."""
+    rewards = {
+        "answer": Part(reward="f1"),
+        "calls": Part(reward="tool_cost"),
+        "format": Part(reward="format", options={"place": "turn"}, weight=0.25),
+    }
+    found = assess(
+        played.groups, Assessment(rewards=rewards, credit=CreditChoice(estimator="turn_group"))
+    )
+    starts = [t.turns[0].reply.start for t in found.trajectories]
+    longest = max(len(t.token_ids) - s for t, s in zip(found.trajectories, starts, strict=True))
+    shape = (len(starts), longest)
+    mask, old, advantage = (torch.zeros(shape, dtype=torch.float64) for _ in range(3))
+    for i, (one, start) in enumerate(zip(found.trajectories, starts, strict=True)):
+        size = len(one.token_ids) - start
+        mask[i, :size] = torch.from_numpy(one.sampled[start:].astype(np.float64))
+        old[i, :size] = torch.from_numpy(np.nan_to_num(one.logprobs[start:].astype(np.float64)))
+        advantage[i, :size] = torch.from_numpy(found.credit.advantages[i][start:])
+    noise = torch.randn(shape, generator=torch.Generator().manual_seed(7), dtype=torch.float64)
+    moved = (old + 0.3 * noise).requires_grad_()
+    return SimpleNamespace(
+        batch=found.batch,
+        totals=found.batch.rewards.sum(axis=1).tolist(),
+        rows=(moved, old, advantage, mask.long()),
+    )
+
+
+def test_recorded_rollouts_have_tool_tokens_and_rewards_that_differ(recorded):
+    _, old, advantage, mask = recorded.rows
+    assert len(recorded.totals) == 16
+    assert len({round(total, 6) for total in recorded.totals}) > 2
+    assert mask.sum(1).min() > 0
+    inside = (mask.cumsum(1) > 0) & (mask.flip(1).cumsum(1).flip(1) > 0)
+    assert ((mask == 0) & inside).any()  # tokens of tools between sampled ones
+    assert (old[mask.bool()] < 0).any()
+    assert (advantage != 0).any()
+
+
 REWARDS = [1, 0, 0, 0, 1, 1, 1, 0, 0.3, -2.0, 0.7, 0.1, 0.5, 0.5, 0.5, 0.5]
 PAIRS = {
     "group": ("grpo", {"eps": EPS}),
     "none": ("dr_grpo", {}),
     "batch": ("lite_ppo", {"eps": EPS}),
 }
+
+
+@pytest.mark.parametrize("scale", PAIRS)
+def test_group_advantages_of_recorded_rollouts(recorded, scale):
+    name, options = PAIRS[scale]
+    theirs = trl_rollouts(GRPO, recorded.totals, 4, scale_rewards=scale)["advantages"].tolist()
+    same_advantages(recorded.batch, name, options, theirs)
+
+
+def test_leave_one_out_advantages_of_recorded_rollouts(recorded):
+    theirs = trl_rollouts(RLOO, recorded.totals, 4)["advantages"].tolist()
+    same_advantages(recorded.batch, "rloo", {}, theirs)
+
+
+def same_advantages(batch, name, options, theirs):
+    """Each sampled token has TRL's advantage of its completion, and no other token has one."""
+    for row, sampled, value in zip(
+        estimate(name, batch, **options).advantages, batch.sampled, theirs, strict=True
+    ):
+        assert row[sampled] == pytest.approx(np.full(sampled.sum(), value), abs=1e-6)
+        assert not row[~sampled].any()
 
 
 @pytest.mark.parametrize("scale", PAIRS)
@@ -177,6 +244,32 @@ def test_clipped_loss_with_advantages_per_token(loss_type, delta):
     same(ours.value, theirs, given[0])
 
 
+@pytest.mark.parametrize("delta", [None, 1.5])
+@pytest.mark.parametrize("loss_type", REDUCTIONS)
+def test_clipped_loss_of_recorded_rollouts(recorded, loss_type, delta):
+    theirs = trl_loss(*recorded.rows, loss_type=loss_type, delta=delta)
+    reduction = REDUCTIONS[loss_type]
+    ours = ppo_clip(flat(*recorded.rows), low=0.2, high=0.28, dual=delta, reduction=reduction)
+    same(ours.value, theirs, recorded.rows[0])
+
+
+def test_sequence_ratio_of_recorded_rollouts(recorded):
+    logprobs, old, _, mask = recorded.rows
+    per_sequence = torch.tensor(recorded.totals, dtype=torch.float64)[:, None]
+    given = (logprobs, old, per_sequence.expand(mask.shape), mask)
+    settings = {"importance_sampling_level": "sequence", "epsilon_high": 0.2}
+    theirs = trl_loss(logprobs, old, per_sequence[:, 0], mask, loss_type="grpo", **settings)
+    same(gspo(flat(*given), low=0.2, high=0.2).value, theirs, logprobs)
+
+
+def test_kl_in_the_loss_of_recorded_rollouts(recorded):
+    logprobs, old, per_token, mask = recorded.rows
+    theirs = trl_loss(logprobs, old, per_token, mask, {"ref_per_token_logps": old}, beta=0.04)
+    ours = ppo_clip(flat(logprobs, old, per_token, mask), high=0.28).value
+    chosen = mask.bool()
+    same(ours + 0.04 * kl(logprobs[chosen], old[chosen], "k3").mean(), theirs, logprobs)
+
+
 def test_sequence_ratio_with_one_advantage_per_sequence():
     logprobs, old, _, mask = rows(1)
     per_sequence = torch.tensor([1.0, -0.5, 2.0], dtype=torch.float64)[:, None].expand(mask.shape)
@@ -212,27 +305,41 @@ MODES = ["token_truncate", "token_mask", "sequence_truncate", "sequence_mask"]
 @pytest.mark.parametrize(("low", "high"), [(None, 1.2), (0.8, 1.2), (0.8, None)])
 @pytest.mark.parametrize("mode", MODES)
 def test_importance_ratio_masks(mode, low, high):
-    lengths = [5, 3, 4]
     rng = np.random.default_rng(4)
-    sampling = [list(-1 + 0.3 * rng.standard_normal(n)) for n in lengths]
+    sampling = [list(-1 + 0.3 * rng.standard_normal(n)) for n in (5, 3, 4)]
     sampling[1][1] = None  # the engine could not score it
-    old = torch.full((3, 5), -1.0, dtype=torch.float64)
+    ratios_agree(torch.full((3, 5), -1.0, dtype=torch.float64), sampling, mode, low, high)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_importance_ratios_of_recorded_rollouts(recorded, mode):
+    moved, old, _, mask = recorded.rows
+    sampling = [row[own.bool()].tolist() for row, own in zip(old, mask, strict=True)]
+    trained = torch.zeros(len(sampling), max(map(len, sampling)), dtype=torch.float64)
+    for i, row in enumerate(sampling):
+        trained[i, : len(row)] = moved.detach()[i][mask[i].bool()]
+    ratios_agree(trained, sampling, mode, 0.8, 1.2)
+
+
+def ratios_agree(old, sampling, mode, low, high):
+    """The trainer's log-probabilities, padded, against the engine's; TRL's ratios and ours."""
+    (count, longest), lengths = old.shape, [len(row) for row in sampling]
     theirs = trl_rollouts(
-        GRPO, [1, 0, 0], 3, lengths, sampling, old, use_vllm=True,
+        GRPO, [1.0] + [0.0] * (count - 1), count, lengths, sampling, old, use_vllm=True,
         vllm_importance_sampling_correction=True, vllm_importance_sampling_mode=mode,
         vllm_importance_sampling_clip_min=low, vllm_importance_sampling_clip_max=high,
-    )["importance_sampling_ratio"].expand(3, 5)  # fmt: skip
-    mask = torch.arange(5) < torch.tensor(lengths)[:, None]
-    behaviour = torch.zeros(3, 5, dtype=torch.float64)
+    )["importance_sampling_ratio"].expand(count, longest)  # fmt: skip
+    mask = torch.arange(longest) < torch.tensor(lengths)[:, None]
+    behaviour = torch.zeros_like(old)
     for i, row in enumerate(sampling):
         behaviour[i, : len(row)] = torch.tensor([float("nan") if x is None else x for x in row])
     level, how = mode.split("_")
-    sequence = torch.arange(3)[:, None].expand(3, 5).flatten()
+    sequence = torch.arange(count)[:, None].expand(count, longest).flatten()
     ours = importance_weights(
         old.flatten(), behaviour.flatten(), mask.flatten(), sequence,
         level=level, mode=how, low=low, high=high,
     )  # fmt: skip
-    assert torch.allclose(ours.view(3, 5)[mask], theirs[mask], atol=1e-6)
+    assert torch.allclose(ours.view(count, longest)[mask], theirs[mask], atol=1e-6)
 
 
 def test_entropy():

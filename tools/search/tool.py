@@ -41,6 +41,7 @@ class SearchTool(Tool):
     example: ClassVar[str] = "query"
     Arguments: ClassVar[type[BaseModel]] = SearchArguments
     body: ClassVar[str] = "query"
+    free_text: ClassVar[bool] = True
 
     def __init__(
         self, index: Index, k: int = 3, passage_chars: int = 500, mode: Mode = "hybrid"

@@ -28,6 +28,7 @@ from rl.rewards import (
     reward_names,
 )
 from rl.rewards.base import at_end, saturated
+from rl.rewards.context import task_key
 from tests.rl.rewards.episodes import (
     abstain,
     answer,
@@ -81,7 +82,7 @@ def context(*ids):
     return RewardContext(
         gold_logprobs={id: np.array([[-3.0, -1.0, -0.5]]) for id in ids},
         anchor_kl={id: np.array([0.2, -0.1, 0.0]) for id in ids},
-        known={"q1": True},
+        known={task_key(FULL): True},
         confidence=dict.fromkeys(ids, 0.5),
         vote_shares={"feasible": 0.5, "infeasible": 0.5},
         progress=0.5,
@@ -186,8 +187,9 @@ SEARCHED = episode(
         ("factuality", {}, [3]),
         ("factuality", {"check": {"extract": "extractor"}}, [0, 3]),
         ("judge_verdict", {}, [1]),
-        ("observation_utility", {}, [0, 3, 4, 5]),
-        ("recovery", {}, [0, 2, 3, 4, 5]),
+        ("observation_utility", {}, [0, 3]),
+        ("observation_utility", {"ideal": {"tools": ["search", "graph"]}}, [0, 3, 5]),
+        ("recovery", {}, [0, 2, 3]),
         ("plan_adherence", {}, [0, 3, 5]),
         ("plan_adherence", {"against": "own"}, [5]),
         ("graph_process", {}, [5]),

@@ -6,9 +6,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from agent.formats import make_format
+from agent.policies.base import Completion
 from rl.rewards import RewardContext, RewardError, make_reward
+from rl.rewards.context import task_key
 from rl.rewards.factuality import few_facts, overlap_support, statements
-from tests.rl.rewards.episodes import abstain, answer, episode, search, task
+from tests.rl.rewards.episodes import abstain, answer, call, episode, search, task, turn
+from tools.base import Observation, Toolbox
 
 PAGE = "Alien was directed by Ridley Scott. It was filmed in England."
 TRUE = "Alien was directed by Ridley Scott."
@@ -39,8 +43,17 @@ class TestSupport:
         assert share(search("q", thought=TRUE), answer()) == [0, 0]
 
     def test_passages_of_the_task_count_too(self):
-        assert share(answer(thought=TRUE), context=RewardContext(knowledge={"q1": [PAGE]})) == [1]
-        assert share(answer(thought=TRUE), context=RewardContext(knowledge={"q2": [PAGE]})) == [0]
+        assert share(
+            answer(thought=TRUE), context=RewardContext(knowledge={task_key(task()): [PAGE]})
+        ) == [1]
+        assert share(
+            answer(thought=TRUE), context=RewardContext(knowledge={task_key(task("?")): [PAGE]})
+        ) == [0]
+
+    def test_a_plan_of_the_policy_s_own_supports_nothing(self):
+        plan = call("plan", seen=Observation("plan", text=TRUE), thought=TRUE)
+        assert share(plan, answer()) == [0, 0]
+        assert share(plan, answer(), check={**OVERLAP, "tools": ["plan"]}) == [1, 0]
 
     def test_an_entailment_model_decides(self):
         row = share(
@@ -50,6 +63,14 @@ class TestSupport:
             check={},
         )
         assert row == [1, 0]
+
+    def test_overlap_of_words_has_a_threshold_of_its_own(self):
+        most = "Ridley Scott filmed Alien."  # three of its four words are in one sentence
+        third = "Cameron produced Alien."
+        assert share(search("q", PAGE, thought=most), answer(), check={"by": "overlap"}) == [1, 0]
+        assert share(search("q", PAGE, thought=third), answer(), check={"by": "overlap"}) == [0, 0]
+        given = {"by": "overlap", "threshold": 0.3}
+        assert share(search("q", PAGE, thought=third), answer(), check=given) == [1, 0]
 
     def test_the_five_nearest_passages_are_tried(self):
         tried = []
@@ -175,6 +196,11 @@ class TestWholeReward:
         rows = reward([episode(FOUND, answer(a)) for a in ("Sir Ridley", "a man")], given)
         assert rows[0].sum() == 3
         assert rows[1].sum() < 1
+
+    def test_thoughts_of_tool_calling_models_are_read(self):
+        calls = make_format("tool_call", Toolbox([]))
+        action = calls.parse(Completion(f"<think>{TRUE}</think>\nRidley Scott"))
+        assert whole(episode(UNTHOUGHT, turn(action)), "paper") == 4
 
     def test_without_an_answer_key_it_says_so(self):
         with pytest.raises(RewardError, match="no gold answers"):

@@ -65,13 +65,10 @@ def test_malformed_turns_keep_their_place():
     assert row.tolist() == [0, 2, 0]
 
 
-def test_an_answer_turn_that_counts_needs_one_more_score():
-    included = {"answer_turn": "included"}
-    assert gains([two_turns()], [[-3, -2, -0.5]], **included)[0].tolist() == [1, 1.5]
-    with pytest.raises(RewardError, match=r"trajectory t: .* not \[aliases, 3\]"):
-        gains([two_turns()], [[-3, -2]], **included)
-    with pytest.raises(RewardError, match=r"not \[aliases, 2\]"):
-        gains([two_turns()], [[-3, -2, -1]])
+@pytest.mark.parametrize("scores", [[-3], [-3, -2, -1]])
+def test_there_is_one_score_a_turn(scores):
+    with pytest.raises(RewardError, match=r"trajectory t: .* not \[aliases, 2\]"):
+        gains([two_turns()], [scores])
 
 
 class TestAlias:

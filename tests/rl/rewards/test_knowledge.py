@@ -4,12 +4,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from agent.episode import Budgets
 from kg.errors import UsageError
 from rl.rewards import RewardContext, RewardError, make_reward
 from rl.rewards.abstention import stated_confidence
+from rl.rewards.context import task_key
 from rl.rewards.knowledge_boundary import is_known
 from rl.rewards.self_knowledge import consensus
 from tests.rl.rewards.episodes import abstain, answer, confident, episode, malformed, search, task
+from tests.rl.rollouts import play
 
 NONE = RewardContext()
 
@@ -26,6 +29,18 @@ class TestIkea:
         cases = [searched(n), searched(n, "wrong"), searched(n, "Ridley Scott", malformed())]
         found = [self.BOUNDARY([case], NONE)[0].sum() for case in cases]
         assert found == pytest.approx([right, 0.05 if n else 0, -1])
+
+    def test_a_forced_answer_after_the_last_search_is_no_violation(self):
+        searches = ["<search>gold</search>", "<search>tin</search>", "<search>iron</search>"]
+        known = "<search>Oganessian</search>"
+        script = [*searches, known, "oganesson</answer>"]
+        right = play(script, budgets=Budgets(turns=8, tool_calls=3))
+        assert right.turns[-1].forced
+        assert self.BOUNDARY([right], NONE)[0].tolist() == [0, 0, 0, 0, 1]
+        wrong = play([*script[:-1], "gold</answer>"], budgets=Budgets(turns=8, tool_calls=3))
+        assert self.BOUNDARY([wrong], NONE)[0].sum() == 0.05
+        strict = make_reward("knowledge_boundary", {"rules": {"forced": True}})
+        assert strict([right], NONE)[0].sum() == -1
 
     def test_the_order_of_the_cases(self):
         few, many = searched(0), searched(3)
@@ -70,8 +85,19 @@ class TestLabel:
         ],
     )
     def test_costs_by_label(self, known, trajectory, row):
-        found = make_reward("boundary_label")([trajectory], RewardContext(known={"q1": known}))
+        found = make_reward("boundary_label")(
+            [trajectory], RewardContext(known={task_key(task()): known})
+        )
         assert found[0].tolist() == row
+
+    def test_a_label_is_of_the_task_and_not_of_its_id(self):
+        other = task("Who wrote it?")
+        known = RewardContext(known={task_key(task()): True, task_key(other): False})
+        reward = make_reward("boundary_label")
+        assert reward([searched(1)], known)[0].tolist() == [-0.1, 0]
+        assert reward([episode(search(), answer(), of=other)], known)[0].tolist() == [0, 0]
+        again = task(id="another", meta={"known": {"known": False}})
+        assert task_key(again) == task_key(task())
 
     def test_a_question_without_a_label_is_an_error(self):
         with pytest.raises(RewardError, match="trajectory t, turn 1: task q1 has no knowledge"):

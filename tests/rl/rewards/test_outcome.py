@@ -189,6 +189,32 @@ class TestFormat:
         found = [total("format_gated_outcome", case, scheme=scheme) for case in cases]
         assert found == pytest.approx(values)
 
+    @pytest.mark.parametrize(
+        ("text", "gold", "igpo", "search_r1", "research"),
+        [
+            ("The Beatles", "Beatles", 2 / 3, 1, 1),
+            ("York New York", "New York", 1, 0.2, 0.8),
+            ("yes he did", "yes", 1 / 2, 0.2, 0.1),
+        ],
+    )
+    def test_each_scheme_scores_the_answer_as_its_source_does(
+        self, text, gold, igpo, search_r1, research
+    ):
+        one = said(text, (gold,))
+        found = [
+            total("format_gated_outcome", one, scheme=scheme)
+            for scheme in ("igpo", "search_r1", "research")
+        ]
+        assert found == pytest.approx([igpo, search_r1, research])
+        told = {"scheme": "search_r1", "scorer": "igpo", "score_by": "f1"}
+        assert total("format_gated_outcome", one, **told) == (1 if igpo == 1 else 0.2)
+
+    @pytest.mark.parametrize(("scheme", "value"), [("igpo", -2), ("search_r1", 1), ("research", 0)])
+    def test_a_forced_answer_is_valid_where_the_last_reply_has_no_tools(self, scheme, value):
+        forced = episode(answer(thought="so", forced=True))
+        rules = {"thought": "some"}
+        assert total("format_gated_outcome", forced, scheme=scheme, rules=rules) == value
+
     def test_partial_credit_is_kept_under_the_gate(self):
         assert total("format_gated_outcome", said("Scott")) == pytest.approx(2 / 3)
         assert total("format_gated_outcome", said("Scott"), score_by="em") == 0

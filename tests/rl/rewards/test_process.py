@@ -220,6 +220,13 @@ class TestCost:
         assert row("repetition", *turns)[1] == 0
         assert row("repetition", *turns, similarity=0.7)[1] == pytest.approx(-0.1)
 
+    @pytest.mark.parametrize(
+        ("one", "other"), [("c1ccccc1", "C1CCCCC1"), ("CC(=O)O", "CCOO"), ("CCO", "CCO ")]
+    )
+    def test_molecules_are_the_same_letter_by_letter_alone(self, one, other):
+        turns = [call("chem", smiles=one), call("chem", smiles=other), call("chem", smiles=one)]
+        assert row("repetition", *turns, answer()) == pytest.approx([0, 0, -0.1, 0])
+
     def test_another_tool_is_another_call(self):
         turns = [
             search("alien"),

@@ -262,6 +262,17 @@ class TestThroughTheGraph:
         assert make_reward("judge_verdict")([done], CONTEXT)[0].tolist() == [0, 0]
 
 
+def test_a_verdict_on_a_plan_is_on_no_result():
+    plan = call("plan", seen=Observation("plan", text="1. find the director"), steps=["find"])
+    assert values(plan, judge(True), answer()) == [0, 0, 0]
+    assert values(search("a", BAD), plan, judge(True), answer()) == [0, 0, 0, 0]
+    reward = make_reward("judge_verdict")
+    assert reward.given(episode(plan, judge(True), answer())).tolist() == [False] * 3
+    named = make_reward("judge_verdict", {"ideal": {"tools": ["plan"]}})
+    assert named([episode(plan, judge(True), answer())], CONTEXT)[0].tolist() == [0, -0.6, 0]
+    assert make_reward("recovery")([episode(plan, answer())], CONTEXT)[0].tolist() == [0, 0]
+
+
 def test_other_tools_give_results_too():
     seen = Observation("kg", text=GOOD)
     assert values(call("kg", seen=seen, query="?"), judge(True), answer()) == [0, 0.3, 0]
