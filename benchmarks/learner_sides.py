@@ -216,7 +216,7 @@ def _write_down(learner: Any, found: Found, lay_out: Callable[[], Sequence[Any]]
     hook = learner.engine.module.register_forward_hook(lambda *given: passes.append(given[2]))
     inner = step._finish
 
-    def finish(engine: Any, live: Any, tally: Any) -> Any:
+    def finish(engine: Any, live: Any, mine: Any, tally: Any) -> Any:
         hook.remove()
         step._finish = inner
         assert len(lay_out()) == len(live) == len(passes)
@@ -227,7 +227,7 @@ def _write_down(learner: Any, found: Found, lay_out: Callable[[], Sequence[Any]]
                 values = values[len(reply) :]
         found.loss = tally.loss
         found.grads = plain(learner.engine.module, "grad")
-        return inner(engine, live, tally)
+        return inner(engine, live, mine, tally)
 
     step._finish = finish
 

@@ -1,4 +1,7 @@
-"""The command line as a person uses it: real processes, the real default policy, bad input."""
+"""The command line as a person uses it: real processes, real policies, bad input.
+
+What is said of answers is asked of the default policy, all else of the micro policy, which starts at once.
+"""
 
 import json
 import os
@@ -26,15 +29,21 @@ def home(tmp_path_factory):
 
 
 @pytest.fixture
-def agent(home, tmp_path):
-    """Run `agent …` in an empty folder with a history of its own; models come from the cache."""
+def environment(home):
+    """Of a command: a history of its own; models come from the cache."""
+    return {**os.environ, "XDG_DATA_HOME": str(home), "NO_COLOR": "1", "AGENT_POLICY": "micro"}
+
+
+@pytest.fixture
+def agent(environment, tmp_path):
+    """Run `agent …` in an empty folder."""
 
     def run(*args, stdin="", **env):
         return subprocess.run(
             [sys.executable, str(ROOT / "cli.py"), *args],
             input=stdin if isinstance(stdin, bytes) else stdin.encode(),
             capture_output=True, cwd=tmp_path, timeout=170,
-            env={**os.environ, "XDG_DATA_HOME": str(home), "NO_COLOR": "1", **env},
+            env={**environment, **env},
         )  # fmt: skip
 
     return run
@@ -81,7 +90,8 @@ def test_every_command_has_examples(agent, command):
 
 
 def test_the_first_question_is_answered_with_a_source(agent):
-    done = agent("ask", "Which element is named after the creator of the periodic table?")
+    question = "Which element is named after the creator of the periodic table?"
+    done = agent("ask", question, AGENT_POLICY="default")
     out = done.stdout.decode()
     assert done.returncode == 0, text(done)
     assert "mendelevium" in out.lower()
@@ -91,7 +101,7 @@ def test_the_first_question_is_answered_with_a_source(agent):
 
 
 def test_json_has_all_keys_and_nothing_else_on_stdout(agent):
-    done = agent("ask", "--json", "-", stdin="Who discovered oxygen?")
+    done = agent("ask", "--json", "-", stdin="Who discovered oxygen?", AGENT_POLICY="default")
     answer = json.loads(done.stdout)
     assert set(answer) == KEYS
     assert answer["status"] in ("answered", "abstained")
@@ -131,7 +141,7 @@ def test_own_documents_are_searched_and_bad_rows_are_told(agent, tmp_path):
     }
     (corpus / "b.jsonl").write_text(json.dumps(row) + "\n{broken\n")
     (corpus / "c.txt").write_bytes(b"\x00\x01\xff\xfe" * 99)
-    done = agent("ask", "--corpus", str(corpus), "Who discovered Zorblax?")
+    done = agent("ask", "--corpus", str(corpus), "Who discovered Zorblax?", AGENT_POLICY="default")
     assert done.returncode == 0, text(done)
     assert "Quin Ardal" in done.stdout.decode()
     assert "b.jsonl:2" in done.stderr.decode()
@@ -188,12 +198,12 @@ def test_a_corrupt_index(agent, tmp_path):
     assert "Traceback" not in text(done)
 
 
-def test_interrupting_a_question_keeps_it_for_resumption(home, tmp_path, agent):
+def test_interrupting_a_question_keeps_it_for_resumption(environment, tmp_path, agent):
     code = "import sys; sys.argv=['agent','ask','--output-format','stream-json','Who discovered neon?'];"
     code += f"sys.path.insert(0, {str(ROOT)!r}); import cli; cli.main()"
     process = subprocess.Popen(
         [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        cwd=tmp_path, env={**os.environ, "XDG_DATA_HOME": str(home)},
+        cwd=tmp_path, env=environment,
     )  # fmt: skip
     thread = json.loads(process.stdout.readline())["thread_id"]
     for line in process.stdout:
@@ -216,12 +226,11 @@ def test_interrupting_a_question_keeps_it_for_resumption(home, tmp_path, agent):
     assert json.loads(done.stdout)["thread_id"] == thread
 
 
-def test_a_reader_that_leaves_costs_no_episode_and_no_traceback(home, tmp_path, agent):
+def test_a_reader_that_leaves_costs_no_episode_and_no_traceback(environment, tmp_path, agent):
     with subprocess.Popen(
         [sys.executable, str(ROOT / "cli.py"), "ask", "--output-format", "stream-json",
          "Who discovered xenon?"],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=tmp_path,
-        env={**os.environ, "XDG_DATA_HOME": str(home)},
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=tmp_path, env=environment,
     ) as process:  # fmt: skip
         process.stdout.readline()
         process.stdout.close()
