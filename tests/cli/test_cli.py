@@ -1,6 +1,6 @@
 """The command line as a person uses it: real processes, real policies, bad input.
 
-What is said of answers is asked of the default policy, all else of the micro policy, which starts at once.
+What is said of answers is asked of the default policy, all else of the micro policy, which is quick.
 """
 
 import json
