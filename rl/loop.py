@@ -271,7 +271,7 @@ class _Run:
             stopped = ranks.anybody(self.interrupted(), device)
             ends = last or stopped or ranks.anybody(late(), device)
             every = recipe.validation.every
-            if every and (last or step % every == 0):
+            if every and (last or step % every == 0 or (ends and not stopped)):
                 with clock("validate"):
                     await self._validate(step)
             metrics = self._metrics(step, groups, assessed, learnt, clock)

@@ -462,7 +462,7 @@ class TrainRecipe(Assessment):
         base: model to start from, as `agent models` knows it, or a folder.
         steps: of collecting and updating.
         seed: of everything drawn.
-        max_seconds: finish the step and end after this much time; 0 for no limit.
+        max_seconds: finish the step, validate and end after this much time; 0 for no limit.
         tripwires: what pauses the run; may change when a run goes on.
     """
 

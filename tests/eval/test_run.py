@@ -561,8 +561,9 @@ run(request, load_settings(), Path({out!r}), advance=lambda *a: print(a[1], flus
 def test_a_run_that_is_killed_again_and_again_ends_as_one_that_was_not(base_model, tmp_path):
     def start(out):
         code = SCRIPT.format(root=str(ROOT), model=str(base_model), out=str(out))
+        environment = {**os.environ, "AGENT_SEARCH__MODE": "lexical"}  # starts at once
         return subprocess.Popen(
-            [sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, env=os.environ
+            [sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, env=environment
         )
 
     def finish(process, kill_at=None):

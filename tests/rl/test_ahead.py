@@ -17,7 +17,7 @@ from tests.rl.rollouts import RIGHT, play
 from tests.rl.training_run import recipe, run
 
 RATE = {"optimizer": {"lr": 1e-3, "warmup": 0.0, "final": 1.0}}
-LONG = {"engine": "transformers", "tasks": 2, "size": 8, "concurrency": 2, "ahead": True}
+LONG = {"engine": "transformers", "tasks": 2, "size": 4, "concurrency": 2, "ahead": True}
 
 
 def rows(out):
@@ -77,21 +77,21 @@ def test_ctrl_c_cancels_the_next_collection_and_the_same_command_goes_on(tmp_pat
     command += [f"rollouts={json.dumps(LONG)}"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         lines = iter(process.stdout)
-        assert any(line == "stage collect 16 16\n" for line in lines)
-        assert next(lines).startswith("stage collect 1 16")  # of step 2
+        assert any(line == "stage collect 8 8\n" for line in lines)
+        assert next(lines).startswith("stage collect 1 8")  # of step 2
         process.send_signal(signal.SIGINT)
         rest = list(lines)
     assert process.returncode == 0
     assert "step 1\n" in rest
-    assert "stage collect 16 16\n" not in rest
+    assert "stage collect 8 8\n" not in rest
     report = json.loads((out / "report.json").read_text())
     assert (report["steps"], report["interrupted"]) == (1, True)
-    assert {step: len(found) for step, found in stored(out).items()} == {"step-00001": 16}
+    assert {step: len(found) for step, found in stored(out).items()} == {"step-00001": 8}
     again = subprocess.run(command, stdout=subprocess.PIPE, text=True, timeout=300, check=True)
     assert [line for line in again.stdout.splitlines() if line.startswith("step")] == ["step 2"]
     assert {step: len(found) for step, found in stored(out).items()} == {
-        "step-00001": 16,
-        "step-00002": 16,
+        "step-00001": 8,
+        "step-00002": 8,
     }
 
 

@@ -130,6 +130,20 @@ def test_ctrl_c_finishes_the_step_and_the_same_command_goes_on(tmp_path):
     ]
 
 
+def test_a_run_that_the_clock_ends_is_measured_at_its_last_step(tmp_path):
+    report = run(
+        tmp_path / "run",
+        tmp_path / "home",
+        **EMBEDDED,
+        steps=3,
+        max_seconds=0.001,
+        validation={**VALIDATION, "every": 3},
+    )
+    assert (report.steps, report.finished) == (1, False)
+    assert [one.step for one in read_history(tmp_path / "run").validations] == [0, 1]
+    assert report.last
+
+
 def test_a_corrupted_sync_is_caught_at_that_step(tmp_path, monkeypatch):
     """One element of one tensor is another one in what the second update hands over."""
     honest, calls = model_files.write_model, []
