@@ -145,7 +145,7 @@ def _server(settings: Settings) -> Check:
 
 
 def _index(settings: Settings) -> Iterator[Check]:
-    from agent.toolbox import find_index
+    from agent.corpus_index import find_index
 
     try:
         folder = find_index(settings.corpus, settings.indexes_dir, settings.search.mode)

@@ -22,6 +22,7 @@ sys.path[0] = str(
     Path(__file__).resolve().parents[1]
 )  # beside this file lies one named as a package
 
+from agent.corpus_index import index_of  # noqa: E402
 from agent.episode import Episode  # noqa: E402
 from agent.policies.base import Policy, Request, Sampling  # noqa: E402
 from agent.policies.registry import open_policy  # noqa: E402
@@ -29,7 +30,6 @@ from agent.rollout import rollout  # noqa: E402
 from agent.session import make_setup  # noqa: E402
 from agent.settings import load_settings  # noqa: E402
 from agent.task import Task  # noqa: E402
-from agent.toolbox import index_of  # noqa: E402
 from eval.benchmarks import DataFolder, load  # noqa: E402
 from eval.metrics import exact_match, normalise, token_f1  # noqa: E402
 from eval.stats import bootstrap, paired  # noqa: E402

@@ -22,9 +22,9 @@ from pathlib import Path
 sys.path[0] = str(Path(__file__).resolve().parents[1])  # this file's name is that of a package
 
 import eval.run as harness  # noqa: E402
+from agent.corpus_index import index_of  # noqa: E402
 from agent.policies.catalog import resolve  # noqa: E402
 from agent.settings import load_settings  # noqa: E402
-from agent.toolbox import index_of  # noqa: E402
 from benchmarks.rollout import Recorder, bare, by_episode, count, make_engine  # noqa: E402
 from eval.folder import open_store  # noqa: E402
 from tools.base import Source  # noqa: E402

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from agent.corpus_index import find_index
 from agent.settings import Settings
 from agent.task import Task
-from agent.toolbox import find_index
 from agent.trajectory import Trajectory
 from eval.benchmarks.base import BAD_ROW, cause, checked, lettered, rows
 from eval.benchmarks.own import task_of

@@ -13,11 +13,11 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from agent.corpus_index import index_of
 from agent.exchange import read, write
 from agent.policies.catalog import resolve
 from agent.policies.chat import ChatTemplate
 from agent.settings import Settings
-from agent.toolbox import index_of
 from eval.benchmarks import Benchmark, DataFolder
 from kg.errors import UsageError
 from kg.strict_json import finite

@@ -11,6 +11,7 @@ from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 
+from agent.corpus_index import index_of
 from agent.episode import Budgets, Episode
 from agent.formats import TagsFormat
 from agent.graph import Setup
@@ -18,7 +19,6 @@ from agent.policies.chat import ChatTemplate
 from agent.rollout import rollout
 from agent.settings import SearchSettings
 from agent.task import Task
-from agent.toolbox import index_of
 from agent.trajectory import Status, Trajectory
 from eval.benchmarks import Benchmark, DataFolder, load
 from eval.benchmarks.world import load_world

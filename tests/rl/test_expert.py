@@ -4,8 +4,8 @@ from collections import Counter
 
 import pytest
 
+from agent.corpus_index import index_of
 from agent.settings import SearchSettings, load_settings
-from agent.toolbox import index_of
 from agent.trajectory import Status
 from eval.benchmarks import load
 from eval.metrics import exact_match

@@ -1,6 +1,8 @@
+import os
+
 import pytest
 
-from agent.toolbox import find_index, index_of
+from agent.corpus_index import find_index, index_of
 from kg.errors import UsageError
 from tools.search import manifest
 from tools.search.index import Index
@@ -13,6 +15,25 @@ def test_a_new_index_format_builds_the_cached_index_again(tmp_path, monkeypatch)
     assert find_index(corpus, tmp_path / "indexes") == folder
     monkeypatch.setattr(manifest, "FORMAT_VERSION", manifest.FORMAT_VERSION + 1)
     assert find_index(corpus, tmp_path / "indexes") is None
+
+
+def test_a_copy_in_place_of_a_file_is_the_same_corpus_and_a_new_text_is_another(tmp_path):
+    corpus = (tmp_path / "tin.md",)
+    corpus[0].write_text("Tin melts early.")
+    folder = index_of(corpus, tmp_path / "indexes", mode="lexical")
+    os.utime(corpus[0], (1, 1))
+    assert find_index(corpus, tmp_path / "indexes", "lexical") == folder
+    corpus[0].write_text("Tin melts late..")
+    os.utime(corpus[0], (2, 2))
+    assert find_index(corpus, tmp_path / "indexes", "lexical") is None
+
+
+def test_an_unchanged_corpus_is_not_read_again(tmp_path, monkeypatch):
+    corpus = (tmp_path / "tin.md",)
+    corpus[0].write_text("Tin melts early.")
+    folder = index_of(corpus, tmp_path / "indexes", mode="lexical")
+    monkeypatch.setattr(manifest, "hash_file", lambda path: pytest.fail(f"{path} was read"))
+    assert find_index(corpus, tmp_path / "indexes", "lexical") == folder
 
 
 def test_lexical_searches_get_an_index_without_vectors_or_the_full_one_that_is_there(tmp_path):
