@@ -79,7 +79,7 @@ def lay_out(assessed: Assessed, most: int) -> tuple[TreeBatch, ...]:
 
     Args:
         assessed: groups with their advantages.
-        most: tokens of one tree, by an upper bound; a trajectory that is longer has one of its own.
+        most: tokens of one tree; a trajectory that has more has one of its own.
     """
     out: list[TreeBatch] = []
     number = 0
@@ -129,17 +129,13 @@ class Reply(NamedTuple):
 
 
 def parts(group: Sequence[Numbered], most: int) -> Iterator[list[Numbered]]:
-    """Trajectories whose tree holds at most `most` tokens if they share nothing but their prompt."""
+    """Trajectories, in order, whose tree holds at most `most` tokens; a longer one stands alone."""
     part: list[Numbered] = []
-    used = 0
-    for number, trajectory in group:
-        size = len(trajectory.token_ids)
-        prompt = len(trajectory.prompt_of(trajectory.turns[0])) if trajectory.turns else 0
-        if part and used + size - prompt > most:
+    for item in group:
+        if part and len(calls_tree([*part, item])[0]) > most:
             yield part
-            part, used = [], 0
-        used += size - prompt if part else size
-        part.append((number, trajectory))
+            part = []
+        part.append(item)
     if part:
         yield part
 
