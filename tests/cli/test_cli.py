@@ -109,7 +109,8 @@ def test_json_has_all_keys_and_nothing_else_on_stdout(agent):
     shown = agent("trace", "show", answer["id"][:8])
     assert "Who discovered oxygen?" in shown.stdout.decode()
     listed = json.loads(agent("trace", "search", "oxygen", "--json").stdout)
-    assert answer["id"] in [row["id"] for row in listed]
+    [policy] = [row["policy"] for row in listed if row["id"] == answer["id"]]
+    assert policy in agent("trace", "list").stdout.decode()
 
 
 def test_stream_json_begins_with_the_thread_and_ends_with_the_envelope(agent):
