@@ -268,3 +268,12 @@ def test_the_settings_and_where_they_come_from(agent):
     rows = {row["name"]: row for row in json.loads(done.stdout)}
     assert (rows["seed"]["value"], rows["seed"]["origin"]) == (7, "AGENT_SEED")
     assert "secretkey" not in text(done)
+
+
+def test_a_world_and_a_changed_index_are_told_as_json(agent, tmp_path):
+    assert agent("world", "make", "w", "--seed", "3", "--entities", "40").returncode == 0
+    assert json.loads(agent("world", "show", "w", "--json").stdout)["seed"] == 3
+    rows = [json.dumps({"id": name, "text": f"{name} boils."}) for name in ("water", "milk")]
+    (tmp_path / "a.jsonl").write_text("\n".join(rows))
+    assert agent("index", "build", "a.jsonl", "ix").returncode == 0
+    assert json.loads(agent("index", "delete", "ix", "milk", "--json").stdout)["passages"] == 1
