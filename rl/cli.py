@@ -1,4 +1,5 @@
-"""The commands of the learning side: sft, pretrain, collect, probe, and parts of doctor and trace."""
+"""The commands of the learning side: sft, pretrain, collect, probe, train, export, and parts of doctor
+and trace."""
 
 from __future__ import annotations
 
@@ -29,7 +30,9 @@ trace = typer.Typer()
 
 RecipeName = Annotated[str, typer.Argument(help="A recipe that ships, or a YAML file.")]
 RunFolder = Annotated[Path, typer.Option(help="Folder of the run; an interrupted one is resumed.")]
-Changes = Annotated[list[str] | None, typer.Option("--set", help="key=value, over the recipe.")]
+Changes = Annotated[
+    list[str] | None, typer.Option("--set", help="key=value, over the recipe; repeatable.")
+]
 Tasks = Annotated[list[str], typer.Argument(help="Sets, JSONL files of questions, or worlds.")]
 Limit = Annotated[
     int, typer.Option(help="Tasks a set, spread over it; a larger number adds; 0 is all.")
@@ -47,7 +50,7 @@ def sft(
     data: Data = None,
     demonstrations: Annotated[
         list[Path] | None,
-        typer.Option(help="Trajectories (JSONL) instead of the scripted expert's."),
+        typer.Option(help="Trajectories (JSONL) instead of the scripted expert's; repeatable."),
     ] = None,
     set_: Changes = None,
 ) -> None:
@@ -137,7 +140,7 @@ def train(
     data: Data = None,
     set_: Changes = None,
     ignore: Annotated[
-        list[str] | None, typer.Option(help="A tripwire that does not pause the run.")
+        list[str] | None, typer.Option(help="A tripwire that does not pause the run; repeatable.")
     ] = None,
     from_store: Annotated[
         str, typer.Option(help="Train on the episodes of this store instead of new ones.")
@@ -231,10 +234,14 @@ def _require_heard(context: typer.Context, from_store: str) -> None:
     epilog="Examples: agent export runs/igpo --out models/mine · agent ask -p models/mine …"
 )
 def export(
-    run: Annotated[Path, typer.Argument(help="Folder of a training run.")],
+    run: Annotated[Path, typer.Argument(help="Folder of a run of agent train or agent sft.")],
     out: Annotated[Path, typer.Option(help="The new folder.")],
-    last: Annotated[bool, typer.Option(help="The last weights, not the best ones.")] = False,
-    adapter: Annotated[bool, typer.Option(help="The adapter alone, of a run with LoRA.")] = False,
+    last: Annotated[
+        bool, typer.Option("--last", help="The last weights, not those that validated best.")
+    ] = False,
+    adapter: Annotated[
+        bool, typer.Option("--adapter", help="The adapter alone, of a run with LoRA.")
+    ] = False,
     json_: AsJson = False,
 ) -> None:
     """Write a run's policy as a folder that agent, vLLM and transformers load, with its model card."""
@@ -278,7 +285,7 @@ def doctor_train(
     """Check the stack of a training run before it is started: template, masks, sampling, sync.
 
     The recipe's policy, engine and learner play a few episodes, make one step and deliver it; nothing
-    is kept. Exit codes: 0 all green, 1 something is red, 2 usage.
+    is kept. Exit codes: 0 all green, 1 something is red, 2 usage, 5 the policy is unavailable.
     """
     from agent.cli import show_checks
     from agent.doctor import summary
@@ -301,7 +308,7 @@ def doctor_train(
 )
 def trace_html(
     ids: Annotated[list[str] | None, typer.Argument(help="Episodes; default: the newest.")] = None,
-    out: Annotated[Path, typer.Option("--out", "-o")] = Path("trace.html"),
+    out: Annotated[Path, typer.Option("--out", "-o", help="The page.")] = Path("trace.html"),
     credit: Annotated[
         str | None, typer.Option(help="Show the receipt by this recipe, such as igpo.")
     ] = None,
@@ -336,7 +343,7 @@ def trace_html(
 def trace_credit(
     id: str,
     recipe: Annotated[
-        str, typer.Option(help="Rewards, credit and loss: igpo, grpo or a YAML file.")
+        str, typer.Option(help="What judges: a recipe of agent train, or a YAML file.")
     ] = "igpo",
     policy: Annotated[
         str, typer.Option("--policy", "-p", help="Model to probe with, not the episode's own.")

@@ -48,8 +48,8 @@ def run(
         TurnwiseError: as the parts raise.
     """
     recipe = load_sft(recipe_name, overrides)
-    base = resolve(recipe.base, settings.models_dir, notify)
     _require(recipe, demonstrations, data)
+    base = resolve(recipe.base, settings.models_dir, notify)
     claim(out, recipe)
     files = list(demonstrations) or [
         ranks.main_first(lambda: _demonstrated(recipe, base, out, data, settings, notify))

@@ -123,7 +123,7 @@ def require_apart(asked: Sequence[Benchmark], held: Sequence[Benchmark]) -> None
             raise UsageError(
                 f"{len(shared)} questions of '{one.name}' are trained on and validated on, the first is "
                 f"'{shared[0].id}'",
-                "give validation.tasks other sets, or split: test",
+                "give validation.tasks other sets, or split: test (a file of questions has no parts)",
             )
 
 

@@ -10,7 +10,7 @@ import hashlib
 from collections.abc import Collection, Iterable
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, TypeVar, get_args
+from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -52,6 +52,16 @@ class Strict(BaseModel):
 
 def _digest(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+class Recipe(Strict):
+    """A whole recipe.
+
+    Attributes:
+        command: that carries out recipes of this kind.
+    """
+
+    command: ClassVar[str]
 
 
 #: What of a learner lies in the host's memory: nothing, the optimizer's states, or the weights too.
@@ -182,7 +192,7 @@ class MicroShape(Strict):
     context: int = Field(2048, ge=256)
 
 
-class Fit(Strict):
+class Fit(Recipe):
     """How a model is fitted to rows of tokens.
 
     Attributes:
@@ -217,6 +227,8 @@ class SftRecipe(Fit):
         demonstrations: made when no trajectories are given on the command line.
     """
 
+    command = "agent sft"
+
     base: str
     lora: Lora | None = Lora()
     init: str | None = None
@@ -233,13 +245,15 @@ class PretrainRecipe(Fit):
         questions_share: share of documents that end in questions about themselves.
     """
 
+    command = "agent pretrain"
+
     shape: MicroShape = MicroShape()
     worlds: Worlds
     documents: int = Field(400, ge=1)
     questions_share: float = Field(0.7, ge=0, le=1)
 
 
-R = TypeVar("R", bound=BaseModel)
+R = TypeVar("R", bound=Recipe)
 
 
 def load_sft(name: str, overrides: Iterable[str] = ()) -> SftRecipe:
@@ -260,18 +274,23 @@ def load(kind: type[R], name: str, overrides: Iterable[str] = ()) -> R:
     """Read a recipe of any kind by file path or by the name of one that ships.
 
     Raises:
-        UsageError: no such recipe, not YAML, or an invalid or unknown key.
+        UsageError: no such recipe, one of another command, not YAML, or an invalid or unknown key.
     """
-    return validated(kind, name, resolved(name, overrides))
+    return validated(kind, name, resolved(kind, name, overrides))
 
 
-def resolved(name: str, overrides: Iterable[str] = ()) -> dict[str, Any]:
-    """What a recipe says, with the overrides applied and nothing checked yet.
+def resolved(kind: type[Recipe], name: str, overrides: Iterable[str] = ()) -> dict[str, Any]:
+    """What a recipe says, with the overrides applied and no value checked yet.
 
     Raises:
-        UsageError: no such recipe, not YAML, or an override that is none.
+        UsageError: no such recipe, one of another command, not YAML, or an override that is none.
     """
-    data = _read(name)
+    data = _read(name, kind.command)
+    if (other := _command_of(data)) not in ("", kind.command):
+        raise UsageError(
+            f"the recipe '{name}' is one of {other}, not of {kind.command}",
+            f"{other} {name} --out RUN",
+        )
     for override in overrides:
         _override(data, override)
     return data
@@ -297,7 +316,21 @@ def shipped() -> list[str]:
     )
 
 
-def _read(name: str) -> dict[str, Any]:
+#: Commands by keys that recipes of no other command have.
+_COMMANDS = {
+    "agent train": {"rewards", "credit", "loss", "tasks", "rollouts", "update"},
+    SftRecipe.command: {"demonstrations", "init"},
+    PretrainRecipe.command: {"shape", "worlds", "documents"},
+}
+
+
+def _command_of(data: dict[str, Any]) -> str:
+    """The command of a recipe; empty where its keys do not tell."""
+    return next((command for command, own in _COMMANDS.items() if own & data.keys()), "")
+
+
+def _read(name: str, command: str) -> dict[str, Any]:
+    """A recipe as it is written; one that is not there is told with those of `command`."""
     path = Path(name)
     if path.is_file():
         try:
@@ -305,11 +338,12 @@ def _read(name: str) -> dict[str, Any]:
         except (OSError, UnicodeDecodeError) as error:
             raise UsageError(f"the recipe {path} cannot be read: {error}") from error
     elif name in shipped():
-        text = resources.files("rl.recipes").joinpath(f"{name}.yaml").read_text("utf-8")
+        text = _text(name)
     else:
-        near = difflib.get_close_matches(name, shipped(), 1)
-        hint = f"did you mean '{near[0]}'?" if near else f"there are: {', '.join(shipped())}"
-        raise UsageError(f"no recipe '{name}'", hint)
+        known = [one for one in shipped() if _command_of(yaml.safe_load(_text(one))) == command]
+        near = difflib.get_close_matches(name, known, 1)
+        hint = f"did you mean '{near[0]}'?" if near else f"there are: {', '.join(known)}"
+        raise UsageError(f"no recipe '{name}' of {command}", hint)
     try:
         data = yaml.safe_load(text)
     except yaml.YAMLError as error:
@@ -317,6 +351,10 @@ def _read(name: str) -> dict[str, Any]:
     if not isinstance(data, dict):
         raise UsageError(f"recipe '{name}' is not a mapping")
     return data
+
+
+def _text(name: str) -> str:
+    return resources.files("rl.recipes").joinpath(f"{name}.yaml").read_text("utf-8")
 
 
 def _override(data: dict[str, Any], override: str) -> None:

@@ -15,7 +15,7 @@ from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from eval.benchmarks import Split
 from rl.credit import find
-from rl.recipe import Lora, Offload, Optimizer, Strict, Worlds, load, resolved, validated
+from rl.recipe import Lora, Offload, Optimizer, Recipe, Strict, Worlds, load, resolved, validated
 from rl.reduction import Aggregation, KlEstimator, Level
 from rl.rewards import Combination, Need, Part
 from rl.rewards.information_gain import InformationGain
@@ -122,7 +122,7 @@ class LossChoice(Strict):
         return {"low": 3e-4, "high": 4e-4, "aggregation": "sequence-mean", **given}
 
 
-class Assessment(Strict):
+class Assessment(Recipe):
     """How trajectories are judged.
 
     Attributes:
@@ -134,6 +134,8 @@ class Assessment(Strict):
         UsageError: an unknown reward, estimator or option; the nearest is suggested. Or parts of
             information gain that ask for different probes: an episode has one table of them.
     """
+
+    command = "agent train"
 
     rewards: dict[str, Part] = Field(min_length=1)
     credit: CreditChoice
@@ -530,6 +532,6 @@ def load_assessment(name: str, overrides: Iterable[str] = ()) -> Assessment:
     Raises:
         UsageError: as `load_train`.
     """
-    data = resolved(name, overrides)
+    data = resolved(Assessment, name, overrides)
     whole = data.keys() & (TrainRecipe.model_fields.keys() - Assessment.model_fields.keys())
     return validated(TrainRecipe if whole else Assessment, name, data)

@@ -3,8 +3,9 @@
 Each wire is a section of the recipe that owns its thresholds and one pure function of the history. A
 wire that is null is off. Knows nothing of the loop, of files and of what is done about a trip.
 
-Means of the first and of the last `window` steps are compared: a wire says nothing before there are
-twice as many steps. Numbers that are missing or not finite are left out.
+What is told against the start compares means of the first and of the last `window` steps, and waits
+until there are twice as many; fixed bounds wait for one window. Numbers that are missing or not finite
+are left out.
 """
 
 from __future__ import annotations

@@ -37,14 +37,17 @@ def index_build(
     typer.echo(json.dumps(report) if json_ else lines(report))
 
 
-@index.command("delete", epilog="Example: agent index delete my-index notes/a.md#0")
+@index.command("delete", epilog="Example: agent index delete my-index notes/a.md#1")
 def index_delete(
-    index: Path, ids: Annotated[list[str], typer.Argument(help="Passage ids.")]
+    index: Path,
+    ids: Annotated[list[str], typer.Argument(help="Of passages or of whole documents.")],
+    json_: AsJson = False,
 ) -> None:
     """Delete passages from an index."""
     from tools.search.command import delete_from
 
-    typer.echo(lines(delete_from(index, ids, stderr)))
+    report = delete_from(index, ids, stderr)
+    typer.echo(json.dumps(report) if json_ else lines(report))
 
 
 @index.command(

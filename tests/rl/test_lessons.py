@@ -179,3 +179,10 @@ def share_right(model, lessons, settings):
 
     found = asyncio.run(asked())
     return sum(exact_match(one.answer, one.task.answers) for one in found) / len(found)
+
+
+def test_a_cold_start_without_data_is_refused_before_its_base_is_fetched(tmp_path):
+    settings = isolated_settings(home=tmp_path / "home")
+    with pytest.raises(UsageError, match="made from data"):
+        run("cold_start", [], tmp_path / "run", None, [], settings)
+    assert not (tmp_path / "home").exists()

@@ -50,6 +50,27 @@ def test_mistakes_are_named(name, overrides, message):
         load_sft(name, overrides)
 
 
+@pytest.mark.parametrize(
+    ("load", "name", "command"),
+    [
+        (load_train, "cold_start", "agent sft"),
+        (load_assessment, "micro", "agent pretrain"),
+        (load_sft, "igpo", "agent train"),
+        (load_pretrain, "micro_taught", "agent sft"),
+    ],
+)
+def test_a_recipe_of_another_command_is_told_with_that_command(load, name, command):
+    with pytest.raises(UsageError, match=f"'{name}' is one of {command}") as caught:
+        load(name)
+    assert caught.value.hint == f"{command} {name} --out RUN"
+
+
+def test_recipes_that_are_named_for_a_command_are_its_own():
+    with pytest.raises(UsageError, match="no recipe 'zzz' of agent pretrain") as caught:
+        load_pretrain("zzz")
+    assert caught.value.hint == "there are: micro"
+
+
 def test_a_file_that_is_not_yaml(tmp_path):
     path = tmp_path / "bad.yaml"
     path.write_text("a: [")
