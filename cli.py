@@ -17,6 +17,7 @@ from agent import cli as agent_cli
 from eval import cli as eval_cli
 from kg.console import group, stderr
 from kg.errors import TurnwiseError
+from kg.plain_text import printable
 from rl import cli as rl_cli
 from tools import cli as tools_cli
 
@@ -27,6 +28,14 @@ class _RemoveLast(TyperGroup):
     def list_commands(self, ctx: Any) -> list[str]:
         """The commands in the order of the help."""
         return sorted(super().list_commands(ctx), key=lambda name: name == "rm")
+
+
+class _Plain(logging.Formatter):
+    """Log lines in which nothing that a document, a model or a server wrote acts on a terminal."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The line, its traceback included."""
+        return printable(super().format(record))
 
 
 app = group(
@@ -70,9 +79,8 @@ def _main(
     level = logging.DEBUG if debug else logging.WARNING
     handler = logging.StreamHandler()
     handler.setLevel(level)  # some libraries set their own loggers to DEBUG
-    logging.basicConfig(
-        level=level, format="%(levelname)s %(name)s: %(message)s", handlers=[handler]
-    )
+    handler.setFormatter(_Plain("%(levelname)s %(name)s: %(message)s"))
+    logging.basicConfig(level=level, handlers=[handler])
     for noisy in ("httpcore", "httpx", "asyncio", "aiosqlite", "filelock"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
 

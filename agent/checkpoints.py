@@ -11,6 +11,7 @@ from typing import Any
 from agent.episode import Episode
 from agent.task import Task
 from agent.trajectory import Action, ActionKind, Span, Status, StopReason, Turn
+from kg import private_folder
 from kg.errors import UsageError
 from tools.base import Observation, Source, Verdict
 
@@ -43,7 +44,7 @@ async def checkpoints(path: Path | None) -> AsyncIterator[Any]:
         return
     async with AsyncExitStack() as stack:
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
+            private_folder.make(path.parent)
             saver = AsyncSqliteSaver(
                 await stack.enter_async_context(aiosqlite.connect(path)), serde=strict
             )

@@ -25,7 +25,7 @@ from agent.console.options import (
     open_history,
     settings_of,
 )
-from kg.console import AsJson, group, stderr
+from kg.console import AsJson, group, stderr, stdout
 from kg.errors import TurnwiseError
 
 if TYPE_CHECKING:
@@ -313,7 +313,7 @@ def _summaries(found: Sequence[Summary], as_json: bool) -> None:
         return
     for row in found:
         question = " ".join(row.question.split())
-        typer.echo(
+        stdout(
             f"{row.id[:8]}  {row.created[:19]}  {row.status:<11} {row.policy:<22}  "
             f"{question[:60]:<60} {row.answer}"
         )

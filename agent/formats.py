@@ -10,19 +10,20 @@ Observations are data: `render` breaks every action tag and special token inside
 
 from __future__ import annotations
 
-import json
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from importlib import resources
 from typing import Any
 
+from agent.model_json import read_object
 from agent.policies.base import Completion, FinishReason, Message
 from agent.trajectory import Action, ActionKind
 from kg.errors import UsageError
 from tools.base import Observation, Source, Tool, Toolbox
 
-_CITATIONS = re.compile(r"\s*\[(\d+(?:\s*,\s*\d+)*)\]")
+# begins where blanks do, so that many of them are read once; a longer number cites nothing
+_CITATIONS = re.compile(r"(?<!\s)\s*\[(\d{1,9}(?:\s*,\s*\d{1,9})*)\]")
 # a thought that is not closed goes on to the end
 _THINKING = re.compile(r"<think>(.*?)(?:</think>|\Z)", re.DOTALL)
 _DECLINED = re.compile(r"(?:ABSTAIN\b|[Aa]bstain(?=\s*(?:[:.]|$)))[\s:.\-]*")
@@ -47,7 +48,7 @@ class ActionFormat(ABC):
     def __init__(self, tools: Toolbox) -> None:
         self.tools = tools
         names = "|".join(re.escape(name) for name in (*_RESERVED, *tools.names))
-        self._tag = re.compile(rf"<(?=\s*/?\s*(?:{names})\b)", re.IGNORECASE)
+        self._tag = re.compile(rf"<(?=\s*(?:/\s*)?(?:{names})\b)", re.IGNORECASE)
 
     @abstractmethod
     def system(self, prompt: str) -> str:
@@ -169,13 +170,12 @@ class ToolCallFormat(ActionFormat):
             cut = completion.finish is FinishReason.LENGTH
             return self._final(text.strip(), cut, _lines(*thoughts))
         thought = _lines(*thoughts, text[: match.start()])
-        try:
-            call = json.loads(match[1])
-            return self._tool(str(call["name"]), call.get("arguments", {}), thought)
-        except (ValueError, KeyError, TypeError, AttributeError):
+        written = read_object(match[1])
+        if written is None or "name" not in written:
             return Action(
                 ActionKind.MALFORMED, text="the tool call is not JSON with name and arguments"
             )
+        return self._tool(str(written["name"]), written.get("arguments", {}), thought)
 
     def render(self, observation: Observation) -> str:
         """The bare text: the chat template wraps it."""
@@ -184,10 +184,7 @@ class ToolCallFormat(ActionFormat):
     def _tool(self, name: str, arguments: Any, thought: str) -> Action:
         if name not in self.tools:
             return Action(ActionKind.MALFORMED, text=f"there is no tool '{name}'")
-        try:
-            values = json.loads(arguments or "{}") if isinstance(arguments, str) else arguments
-        except ValueError:
-            values = None
+        values = read_object(arguments or "{}") if isinstance(arguments, str) else arguments
         if not isinstance(values, dict):
             return Action(
                 ActionKind.MALFORMED, text=f"the arguments of {name} are not a JSON object"
@@ -270,14 +267,8 @@ def _answer(body: str, thought: str) -> Action:
 
 def _tag_arguments(tool: Tool, body: str) -> dict[str, Any]:
     """A JSON object when the body is one, otherwise the tool's single body field."""
-    if body.startswith("{"):
-        try:
-            values = json.loads(body)
-        except ValueError:
-            values = None
-        if isinstance(values, dict):
-            return values
-    return {tool.body: body}
+    values = read_object(body) if body.startswith("{") else None
+    return {tool.body: body} if values is None else values
 
 
 def _text(name: str) -> str:

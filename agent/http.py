@@ -74,10 +74,12 @@ class Endpoint:
     Attributes:
         url: without user, password or fragment.
         headers: carries the key; not part of the repr.
+        secrets: key or password, and what stands for them in the headers; not part of it either.
     """
 
     url: httpx.URL
     headers: httpx.Headers
+    secrets: tuple[str, ...] = ()
 
     def __repr__(self) -> str:
         return f"Endpoint({self.shown})"
@@ -86,6 +88,13 @@ class Endpoint:
     def shown(self) -> str:
         """The URL as messages show it: without its query, which may carry a key."""
         return str(self.url.copy_with(query=None))
+
+    def redacted(self, text: str) -> str:
+        """What a server says, without the secrets: servers echo them in their complaints. It comes
+        before the text is cut, for a part of a key is not found any more."""
+        for secret in self.secrets:
+            text = text.replace(secret, "***")
+        return text
 
 
 def endpoint(base: str, path: str, api_key: SecretStr | None = None) -> Endpoint:
@@ -96,25 +105,32 @@ def endpoint(base: str, path: str, api_key: SecretStr | None = None) -> Endpoint
     """
     try:
         url = httpx.URL(base.strip())
-    except httpx.InvalidURL as error:
-        raise UsageError(f"the server's URL is not valid: {error}", "http://HOST:PORT/v1") from None
+    except (
+        httpx.InvalidURL,
+        UnicodeError,
+    ):  # whose words may be a part of a password with a / in it
+        raise UsageError(
+            "the server's URL is not valid",
+            "https://HOST:PORT/PATH; a / or @ in a password is written %2F or %40",
+        ) from None
     if url.scheme not in ("http", "https") or not url.host:
         raise UsageError("the server's URL needs http:// or https:// and a host")
     headers = httpx.Headers({"User-Agent": USER_AGENT})
+    secrets: tuple[str, ...] = ()
     key = api_key.get_secret_value().strip() if api_key else ""
     if key:
         if not (key.isascii() and key.isprintable()) or " " in key:
             raise UsageError(
                 "the API key has characters that no HTTP header can carry", "check AGENT_API_KEY"
             )
-        headers["Authorization"] = f"Bearer {key}"
+        headers["Authorization"], secrets = f"Bearer {key}", (key,)
     elif url.userinfo:
         basic = httpx.BasicAuth(url.username, url.password)
-        headers["Authorization"] = next(basic.auth_flow(httpx.Request("GET", url))).headers[
-            "Authorization"
-        ]
+        made = next(basic.auth_flow(httpx.Request("GET", url))).headers["Authorization"]
+        headers["Authorization"] = made
+        secrets = tuple(part for part in (url.password, made.partition(" ")[2]) if part)
     full = url.path.rstrip("/") + path
-    return Endpoint(url.copy_with(userinfo=b"", path=full, fragment=None), headers)
+    return Endpoint(url.copy_with(userinfo=b"", path=full, fragment=None), headers, secrets)
 
 
 def client(connect: float, read: float) -> httpx.AsyncClient:
@@ -140,7 +156,7 @@ async def post(
     try:
         async with http.stream("POST", to.url, content=content, headers=headers) as response:
             if response.status_code in RETRIED:
-                text = complaint((await response.aread()).decode("utf-8", "replace"))
+                text = complaint(to.redacted((await response.aread()).decode("utf-8", "replace")))
                 cause = f"status {response.status_code}: {text}".rstrip(": ")
                 raise PassingError(cause, response.status_code, _retry_after(response))
             yield response

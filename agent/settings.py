@@ -19,9 +19,11 @@ from pydantic_settings import (
 )
 
 from agent.episode import Budgets, ContextRule
+from kg.address import masked
 from kg.errors import UsageError
 
 PROJECT_FILE = Path("agent.toml")
+_ADDRESSES = ("policy", "store")  # may be URLs, with a user and password in them
 
 
 def user_file() -> Path:
@@ -51,7 +53,7 @@ class _ProjectFile(TomlConfigSettingsSource):
 
     def __init__(self, settings_cls: type[BaseSettings]) -> None:
         super().__init__(settings_cls, PROJECT_FILE)
-        for name in ("policy", "store"):
+        for name in _ADDRESSES:
             if "://" in str(self.toml_data.get(name, "")):
                 raise UsageError(
                     f"{PROJECT_FILE} of this folder names a server as '{name}': a project's file "
@@ -235,7 +237,8 @@ def _made(kind: type[Settings], flags: Mapping[str, Any]) -> Settings:
 
 
 def origins() -> list[tuple[str, Any, str]]:
-    """Every setting with its value and where it comes from; secrets are masked.
+    """Every setting with its value and where it comes from; secrets are masked, those in
+    URLs too.
 
     Raises:
         UsageError: as `load_settings`.
@@ -252,5 +255,7 @@ def origins() -> list[tuple[str, Any, str]]:
         places = [*sorted(exact)]
         places += [str(PROJECT_FILE)] * (name in project) + [str(user_file())] * (name in user)
         value = settings.model_dump(mode="json", include={name})[name]
+        if name in _ADDRESSES:
+            value = masked(value)
         found.append((name, value, ", ".join(places) or "default"))
     return found

@@ -6,14 +6,14 @@ put on the page as text nodes only, under a policy that forbids every connection
 
 from __future__ import annotations
 
-import json
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from importlib import resources
 from typing import Any
 
-from agent.plain_text import printable
 from agent.trajectory import Trajectory, Turn
+from kg.plain_text import printable
+from kg.strict_json import dumps
 
 Decode = Callable[[Sequence[int]], str]
 
@@ -83,7 +83,7 @@ def render_html(
     """
     made = receipts or {}
     views = [{**_view(t, decode), "credit": made.get(t.id)} for t in trajectories]
-    data = json.dumps(views)
+    data = dumps(views)
     page = _asset("trace.html")
     for mark, text in (
         ("/*STYLE*/", _asset("trace.css")),

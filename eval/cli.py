@@ -21,7 +21,7 @@ from agent.console.options import (
     open_history,
     settings_of,
 )
-from kg.console import AsJson, group, lines, stderr
+from kg.console import AsJson, group, lines, stderr, stdout
 
 
 class _RunByDefault(TyperGroup):
@@ -51,7 +51,7 @@ def compare(a: Path, b: Path, scorer: Scorer = "", json_: AsJson = False) -> Non
     """Compare two runs on the questions that both answered: intervals, exact tests, Holm."""
     from eval.command import compared
 
-    typer.echo(compared(a, b, scorer, json_))
+    stdout(compared(a, b, scorer, json_))
 
 
 @evaluation.command(
@@ -105,7 +105,7 @@ def eval_run(
         "concurrency": concurrency,
         "cache": not no_cache,
     }
-    typer.echo(evaluate(benchmarks, options, settings, out, json_, stderr))
+    stdout(evaluate(benchmarks, options, settings, out, json_, stderr))
 
 
 @evaluation.command(
@@ -115,7 +115,7 @@ def eval_score(run: Path, scorer: Scorer = "", json_: AsJson = False) -> None:
     """Score a run again and write its report; needs no model."""
     from eval.command import score
 
-    typer.echo(score(run, scorer, json_))
+    stdout(score(run, scorer, json_))
 
 
 @evaluation.command(
@@ -130,7 +130,7 @@ def eval_inspect(
     """Write a run as Inspect logs, for Inspect's viewer and analysis; needs the extra inspect."""
     from eval.command import exported
 
-    typer.echo(exported(run, out, scorer))
+    stdout(exported(run, out, scorer))
 
 
 @evaluation.command(
@@ -152,7 +152,7 @@ def eval_judge(
     from eval.command import judged
 
     settings = settings_of(policy=policy, model=model)
-    typer.echo(judged(run, settings, concurrency, max_tokens, json_, stderr))
+    stdout(judged(run, settings, concurrency, max_tokens, json_, stderr))
 
 
 @evaluation.command(
@@ -179,7 +179,7 @@ def eval_introspect(
         "concurrency": concurrency,
         "json": json_,
     }
-    typer.echo(introspected(run, settings, options, stderr))
+    stdout(introspected(run, settings, options, stderr))
 
 
 @evaluation.command(
@@ -191,7 +191,7 @@ def eval_boundary(closed: Path, opened: Path, json_: AsJson = False) -> None:
     """What the policy knows by itself against what it searches for, from two runs."""
     from eval.command import bounded
 
-    typer.echo(bounded(closed, opened, json_))
+    stdout(bounded(closed, opened, json_))
 
 
 @world.command(
@@ -214,7 +214,7 @@ def world_make(
 
     with bar() as advance:
         facts = make_world(out, seed, entities, questions, taught, advance)
-    typer.echo(json.dumps(facts, indent=1))
+    stdout(json.dumps(facts, indent=1))
 
 
 @world.command(
@@ -225,7 +225,7 @@ def world_show(world: Path, json_: AsJson = False) -> None:
     from eval.fictional.make import read_world
 
     facts = read_world(world)
-    typer.echo(json.dumps(facts) if json_ else lines(facts))
+    stdout(json.dumps(facts) if json_ else lines(facts))
 
 
 @trace.command("explain", epilog="Example: agent trace explain 3f2a")
@@ -237,7 +237,7 @@ def trace_explain(id: str, store: Store = None, scorer: Scorer = "") -> None:
     from eval.command import explained
 
     with open_history(store) as opened:
-        typer.echo(explained(opened.get(id), store, scorer))
+        stdout(explained(opened.get(id), store, scorer))
 
 
 @trace.command(
@@ -272,7 +272,7 @@ def trace_regress(
     added = add_regression(done, answer or [], unanswerable, out, origin)
     if note := searched_elsewhere(done, origin, settings):
         stderr(note)
-    typer.echo(f"{'added to' if added else 'already in'} {out}; run: agent eval {out} --out DIR")
+    stdout(f"{'added to' if added else 'already in'} {out}; run: agent eval {out} --out DIR")
 
 
 @trace.command(
@@ -330,5 +330,5 @@ def trace_fork(
     }
     with open_history(store) as opened:
         text, code = fork(opened, id, options, settings, json_, stderr)
-    typer.echo(text)
+    stdout(text)
     raise typer.Exit(code)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote, unquote
 
+from kg.address import masked
 from kg.errors import UsageError
 
 _HUB = "hf://"
@@ -25,7 +26,8 @@ class DataFolder:
     """A folder of benchmark files.
 
     Args:
-        location: a path; `https://…/`, under which the files lie by their relative names; or
+        location: a path; `https://…/`, under which the files lie by their relative names (a user and
+            password in it become basic authentication, and are never shown); or
             `hf://owner/name[@revision]`, a dataset on the Hugging Face Hub.
         cache: where fetched and derived files go.
     """
@@ -54,7 +56,7 @@ class DataFolder:
         parts = path.split("/") if url.startswith(_HUB) else [path]
         if not url.startswith(_REMOTE) or not all(map(_plain, parts)):
             raise UsageError(
-                f"'{url}' names no file that can be fetched",
+                f"'{masked(url)}' names no file that can be fetched",
                 "https://HOST/FILE.jsonl, or hf://OWNER/NAME/FILE.jsonl",
             )
         return DataFolder(folder, self._root).file(path)
@@ -91,16 +93,21 @@ class DataFolder:
     def _from_web(self, name: str) -> Path:
         import httpx
 
+        from agent.http import endpoint
+
         path = self._cache / name
         if path.is_file():
             return path
-        url = f"{self.location.rstrip('/')}/{quote(name)}"
+        to = endpoint(self.location, f"/{quote(name)}")
         try:
-            found = httpx.get(url, follow_redirects=True, timeout=_SECONDS)
-            found.raise_for_status()
+            found = httpx.get(to.url, headers=to.headers, follow_redirects=True, timeout=_SECONDS)
         except (httpx.HTTPError, httpx.InvalidURL, UnicodeError) as error:  # the last of bad hosts
             cause = str(error).split("\n")[0]
-            raise UsageError(f"{url} cannot be fetched: {cause}", "check --data") from error
+            raise UsageError(f"{to.shown} cannot be fetched: {cause}", "check --data") from error
+        if not found.is_success:  # of a redirect's end nothing is told: its URL may be signed
+            raise UsageError(
+                f"{to.shown} cannot be fetched: status {found.status_code}", "check --data"
+            )
         _write(path, found.content)
         return path
 

@@ -25,7 +25,7 @@ from kg.errors import MissingExtraError
 from kg.strict_json import dumps
 
 _TRACES = 100
-_MARK = str.maketrans({"|": "\\|", "\n": " ", "\r": " ", "<": "&lt;", "`": "'"})
+_MARK = str.maketrans({"\\": "\\\\", "|": "\\|", "\n": " ", "\r": " ", "<": "&lt;", "`": "'"})
 
 Table = tuple[str, Sequence[str], list[Sequence[str]]]
 
@@ -238,7 +238,8 @@ def _revision(source: Mapping[str, str | bool]) -> str:
 
 def _markdown_table(table: Table) -> str:
     title, head, rows = table
-    lines = [f"## {title}", "", f"| {' | '.join(head)} |", "|" + " --- |" * len(head)]
+    names = " | ".join(map(_line, head))
+    lines = [f"## {_line(title)}", "", f"| {names} |", "|" + " --- |" * len(head)]
     lines += [f"| {' | '.join(_line(cell) for cell in row)} |" for row in rows]
     return "\n".join([*lines, ""])
 
@@ -264,4 +265,5 @@ def _alike(value: Interval) -> bool:
 
 
 def _line(text: str) -> str:
-    return text.translate(_MARK)
+    """Text of one cell or line; a link or an image in it is text too and loads nothing."""
+    return text.translate(_MARK).replace("](", "]\\(")

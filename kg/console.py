@@ -13,6 +13,8 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from kg.plain_text import printable
+
 AsJson = Annotated[bool, typer.Option("--json", help="Machine-readable output on stdout.")]
 
 
@@ -34,5 +36,10 @@ def lines(values: Mapping[str, Any]) -> str:
 
 
 def stderr(line: str) -> None:
-    """Tell a person something that is no result."""
-    print(line, file=sys.stderr, flush=True)
+    """Tell a person something that is no result; nothing in it acts on a terminal."""
+    print(printable(line), file=sys.stderr, flush=True)
+
+
+def stdout(text: str) -> None:
+    """Print a result; nothing that a document or a model wrote in it acts on a terminal."""
+    typer.echo(printable(text))

@@ -21,7 +21,7 @@ from agent.console.options import (
     open_history,
     settings_of,
 )
-from kg.console import AsJson, stderr
+from kg.console import AsJson, stderr, stdout
 from kg.errors import UsageError
 
 commands = typer.Typer()
@@ -94,7 +94,7 @@ def collect(
         "concurrency": concurrency,
         "actors": ray,
     }
-    typer.echo(collected(options, settings, out, json_, stderr))
+    stdout(collected(options, settings, out, json_, stderr))
 
 
 @commands.command(
@@ -125,7 +125,7 @@ def probe(
         "seed": seed,
         "concurrency": concurrency,
     }
-    typer.echo(probed(options, settings_of(policy=policy), out, json_, stderr))
+    stdout(probed(options, settings_of(policy=policy), out, json_, stderr))
 
 
 @commands.command(
@@ -193,7 +193,7 @@ def train(
                 recipe, set_ or [], out, data or "", ignore or [], settings, json_, peak_tflops
             )
     if text:
-        typer.echo(text)
+        stdout(text)
     if interrupted:
         stderr("interrupted: the same command goes on from here")
         raise typer.Exit(130)
@@ -247,7 +247,7 @@ def export(
     """Write a run's policy as a folder that agent, vLLM and transformers load, with its model card."""
     from rl.train_command import exported
 
-    typer.echo(exported(run, out, last, adapter, settings_of(), json_, stderr))
+    stdout(exported(run, out, last, adapter, settings_of(), json_, stderr))
 
 
 @commands.command(epilog="Example: agent pretrain micro --out runs/micro")
@@ -263,7 +263,7 @@ def _trained(report: dict[str, Any]) -> None:
     from rl.ranks import is_main
 
     if is_main():
-        typer.echo(json.dumps(report, indent=2))
+        stdout(json.dumps(report, indent=2))
     if report["interrupted"]:
         stderr("interrupted: the same command goes on from here")
         raise typer.Exit(130)
@@ -332,7 +332,7 @@ def trace_html(
 
             accountant = Accountant(opened, credit, models, policy, stderr)
             written = write_page(accountant, ids or [], out)
-    typer.echo(str(written))
+    stdout(str(written))
 
 
 @trace.command(
@@ -367,7 +367,7 @@ def trace_credit(
         models = settings_of().models_dir
         accountant = Accountant(opened, recipe, models, policy, stderr, scorer)
         with closing(accountant):
-            typer.echo(credit_report(accountant, id, json_))
+            stdout(credit_report(accountant, id, json_))
 
 
 @trace.command(
@@ -390,7 +390,7 @@ def trace_reward(
     with open_history(store) as opened:
         full, there = attach_rewards(opened, id, rewards)
     told = ", ".join(f"{name} {value:g}" for name, value in sorted(there.items()))
-    typer.echo(json.dumps({"id": full, "rewards": there}) if json_ else f"{full}: {told}")
+    stdout(json.dumps({"id": full, "rewards": there}) if json_ else f"{full}: {told}")
 
 
 @trace.command("correct", epilog='Example: agent trace correct 3f2a --answer "Ada Lovelace"')
@@ -409,4 +409,4 @@ def trace_correct(
 
     with open_history(store) as opened:
         full = attach_correction(opened, id, answer)
-    typer.echo(json.dumps({"id": full, "correction": answer}) if json_ else f"{full}: corrected")
+    stdout(json.dumps({"id": full, "correction": answer}) if json_ else f"{full}: corrected")

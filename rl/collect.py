@@ -15,7 +15,7 @@ import json
 import sqlite3
 import time
 from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, aclosing, closing
+from contextlib import AbstractContextManager, aclosing, closing, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -35,7 +35,7 @@ from agent.trajectory import Status, StopReason, Trajectory
 from eval.benchmarks import Benchmark, DataFolder, Split, load
 from eval.folder import shape_of
 from eval.run import setup_of, spread
-from kg import lock
+from kg import lock, private_folder
 from kg.errors import PolicyUnavailableError, UsageError
 
 _STAGE = "collected"
@@ -240,6 +240,8 @@ def _place(store: TrajectoryStore, settings: Settings) -> Path:
 
 def _alone(store: TrajectoryStore, settings: Settings) -> AbstractContextManager[None]:
     """Keep other collections of this data folder off a store: they would share its journal."""
+    with suppress(OSError):  # the lock tells what cannot be made
+        private_folder.make(settings.data_dir)
     return lock.held(
         _place(store, settings).with_suffix(".lock"),
         f"another process is collecting into {store.identity}",

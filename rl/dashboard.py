@@ -11,8 +11,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
-from agent.plain_text import printable
 from eval.stats import Interval
+from kg.plain_text import printable
 from rl.event_files import EventFiles
 from rl.run_history import History, read_history
 from rl.step_metrics import Metrics, Validated

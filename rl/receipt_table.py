@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from agent.plain_text import printable
+from kg.plain_text import printable
 from rl.credit import TermReceipt
 from rl.receipt import PartLine, Receipt, TurnLine
 

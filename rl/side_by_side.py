@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from html import escape
 
-from agent.plain_text import printable
 from agent.trajectory import Trajectory, Turn
+from kg.plain_text import printable
 
 _CHARS = 700
 

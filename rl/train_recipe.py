@@ -183,6 +183,21 @@ class Assessment(Recipe):
         return (one for one in self.reward.leaves if isinstance(one, InformationGain))
 
 
+def _without_login(address: str) -> str:
+    """A URL as recipes may hold it: they are printed, kept in the run's folder and exported."""
+    if _LOGIN.match(address):
+        raise ValueError(
+            "a URL in a recipe holds no user or password: it is printed and exported; "
+            "a server's key is AGENT_API_KEY; fetch questions behind a login beforehand"
+        )
+    return address
+
+
+_LOGIN = re.compile(r"\s*[^/?#]*://[^/?#]*@")
+#: A policy's name, folder or URL; a URL without user and password.
+Address = Annotated[str, AfterValidator(_without_login)]
+
+
 class Tasks(Strict):
     """What the policy is asked.
 
@@ -198,7 +213,7 @@ class Tasks(Strict):
     """
 
     worlds: Worlds | None = None
-    sets: tuple[str, ...] = ()
+    sets: tuple[Address, ...] = ()
     split: Split = "train"
     kinds: tuple[str, ...] = ()
     limit: int = Field(0, ge=0)
@@ -210,21 +225,6 @@ class Tasks(Strict):
         if not self.sets and (self.worlds is None or not self.worlds.count):
             raise ValueError("name worlds or sets to ask about")
         return self
-
-
-def _without_login(address: str) -> str:
-    """A URL as recipes may hold it: they are printed, kept in the run's folder and exported."""
-    if _LOGIN.match(address):
-        raise ValueError(
-            "a URL in a recipe holds no user or password: it is printed and exported; "
-            "put the server's key into AGENT_API_KEY"
-        )
-    return address
-
-
-_LOGIN = re.compile(r"\s*[^/?#]*://[^/?#]*@")
-#: A policy's name, folder or URL; a URL without user and password.
-Address = Annotated[str, AfterValidator(_without_login)]
 
 
 class Server(Strict):

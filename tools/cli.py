@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from kg.console import AsJson, group, lines, stderr
+from kg.console import AsJson, group, lines, stderr, stdout
 from kg.errors import UsageError
 
 index = group("Build, change and inspect search indexes.")
@@ -34,7 +34,7 @@ def index_build(
         )
     *corpus, out = paths
     report = (add_to if add else build)(corpus, out, embedder, stderr)
-    typer.echo(json.dumps(report) if json_ else lines(report))
+    stdout(json.dumps(report) if json_ else lines(report))
 
 
 @index.command("delete", epilog="Example: agent index delete my-index notes/a.md#1")
@@ -47,7 +47,7 @@ def index_delete(
     from tools.search.command import delete_from
 
     report = delete_from(index, ids, stderr)
-    typer.echo(json.dumps(report) if json_ else lines(report))
+    stdout(json.dumps(report) if json_ else lines(report))
 
 
 @index.command(
@@ -58,4 +58,4 @@ def index_info(index: Path, json_: AsJson = False) -> None:
     from tools.search.index import Index
 
     info = Index.open(index).info()
-    typer.echo(json.dumps(info) if json_ else lines(info))
+    stdout(json.dumps(info) if json_ else lines(info))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from abc import ABC, abstractmethod
 from typing import Any
 
@@ -12,9 +11,11 @@ from rich.text import Text
 
 from agent.console.envelope import envelope, failure
 from agent.events import ActionEvent, Event, ObservationEvent, TokenEvent
-from agent.plain_text import printable
 from agent.trajectory import ActionKind, Status, StopReason, Trajectory
+from kg.console import stderr
 from kg.errors import TurnwiseError, UsageError
+from kg.plain_text import printable
+from kg.strict_json import finite
 
 _SHOWN = {
     Status.ABSTAINED: "No answer: the sources do not say.",
@@ -44,7 +45,7 @@ class Printer(ABC):
 
     def notify(self, line: str) -> None:
         """A stage of set-up, such as a download."""
-        print(line, file=sys.stderr, flush=True)
+        stderr(line)
 
 
 class TextPrinter(Printer):
@@ -196,4 +197,7 @@ def _text(text: str, style: str = "") -> Text:
 
 
 def _line(value: dict[str, Any]) -> None:
-    print(json.dumps(value, ensure_ascii=False), flush=True)
+    text = json.dumps(finite(value), ensure_ascii=False)
+    print(
+        text.encode("utf-8", "replace").decode(), flush=True
+    )  # half of a surrogate pair has no bytes

@@ -20,6 +20,7 @@ from agent.console.printer import Printer
 from agent.session import Session
 from agent.trajectory import Trajectory
 from agent.viewer import render_text
+from kg import private_folder
 from kg.errors import TurnwiseError, UsageError
 
 HELP = """/help          this list
@@ -137,7 +138,7 @@ def _reader(session: Session) -> Callable[[], Awaitable[str]]:
     from prompt_toolkit.history import FileHistory
 
     folder = session.settings.data_dir
-    folder.mkdir(parents=True, exist_ok=True)
+    private_folder.make(folder)
     prompt: PromptSession[str] = PromptSession(history=FileHistory(str(folder / "questions.txt")))
 
     async def read() -> str:

@@ -85,7 +85,6 @@ class OpenAIPolicy(Policy):
         self.name = model
         self.version = "remote"
         self._to = endpoint(base_url, "/chat/completions", api_key)
-        self._secret = api_key
         self._http = client(connect, read)
         self._total = total
         self._gate = asyncio.Semaphore(concurrency)
@@ -146,7 +145,7 @@ class OpenAIPolicy(Policy):
                 await read(response, reply)
             return reply.completion()
         except PassingError as error:
-            cause = self._redacted(str(error))
+            cause = self._to.redacted(str(error))
             if not reply.delivered:
                 raise PassingError(cause, error.status, error.after) from None
             raise PolicyUnavailableError(
@@ -154,7 +153,7 @@ class OpenAIPolicy(Policy):
                 "try again; the server's log may say why",
             ) from None
         except PolicyUnavailableError as error:
-            raise PolicyUnavailableError(self._redacted(error.message), error.hint) from None
+            raise PolicyUnavailableError(self._to.redacted(error.message), error.hint) from None
 
     def _body(self, request: Request, refused: frozenset[str]) -> dict[str, Any]:
         sampling = request.sampling
@@ -181,7 +180,7 @@ class OpenAIPolicy(Policy):
 
     async def _refusal(self, response: httpx.Response, body: dict[str, Any]) -> Exception:
         """What a reply that is not a success means."""
-        text = (await response.aread()).decode("utf-8", "replace")
+        text = self._to.redacted((await response.aread()).decode("utf-8", "replace"))
         status = response.status_code
         if status in (400, 403, 422) and (name := _refused_field(text, body)):
             return _FieldRefusedError(name)
@@ -193,11 +192,6 @@ class OpenAIPolicy(Policy):
             f"'{self.name}' refused the request: status {status}: {complaint(text)}",
             _HINTS.get(status, "see the server's documentation"),
         )
-
-    def _redacted(self, text: str) -> str:
-        """Servers echo keys in their complaints."""
-        key = self._secret.get_secret_value().strip() if self._secret else ""
-        return text.replace(key, "***") if key else text
 
 
 def _refused_field(text: str, body: dict[str, Any]) -> str | None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -200,21 +201,22 @@ class VllmServerPolicy(Policy):
         route, _, query = path.partition("?")
         to = endpoint(self._url, route, self._key)
         address = to.url.copy_with(query=query.encode() or None)
-        attempt = partial(self._attempt, type(to)(address, to.headers), body or {})
+        attempt = partial(self._attempt, replace(to, url=address), body or {})
         return await persist(attempt, Retry(), to.shown)
 
     async def _attempt(self, to: Any, body: dict[str, Any]) -> Any:
         assert self._http is not None
         async with post(self._http, to, body) as response:
             text = (await response.aread()).decode("utf-8", "replace")
+        said = to.redacted(text)
         if not response.is_success:
             raise PolicyUnavailableError(
-                f"{to.shown} refused: status {response.status_code}: {complaint(text)}", self._how()
+                f"{to.shown} refused: status {response.status_code}: {complaint(said)}", self._how()
             )
         try:
             return json.loads(text) if text.strip() else {}
         except ValueError as error:
-            raise PassingError(f"no JSON: {text[:80]!r}") from error
+            raise PassingError(f"no JSON: {said[:80]!r}") from error
 
     def _checked(self, weights: Path) -> tuple[str, str]:
         """The version of weights that fit, and where the server finds them."""

@@ -15,6 +15,7 @@ from sqlalchemy import event
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 
+from kg import private_folder
 from kg.errors import MissingExtraError, UsageError
 
 _BUSY_SECONDS = 60
@@ -110,7 +111,7 @@ def _ready(path: Path) -> Path:
     if path.is_dir():
         raise StoreError(f"the store {path} is a folder", f"--store {path / 'trajectories.sqlite'}")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        private_folder.make(path.parent)
     except OSError as error:
         raise StoreError(f"the folder of {path} cannot be made: {error.strerror}") from error
     return path

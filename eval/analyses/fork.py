@@ -14,7 +14,6 @@ from agent.console.ask import InterruptedRunError
 from agent.episode import ContextRule, Episode
 from agent.graph import Setup
 from agent.intervention import with_call, with_text, without_observation
-from agent.plain_text import printable
 from agent.policies.base import Policy
 from agent.policies.registry import policy_of
 from agent.replay import check_turn, keeps_tokens, rebuild
@@ -25,6 +24,7 @@ from agent.trajectory import Trajectory
 from eval.analyses.counterfactual import FACTUAL, Counterfactual, compare_arms
 from eval.metrics import scorer
 from kg.errors import PolicyUnavailableError, UsageError
+from kg.plain_text import printable
 from kg.strict_json import dumps
 from tools.base import Toolbox
 from tools.cassette import CassetteTool

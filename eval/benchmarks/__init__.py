@@ -8,6 +8,7 @@ from pathlib import Path
 
 from eval.benchmarks.base import Benchmark, Split, split_of
 from eval.data import DataFolder
+from kg.address import masked
 from kg.errors import UsageError
 
 # name to module beside this file; its `load(data, split)` gives the benchmark
@@ -81,7 +82,7 @@ def _own(name: str, data: DataFolder) -> Benchmark:
         return load_file(Path(name))
     if not name.endswith(_OWN):
         raise UsageError(
-            f"'{name}' is no file of questions: its name ends in neither {' nor '.join(_OWN)}",
+            f"'{masked(name)}' is no file of questions: its name ends in neither {' nor '.join(_OWN)}",
             "fetch it under such a name; --data takes the URL of a folder of sets",
         )
     return load_file(data.fetched(name), fetched=True)

@@ -20,7 +20,8 @@ _STATED = re.compile(
     rf"(?i:(?:option|choice)\W+)?(?:([A-Za-z]){_END}|([B-HJ-Z])(?![\w.'’]))"
 )
 _WITH_TEXT = re.compile(r"\W*([A-Za-z])[).:]?\s+(.+)", re.DOTALL)
-_SAYS = re.compile(r"(?i)\W*(?:\w+\W+){0,2}?the\s+(?:\w+\s+)?answer\s+is\b[\s:]*")
+# begins where a run of signs does, and takes whole words: a long run of either is read once
+_SAYS = re.compile(r"(?i)(?<!\W)\W*(?:\b\w+\W+){0,2}?the\s+(?:\b\w+\s+)?answer\s+is\b[\s:]*")
 _MINUS = re.compile(r"(?<!\w)[-−](?=\.?\d)")
 _POINT = re.compile(r"(?<=\d)\.(?=\d)")
 _LIST = re.compile(r"[,;\n]|\band\b")

@@ -1,6 +1,7 @@
 """Action formats: parsing, rendering, and foreign text that wants to act."""
 
 import re
+import time
 
 import pytest
 from hypothesis import given
@@ -58,6 +59,45 @@ def test_citations_are_taken_out_of_the_answer(text, answer, citations):
 def test_thoughts_before_the_action_are_kept_apart():
     action = parse("<think>Let me see.</think><search>x</search>")
     assert (action.thought, action.arguments) == ("Let me see.", {"query": "x"})
+
+
+DEEP = "[" * 3000 + "]" * 3000
+UNHOLDABLE = (
+    DEEP,
+    "[" * 3000,
+    "[" * 40 + "]" * 40,
+    "NaN",
+    "-Infinity",
+    "1e999",
+    '"\\ud83d"',
+    "1" * 25,
+)
+
+
+@pytest.mark.parametrize("value", [*UNHOLDABLE, "1" * 5000])
+def test_json_that_no_record_can_hold_is_no_json(value):
+    """Each of these ended the episode with a library's error, some only when it was saved."""
+    body = f'{{"query": "x", "more": {value}}}'
+    assert parse(f"<search>{body}</search>").arguments == {"query": body}
+    action = CALLS.parse(
+        Completion(f'<tool_call>{{"name": "search", "arguments": {body}}}</tool_call>')
+    )
+    assert (action.kind, action.arguments) == (ActionKind.MALFORMED, {})
+    native = ({"id": "1", "name": "search", "arguments": body},)
+    assert CALLS.parse(Completion("", tool_calls=native)).kind is ActionKind.MALFORMED
+
+
+def test_a_number_of_thousands_of_digits_cites_nothing():
+    action = parse(f"<answer>yes [{'1' * 5000}] [2]</answer>")
+    assert (action.kind, action.citations) == (ActionKind.ANSWER, (2,))
+
+
+@pytest.mark.parametrize("blank", [" ", "\n"])
+def test_blanks_without_end_are_read_in_no_time(blank):
+    began = time.process_time()
+    TAGS.neutralise("<" + 30_000 * blank)
+    parse(f"<answer>yes{30_000 * blank}[a]</answer>")
+    assert time.process_time() - began < 1
 
 
 def test_a_forced_opening_is_part_of_the_reply():

@@ -110,3 +110,13 @@ def test_where_each_setting_comes_from(tmp_path, monkeypatch):
     assert shown["seed"] == (4, "agent.toml")
     assert shown["dtype"] == ("auto", "default")
     assert shown["api_key"] == ("**********", "agent.toml")
+
+
+def test_passwords_in_urls_are_not_shown(monkeypatch):
+    monkeypatch.setenv("AGENT_STORE", "postgresql://me:pass/w@rd@host:5432/name?password=hidden")
+    monkeypatch.setenv("AGENT_POLICY", "https://me:password@host/v1")
+    shown = {name: value for name, value, _ in origins()}
+    assert shown["store"] == "postgresql://***@host:5432/name?***"
+    assert shown["policy"] == "https://***@host/v1"
+    monkeypatch.setenv("AGENT_STORE", "a@b?.sqlite")
+    assert {name: value for name, value, _ in origins()}["store"] == "a@b?.sqlite"

@@ -41,6 +41,11 @@ def trajectory():
     )  # fmt: skip
 
 
+def test_the_data_of_a_page_are_json_that_a_browser_reads(trajectory):
+    page = render_html([trajectory.with_rewards({"judge": float("nan")})])
+    assert '"judge": null' in page
+
+
 def in_a_browser(page, folder):
     """The page once its script has run, and what the script complained about."""
     chromium = shutil.which("chromium") or shutil.which("chromium-browser")

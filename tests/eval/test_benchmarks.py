@@ -1,5 +1,6 @@
 """Question sets: what a file holds, and what is said of one that is wrong."""
 
+import base64
 import gzip
 import http.server
 import json
@@ -331,6 +332,42 @@ def test_files_of_a_web_folder_are_fetched_once(served, tmp_path):
     assert not list((tmp_path / "cache").rglob("*.part"))
 
 
+@pytest.mark.parametrize("path", ["nq_open/other.jsonl", "gone/x.jsonl", "nowhere"])
+def test_the_password_of_a_web_folder_is_sent_and_never_shown(path, tmp_path):
+    seen = []
+
+    class Guarded(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            seen.append(self.headers["Authorization"])
+            self.send_response(302 if "gone" in self.path else 403)
+            self.send_header("Location", "/signed?token=secret-sign")
+            self.end_headers()
+
+        def log_message(self, *_):
+            pass
+
+    server = http.server.HTTPServer(("127.0.0.1", 0), Guarded)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    address = f"http://me:secret-word@127.0.0.1:{server.server_port}/data"
+    if path == "nowhere":
+        address = "http://me:secret-word@127.0.0.1:9/data"
+    try:
+        with pytest.raises(UsageError, match="cannot be fetched") as caught:
+            DataFolder(address, tmp_path).file(path)
+        with pytest.raises(UsageError) as own:
+            load(f"{address}/{path}.jsonl", DataFolder("", tmp_path))
+        with pytest.raises(UsageError) as other:
+            load(f"{address}/..jsonl/", DataFolder("", tmp_path))
+    finally:
+        server.shutdown()
+        server.server_close()
+    assert "secret" not in "".join(
+        f"{error.value.message} {error.value.hint}" for error in (caught, own, other)
+    )
+    if path != "nowhere":
+        assert set(seen) == {"Basic " + base64.b64encode(b"me:secret-word").decode()}
+
+
 def test_questions_at_a_url_are_fetched_and_name_no_local_file(served, tmp_path):
     data = DataFolder("", tmp_path / "cache")
     own = {"question": "Who?", "answers": ["x"], "id": "a"}
@@ -349,8 +386,8 @@ def test_questions_at_a_url_are_fetched_and_name_no_local_file(served, tmp_path)
         (f"{served}..%5C..%5Cq.jsonl", "names no file that can be fetched"),
         (f"{served}q%00.jsonl", "names no file that can be fetched"),
         (f"https://{'a' * 70}.org/q.jsonl", "cannot be fetched"),
-        ("https://xn--/q.jsonl", "cannot be fetched"),
-        ("https://host\x01/q.jsonl", "cannot be fetched"),
+        ("https://xn--/q.jsonl", "URL is not valid"),
+        ("https://host\x01/q.jsonl", "URL is not valid"),
     ):
         with pytest.raises(UsageError, match=message):
             load(wrong, data)

@@ -2,6 +2,7 @@
 
 import math
 import random
+import time
 from itertools import combinations
 
 import numpy as np
@@ -76,6 +77,13 @@ def test_majority_is_after_normalisation_and_the_earlier_wins_ties():
 )  # fmt: skip
 def test_multiple_choice(said, score):
     assert multiple_choice(said, ["red", "blue", "green"], 1) == score
+
+
+@pytest.mark.parametrize("run", ["!", "- ", "x", "(", "x. "])
+def test_a_reply_of_one_sign_without_end_is_scored_in_no_time(run):
+    began = time.process_time()
+    assert multiple_choice(20_000 * run + "?", ["red", "blue"], 1) == 0
+    assert time.process_time() - began < 1
 
 
 SIX = ["fracture", "-20", "20", "2.5", "E. coli", "a"]

@@ -7,7 +7,7 @@ import pytest
 from agent.graph import SPENT as SPENT_TEXT
 from agent.trajectory import Status, StopReason
 from eval.metrics.usage import usage
-from eval.report import _wrong_answers, tables
+from eval.report import _markdown_table, _wrong_answers, tables
 from eval.sample import score_one
 from eval.score import RunScores, set_scores
 from tests.rl.rewards.episodes import abstain, answer, call, episode, malformed, search, task
@@ -185,3 +185,11 @@ def test_samples_of_a_choice_vote_by_choice():
 def test_a_majority_for_declining_is_right_where_there_is_no_answer():
     assert majority_of(abstain(), malformed(), abstain(), answer("Ann"), of=UNANSWERABLE) == 1
     assert majority_of(malformed(), malformed(), of=UNANSWERABLE) == 0
+
+
+def test_what_a_document_wrote_is_one_cell_of_markdown_and_loads_nothing():
+    kind = "![x](https://host/seen.png) a\\|b <img src=x>"
+    [*_, row] = _markdown_table((kind, (kind, "n"), [(kind, "1 [0.2, 0.4] (n=3)")])).split("\n")[
+        :-1
+    ]
+    assert row == (r"| ![x]\(https://host/seen.png) a\\\|b &lt;img src=x> | 1 [0.2, 0.4] (n=3) |")

@@ -113,6 +113,7 @@ def test_bounds_of_the_correction_lie_on_either_side_of_one():
     [
         "models.judge={policy: 'https://ada:s3cret@host/v1', model: m}",
         "models.facts=HTTPS://ada:s3cret@host/v1",
+        "tasks.sets=['https://ada:s3cret@host/q.jsonl']",
         "rollouts={engine: server, server: {url: 'http://s3cret@host:8000'}}",
     ],
 )

@@ -16,6 +16,7 @@ from threading import Thread
 import httpx
 import numpy as np
 import pytest
+from pydantic import SecretStr
 from safetensors.torch import load_file, save_file
 
 from agent.policies.base import FinishReason, Request, Sampling
@@ -225,6 +226,36 @@ def test_a_whole_run_samples_from_it(url, tmp_path):
     ]
     assert len(rows) == 2
     assert all(row["sync_gap"] < 1e-3 and row["gap_mean"] < 1e-3 for row in rows)
+
+
+class Telling(Plain):
+    """Lets itself be asked, and repeats the key in what it refuses."""
+
+    def do_GET(self):
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(json.dumps({"data": [{"id": "m", "max_model_len": 64}]}).encode())
+
+    def do_POST(self):
+        self.rfile.read(int(self.headers["Content-Length"]))
+        self.send_response(403)
+        self.end_headers()
+        self.wfile.write(f"not with {self.headers['Authorization']}".encode())
+
+
+async def test_a_key_that_the_server_echoes_is_not_shown(micro):
+    server = HTTPServer(("127.0.0.1", 0), Telling)
+    Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        policy = VllmServerPolicy(
+            f"http://127.0.0.1:{server.server_port}", micro, api_key=SecretStr("sk-secret")
+        )
+        with pytest.raises(PolicyUnavailableError, match=r"not with Bearer \*\*\*"):
+            await policy.forget_prefixes()
+        await policy.aclose()
+    finally:
+        server.shutdown()
+        server.server_close()
 
 
 def test_a_recipe_names_a_server_where_it_uses_one():

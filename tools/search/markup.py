@@ -89,13 +89,14 @@ def read_html(text: str, fallback_title: str) -> tuple[str, tuple[Section, ...]]
 
     soup = BeautifulSoup(text.replace(_MARK, " "), "html.parser")
     title = " ".join(soup.title.get_text().split()) if soup.title else ""
+    # only what stands in a tag is changed: a change beside it looks for it among all its siblings
     for tag in soup(_IGNORED_TAGS):
-        tag.decompose()
+        tag.clear(decompose=True)
     for tag in soup(_HEADING_TAGS):
-        tag.replace_with(f"\n{_MARK}{' '.join(tag.get_text(' ').split())}\n")
+        tag.string = f"\n{_MARK}{' '.join(tag.get_text(' ').split())}\n"
     for tag in soup(_BLOCK_TAGS):
-        tag.insert_before("\n")
-        tag.insert_after("\n")
+        tag.insert(0, "\n")
+        tag.append("\n")
     runs: list[tuple[str, list[str]]] = [("", [])]
     for line in soup.get_text().splitlines():
         if line.startswith(_MARK):

@@ -329,6 +329,8 @@ async def test_a_key_from_a_file_with_a_line_end_works():
         (401, {}, ["bad key sk-secret"]),
         (500, {}, ["sk-secret"]),
         (200, {}, ["data: sk-secret\n\n"]),
+        (401, {}, [196 * "x" + " sk-secret"]),  # cut in the middle of the key
+        (503, {}, [196 * "x" + " sk-secret"]),
     ],
 )
 async def test_a_key_that_the_server_echoes_is_not_shown(script, caplog):
@@ -337,7 +339,15 @@ async def test_a_key_that_the_server_echoes_is_not_shown(script, caplog):
             await ask(server)
     assert "***" in str(caught.value)
     trace = "".join(traceback.format_exception(caught.value))
-    assert "sk-secret" not in trace + caplog.text
+    assert "sk-" not in trace + caplog.text
+
+
+async def test_a_password_that_the_server_echoes_is_not_shown_either():
+    async with Server((401, {}, ["no user me with pa55word (bWU6cGE1NXdvcmQ=)"])) as server:
+        policy = OpenAIPolicy(server.url.replace("//", "//me:pa55word@"), "m")
+        with pytest.raises(PolicyUnavailableError, match=r"with \*\*\* \(\*\*\*\)"):
+            await policy.generate([Request(MESSAGES)])
+        await policy.aclose()
 
 
 async def test_password_and_query_of_the_url_are_sent_and_not_shown(caplog):

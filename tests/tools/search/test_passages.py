@@ -70,6 +70,14 @@ def test_markdown_front_matter_gives_the_title_and_is_not_text():
     assert (title, sections[0].text) == ("Deep", "Body.")
 
 
+@pytest.mark.parametrize("piece", ["line<br>", "<p>line</p>", "<h2>line</h2>", "line<nav>x</nav>"])
+def test_a_page_of_many_parts_takes_time_as_their_number(piece):
+    """Each part was looked for among all that stand beside it: minutes for a page of a megabyte."""
+    began = time.process_time()
+    read_html(8000 * piece, "fallback")
+    assert time.process_time() - began < 5
+
+
 def test_html_gives_headed_text_without_scripts():
     page = (
         "<html><head><title>Page</title><style>p{}</style></head><body><nav>menu</nav>"
