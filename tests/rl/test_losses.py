@@ -292,6 +292,13 @@ def test_gspo_has_one_ratio_per_sequence():
     assert gradient(output, given) == pytest.approx([-s0 / 4, -s0 / 4, -s1 / 2])
 
 
+def test_gspo_is_reduced_as_it_is_told():
+    given = tokens([-1.0, -1.0, -1.0], [-1.2, -1.0, -0.9], [1.0, 1.0, 1.0], sequence=[0, 0, 1])
+    output = gspo(given, low=0.5, high=0.5, reduction=Reduction("token-mean"))
+    s0, s1 = math.exp(0.1), math.exp(-0.1)
+    assert float(output.value.detach()) == pytest.approx(-(2 * s0 + s1) / 3)
+
+
 def test_gspo_clips_whole_sequences_and_caps_the_log_ratio():
     given = tokens([-1.0, -1.0, -1.0], [-1.2, -1.0, -0.9], [1.0, 1.0, -1.0], sequence=[0, 0, 1])
     output = gspo(given)
