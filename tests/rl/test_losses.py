@@ -267,13 +267,6 @@ def test_sixteen_bit_log_probabilities_are_refused():
         Tokens(given.logprobs.bfloat16(), *rest)
 
 
-def test_numbers_that_are_not_finite_are_named_on_request():
-    bad = tokens([0.0, 0.0], [0.0, NAN], [1.0, 1.0], sequence=[3, 4])
-    with pytest.raises(LossError, match="old is nan at token 1 of sequence 4"):
-        bad.require_finite()
-    tokens([0.0, NAN], [0.0, NAN], [1.0, NAN], mask=[True, False]).require_finite()
-
-
 def test_a_reshaped_ratio_can_be_clipped_too():
     ratio = tensor(0.5, 3.0).requires_grad_()
     losses, flags = clipped_surrogate(ratio / (ratio + 0.1), tensor(1.0, 1.0), 0.2, 0.2, None)
