@@ -32,6 +32,10 @@ def path(tree, row):
 @settings(deadline=None, max_examples=40)
 @given(st.integers(0, 10**6), st.sampled_from([1, 40, 10_000]))
 def test_every_loss_token_stands_behind_what_was_seen_when_it_was_sampled(seed, most):
+    """And no other token is one, whatever advantage it has.
+
+    unsloth#5673: the mask of tool text was not applied, and the reward collapsed.
+    """
     batch, every = assessed(seed)
     found = set()
     for tree in lay_out(batch, most):
