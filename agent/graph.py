@@ -448,13 +448,13 @@ def _capped(seen: Observation, setup: Setup) -> Observation:
             break
         kept.append(replace(source, text=source.text[:cap]))
     error = seen.error and seen.error[:cap]
-    cut = len(kept) < len(seen.sources) or len(seen.text) > cap or error != seen.error
+    whole = (tuple(kept), seen.text[:cap], error) == (seen.sources, seen.text, seen.error)
     return replace(
         seen,
         sources=tuple(kept),
         text=seen.text[:cap],
         error=error,
-        truncated=seen.truncated or cut,
+        truncated=seen.truncated or not whole,
     )
 
 

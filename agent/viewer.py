@@ -17,15 +17,17 @@ from kg.strict_json import dumps
 
 Decode = Callable[[Sequence[int]], str]
 
+_WIDTH = 100  # of the text form, in characters
 
-def render_text(trajectory: Trajectory, width: int = 100) -> str:
+
+def render_text(trajectory: Trajectory) -> str:
     """The episode step by step."""
     head = [
         f"episode  {trajectory.id}  {trajectory.created[:19]}",
         f"policy   {trajectory.policy}  seed {trajectory.seed}",
         f"question {trajectory.task.question}",
     ]
-    turns = [_turn_text(number, turn, width) for number, turn in enumerate(trajectory.turns, 1)]
+    turns = [_turn_text(number, turn) for number, turn in enumerate(trajectory.turns, 1)]
     marks = "".join(f"[{number}]" for number in trajectory.citations)
     tail = [
         f"status   {trajectory.status.value} ({trajectory.stop_reason.value}), "
@@ -41,20 +43,20 @@ def render_text(trajectory: Trajectory, width: int = 100) -> str:
     return printable("\n".join([*head, "", *turns, "", *tail]))
 
 
-def _turn_text(number: int, turn: Turn, width: int) -> str:
+def _turn_text(number: int, turn: Turn) -> str:
     action = turn.action
     what = f"{action.name or action.kind.value}: {action.text or _arguments(turn)}"
     lines = [f"{number:>2}. {what}  ({turn.policy_seconds:.2f} s)"]
     if turn.forced:
         lines.append("    forced: a budget was spent")
     if action.thought:
-        lines.append(textwrap.indent(textwrap.fill(action.thought, width - 6), "    | "))
+        lines.append(textwrap.indent(textwrap.fill(action.thought, _WIDTH - 6), "    | "))
     seen = turn.observation
     if seen is not None:
         for source in seen.sources:
             line = f"[{source.number}] {source.title}: {' '.join(source.text.split())}"
             lines.append(
-                textwrap.indent(textwrap.shorten(line, width - 6, placeholder=" …"), "      ")
+                textwrap.indent(textwrap.shorten(line, _WIDTH - 6, placeholder=" …"), "      ")
             )
         if seen.misled:
             lines.append("      (made to go wrong: gold passages were withheld)")

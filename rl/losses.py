@@ -24,7 +24,7 @@ LOG_RATIO_CAP = 20.0
 
 
 class LossError(UsageError):
-    """Tensors that do not fit together, numbers that are not finite, or an unknown option."""
+    """Tensors that do not fit together, or an option that is unknown or out of range."""
 
 
 class LossOutput(NamedTuple):
@@ -112,23 +112,6 @@ class Tokens:
             if tensor.dtype not in (torch.float32, torch.float64):
                 hint = "ratios need 32 bits: take the log-softmax of logits.float()"
                 raise LossError(f"{name} is {tensor.dtype}", hint)
-
-    def require_finite(self) -> None:
-        """Refuse NaN and infinities at loss tokens (waits for the device).
-
-        Raises:
-            LossError: names the tensor and the first such token.
-        """
-        named = {"logprobs": self.logprobs, "old": self.old, "advantages": self.advantages}
-        if self.weights is not None:
-            named["weights"] = self.weights
-        for name, tensor in named.items():
-            bad = torch.nonzero(self.mask & ~torch.isfinite(tensor.detach()))
-            if len(bad):
-                token = int(bad[0])
-                sequence = int(self.sequence[token])
-                value = float(tensor[token].detach())
-                raise LossError(f"{name} is {value} at token {token} of sequence {sequence}")
 
 
 def ppo_clip(

@@ -95,7 +95,6 @@ def retrain(
     run: Path,
     way: Way = "imitate",
     wanted: Wanted | None = None,
-    chosen: Filter | None = None,
     notify: Notify = lambda line: None,
 ) -> RetrainReport:
     """Train a policy on logged episodes.
@@ -113,7 +112,6 @@ def retrain(
             `from_episodes` are the episodes', the others the recipe's.
         way: `imitate` or `gradient`.
         wanted: which episodes are good enough.
-        chosen: which episodes are read at all.
         notify: gets one line a stage.
 
     Raises:
@@ -131,7 +129,7 @@ def retrain(
     template, problems = ChatTemplate.load(base), list[str]()
     select = demonstrations if way == "imitate" else comparable
     with TrajectoryStore.open(url) as store:
-        found = store.query(chosen or Filter(newest_first=False), problems)
+        found = store.query(Filter(newest_first=False), problems)
         picked = select(found, wanted, template, recipe.base, weights_version(base))
     _require_some(picked)
     notify(_told(picked))

@@ -41,10 +41,10 @@ def envelope(trajectory: Trajectory, thread: str, digest: str) -> dict[str, Any]
     }
 
 
-def failure(error: TurnwiseError, digest: str = "") -> dict[str, Any]:
+def failure(error: TurnwiseError) -> dict[str, Any]:
     """The envelope of a failure before or outside an episode."""
     cause = {"type": type(error).__name__, "message": error.message, "hint": error.hint}
-    return {**_empty(digest), "status": "failed", "termination": "error", "error": cause}
+    return {**_empty(""), "status": "failed", "termination": "error", "error": cause}
 
 
 def exit_code(trajectory: Trajectory, fail_on_abstain: bool = False) -> int:

@@ -52,13 +52,11 @@ class TextPrinter(Printer):
     """For people. Colours only on a terminal that has them (`NO_COLOR` and `TERM=dumb` respected).
 
     Args:
-        steps: show each action and observation.
         tokens: show the policy's text as it comes.
         quiet: the answer alone.
     """
 
-    def __init__(self, steps: bool = True, tokens: bool = False, quiet: bool = False) -> None:
-        self.steps = steps and not quiet
+    def __init__(self, tokens: bool = False, quiet: bool = False) -> None:
         self.tokens = tokens and not quiet
         self.quiet = quiet
         self.out = Console(highlight=False, soft_wrap=True)
@@ -76,9 +74,9 @@ class TextPrinter(Printer):
         """A line or two for each step."""
         if isinstance(event, TokenEvent) and self.tokens:
             self.err.print(_text(event.text, style="dim"), end="")
-        elif isinstance(event, ActionEvent) and self.steps:
+        elif isinstance(event, ActionEvent) and not self.quiet:
             self._action(event)
-        elif isinstance(event, ObservationEvent) and self.steps:
+        elif isinstance(event, ObservationEvent) and not self.quiet:
             self._observation(event)
 
     def result(self, trajectory: Trajectory, thread: str, digest: str) -> None:

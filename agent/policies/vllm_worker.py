@@ -39,15 +39,11 @@ class WorkerExtension:
     parallel_config: Any
     turnwise_erased = False
 
-    def turnwise_erase(self, everything: bool = False) -> None:
-        """Put NaN in place of what cannot be read back: what a load leaves out shows then.
-
-        Args:
-            everything: also what can.
-        """
+    def turnwise_erase(self) -> None:
+        """Put NaN in place of what cannot be read back: what a load leaves out shows then."""
         import torch
 
-        model, everything = self.model_runner.get_model(), everything or self._shares()
+        model, everything = self.model_runner.get_model(), self._shares()
         with torch.inference_mode():
             for _, kind, module in _parameters(model):
                 parameter = getattr(module, kind)

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 from agent.task import MAX_QUESTION_CHARS, Task
-from eval.data import DataFolder
 from eval.metrics import normalise
 from kg.errors import UsageError
 
@@ -53,7 +52,6 @@ class Benchmark:
     needs: tuple[str, ...] = ()
 
 
-Loader = Callable[[DataFolder, Split], Benchmark]
 Make = Callable[[dict[str, Any]], Task]
 
 

@@ -21,16 +21,6 @@ def pass_at_k(samples: int, right: int, k: int) -> float:
     return 1.0 - comb(samples - right, k) / comb(samples, k)
 
 
-def pass_hat_k(samples: int, right: int, k: int) -> float:
-    """Probability that all of `k` samples, drawn without replacement, are right: C(c, k) / C(n, k).
-
-    Raises:
-        ValueError: as `pass_at_k`.
-    """
-    _check(samples, right, k)
-    return comb(right, k) / comb(samples, k)
-
-
 def majority(answers: Sequence[str], by: Normaliser = normalise) -> str:
     """The most frequent answer after normalisation, as first written; earlier answers win ties.
 

@@ -114,7 +114,6 @@ def per_token(
     baselines: tuple[Floats, ...],
     center: float,
     scale: float,
-    discount: float | None = None,
 ) -> Credit:
     """Credit with an advantage per token: (return - baseline - center) / scale."""
     out = tuple(
@@ -130,7 +129,7 @@ def per_token(
         baseline=turn_means(batch, baselines),
         center=np.where(live, center, 0.0),
         scale=np.where(live, scale, 1.0),
-        discount=discount,
+        discount=None,
     )
     ledger = Ledger(batch.ids, batch.turn_mask, batch.tokens, raw_accounts(batch), (one,))
     return Credit(out, ledger)

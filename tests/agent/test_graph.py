@@ -254,13 +254,17 @@ async def test_wrong_arguments_are_told(template):
     assert "query" in done.turns[0].observation.error
 
 
-async def test_an_observation_is_capped(template):
-    tool = FactTool(["x" * 900] * 20)
-    _, setup = make(HAPPY, template, tool, observation_chars=2000)
+@pytest.mark.parametrize(
+    ("passages", "lengths", "cut"),
+    [(["x" * 900] * 20, [900, 900], True), (["x" * 5000], [2000], True), (["x" * 90], [90], False)],
+    ids=["sources", "the text of the only one", "nothing"],
+)
+async def test_an_observation_is_capped(template, passages, lengths, cut):
+    _, setup = make(HAPPY, template, FactTool(passages), observation_chars=2000)
     done = await play(setup)
     seen = done.turns[0].observation
-    assert seen.truncated
-    assert sum(len(s.text) for s in seen.sources) <= 2000
+    assert [len(s.text) for s in seen.sources] == lengths
+    assert seen.truncated is cut
 
 
 async def test_an_observation_that_does_not_fit_the_context_forces_an_answer(template):

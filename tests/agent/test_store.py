@@ -60,11 +60,12 @@ def simple(number, **changes):
     values = {
         "answer": f"answer {number}", "status": Status.ANSWERED, "policy": "p@1",
         "created": f"2026-01-{number + 1:02d}T00:00:00", "rewards": {"em": float(number)},
+        "seed": 0,
     }  # fmt: skip
     values.update(changes)
     return Trajectory(
         task=Task(f"t{number}", changes.pop("question", f"question {number}?")),
-        seed=0, sampling=Sampling(), stop_reason=StopReason.ANSWER, turns=(),
+        sampling=Sampling(), stop_reason=StopReason.ANSWER, turns=(),
         token_ids=np.zeros(0, dtype=np.int32), logprobs=np.zeros(0, dtype=np.float32),
         **{k: v for k, v in values.items() if k != "question"},
     )  # fmt: skip
@@ -131,15 +132,34 @@ def test_bad_rows_are_reported_and_skipped(tmp_path):
         (Filter(since="2026-01-04", newest_first=False), [3, 4]),
         (Filter(until="2026-01-02"), [0]),
         (Filter(limit=2, offset=1), [3, 2]),
+        (Filter(offset=3), [1, 0]),
+        (Filter(limit=0), []),
+        (Filter(group="g/1"), [4, 3]),
+        (Filter(seed=7), [3]),
+        (Filter(seed=0, group="g/1"), [4]),
+        (Filter(policy="q@2", status="abstained"), []),
     ],
 )
 def test_filters(store_url, chosen, numbers):
     with TrajectoryStore.open(store_url) as store:
         store.add_many(simple(n) for n in range(3))
-        store.add(simple(3, status=Status.ABSTAINED))
-        store.add(simple(4, policy="q@2"))
+        store.add(simple(3, status=Status.ABSTAINED, group="g/1", seed=7))
+        store.add(simple(4, policy="q@2", group="g/1"))
         assert [t.task.id for t in store.query(chosen)] == [f"t{n}" for n in numbers]
         assert [s.task for s in store.summaries(chosen)] == [f"t{n}" for n in numbers]
+        if chosen.limit is None and not chosen.offset:
+            assert store.count(chosen) == len(numbers)
+
+
+def test_a_filter_that_is_none_is_refused():
+    for wrong, message in (
+        ({"status": "done"}, "no status 'done'"),
+        ({"since": "yesterday"}, "since: "),
+        ({"limit": -1}, "negative"),
+        ({"offset": -1}, "negative"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            Filter(**wrong)
 
 
 def test_full_text_search_takes_any_text(store_url):

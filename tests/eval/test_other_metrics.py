@@ -22,7 +22,7 @@ from eval.metrics.abstention import (
 )
 from eval.metrics.choice import entity_overlap, hits_at_1, multiple_choice, rmse, roc_auc
 from eval.metrics.retrieval import hit_at_k, mrr, ndcg_at_k, recall_at_k
-from eval.metrics.sampling import majority, pass_at_k, pass_hat_k
+from eval.metrics.sampling import majority, pass_at_k
 from tests.eval import references as ref
 
 
@@ -55,7 +55,6 @@ def test_a_repeated_document_counts_once():
 def test_pass_at_k_is_what_enumeration_gives(n, c, k):
     draws = list(combinations([True] * c + [False] * (n - c), k))
     assert pass_at_k(n, c, k) == pytest.approx(sum(map(any, draws)) / len(draws))
-    assert pass_hat_k(n, c, k) == pytest.approx(sum(map(all, draws)) / len(draws))
 
 
 def test_pass_at_k_refuses_what_cannot_be():

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from kg.errors import UsageError
-from rl.batches import minibatches, update_batch
+from rl.batches import update_batch
 from rl.critic import Critic
 from rl.learner import tree_loss
 from rl.recipe import Optimizer
@@ -299,33 +299,6 @@ def test_a_batch_without_an_advantage_is_skipped_and_counted(tiny):
     assert stats.figures["silent"] == 3
     assert stats.figures["passes"] == 0
     assert all(torch.equal(before[name], tensor) for name, tensor in weights(made).items())
-
-
-def test_tokens_that_were_not_sampled_have_no_gradient(tiny):
-    """An advantage on a prompt or an observation reaches nothing: no such token is a loss token.
-
-    unsloth#5673: the mask of tool text was not applied, and the reward collapsed.
-    """
-    for tree in trees_of(5):
-        at = 0
-        for _, reply in tree.where:
-            assert len(reply)
-            at += len(reply)
-        assert at == len(tree)
-    from tests.rl.learning import assessed
-
-    found = assessed(5)
-    sampled = sum(int(t.sampled.sum()) for group in found.groups for t in group)
-    assert sum(map(len, trees_of(5))) == sampled
-
-
-def test_minibatches_hold_every_tree_once_and_about_equally_many_tokens():
-    trees = trees_of(0, groups=9)
-    steps = minibatches(trees, 3, list(range(8, -1, -1)))
-    assert len(steps) == 3
-    assert sorted(id(t) for s in steps for t in s.trees) == sorted(map(id, trees))
-    sizes = [step.tokens for step in steps]
-    assert max(sizes) < 2 * min(sizes)
 
 
 def test_ratios_are_taken_to_the_policy_before_the_step(tiny):

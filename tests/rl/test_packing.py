@@ -1,5 +1,7 @@
 """Trajectories to training rows: every reply once, in the context it was written in."""
 
+import itertools
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -31,11 +33,11 @@ def trajectories(draw):
         before = join(context)
         reply = Span(size, size + draw(st.integers(1, 4)))
         size = reply.stop
-        if observed is not None and draw(st.booleans()):
+        if observed and observed.stop > observed.start and draw(st.booleans()):
             stub = Span(size, size + draw(st.integers(1, 2)))
             size = stub.stop
             context = [stub if span == observed else span for span in context]
-        observed = Span(size, size + draw(st.integers(1, 5)))
+        observed = Span(size, size + draw(st.integers(0, 5)))
         size = observed.stop
         context += [reply, observed]
         action = Action(ActionKind.TOOL, "search")
@@ -74,6 +76,23 @@ def test_every_reply_is_trained_in_the_context_it_was_written_in(trajectory):
 
 
 @given(trajectories())
+def test_turns_that_only_append_share_a_row(trajectory):
+    """A row ends where the next turn no longer sees all that was before it."""
+    heads, targets = [], []
+    for turn in trajectory.turns:
+        seen = [i for span in turn.context for i in range(*span)]
+        if not heads or seen[: len(heads[-1])] != heads[-1]:
+            heads.append([])
+            targets.append(False)
+        heads[-1] = [*seen, *range(*turn.reply)]
+        targets[-1] |= turn.sampled
+    expected = [
+        trajectory.token_ids[head] for head, kept in zip(heads, targets, strict=True) if kept
+    ]
+    assert [row.ids.tolist() for row in rows(trajectory)] == [ids.tolist() for ids in expected]
+
+
+@given(trajectories())
 def test_the_first_token_of_a_row_is_never_a_target(trajectory):
     assert not any(row.target[0] for row in rows(trajectory))
 
@@ -84,6 +103,7 @@ def test_packs_keep_all_rows_in_order_and_within_size(lengths, size):
     packs = pack(made, size)
     assert [n for p in packs for n in p.lengths] == lengths
     assert all(len(p.ids) <= size or len(p.lengths) == 1 for p in packs)
+    assert all(len(p.ids) + n.lengths[0] > size for p, n in itertools.pairwise(packs))
     for p in packs:
         assert p.positions.tolist() == [i for n in p.lengths for i in range(n)]
 

@@ -1,5 +1,8 @@
 """Token trees: what is shared, what is not, and that every sequence can be read off again."""
 
+import inspect
+import sys
+
 import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -45,6 +48,16 @@ def test_the_order_of_sequences_does_not_matter(found, chance):
 
 
 def test_a_deep_tree_needs_no_recursion():
-    stairs = [np.arange(n % 3 + n, dtype=np.int64) for n in range(3000)]
-    tree = build_tree([np.concatenate([s, [10_000 + len(s)]]) for s in stairs])
-    assert tree.positions.max() > 2000
+    """Sequences that leave the longest one at every token make each of its tokens a segment."""
+    depth, limit = 300, sys.getrecursionlimit()
+    stairs = [np.array([0] * n + [1], dtype=np.int64) for n in reversed(range(depth))]
+    sys.setrecursionlimit(len(inspect.stack(0)) + depth // 2)
+    try:
+        tree = build_tree(stairs)
+    finally:
+        sys.setrecursionlimit(limit)
+    inner = tree.rows[0][
+        :-1
+    ]  # of the longest one; its last token is in the segment of the one before
+    assert len(inner) == depth - 1
+    assert np.isin(inner, tree.starts).all()
