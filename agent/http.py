@@ -105,10 +105,8 @@ def endpoint(base: str, path: str, api_key: SecretStr | None = None) -> Endpoint
     """
     try:
         url = httpx.URL(base.strip())
-    except (
-        httpx.InvalidURL,
-        UnicodeError,
-    ):  # whose words may be a part of a password with a / in it
+    except (httpx.InvalidURL, UnicodeError):
+        # what the error says is left out: it may be a part of a password with a / in it
         raise UsageError(
             "the server's URL is not valid",
             "https://HOST:PORT/PATH; a / or @ in a password is written %2F or %40",

@@ -196,6 +196,5 @@ def _text(text: str, style: str = "") -> Text:
 
 def _line(value: dict[str, Any]) -> None:
     text = json.dumps(finite(value), ensure_ascii=False)
-    print(
-        text.encode("utf-8", "replace").decode(), flush=True
-    )  # half of a surrogate pair has no bytes
+    # half of a surrogate pair has no bytes
+    print(text.encode("utf-8", "replace").decode(), flush=True)
