@@ -102,6 +102,12 @@ def tree_attention(
 ) -> tuple[torch.Tensor, None]:
     """float[1, heads, n, d] in, float[1, n, heads, d] out."""
     plan = tree_plan or _plan.get()
+    if query.dtype == torch.bfloat16 and query.device.type == "cpu":
+        # In bfloat16 PyTorch sets up a oneDNN primitive for every block of keys anew, which takes longer
+        # than computing in float32, above all backwards and for short segments.
+        q, k, v = query.float(), key.float(), value.float()
+        out = tree_attention(module, q, k, v, attention_mask, scaling, dropout, plan)[0]
+        return out.to(query.dtype), None
     if plan.block_mask is not None:
         out = _flex(query.device.type).attend(
             query, key, value, block_mask=plan.block_mask, scale=scaling, enable_gqa=True

@@ -19,7 +19,7 @@ from rl.probes import Wrapper, make_probe
 from rl.rewards import RewardContext, make_reward
 from rl.scoring import ModelScorer, Scorer, VllmScorer, load_scorer, score_group, score_groups
 from rl.tree import build_tree
-from rl.tree_attention import NAME, _chosen, on_tree, register
+from rl.tree_attention import NAME, _chosen, on_tree, register, tree_attention
 from tests.rl.groups import random_group
 
 CLOSE = 1e-4
@@ -185,6 +185,23 @@ def test_scores_carry_no_gradient_and_the_tree_does(models, template):
     found = score_group(ModelScorer(models[0], template, ""), random_group(1), ["gold"])
     assert all(isinstance(table, np.ndarray) for table in found.gold.values())
     assert models[0].get_input_embeddings().weight.grad is None
+
+
+@pytest.mark.parametrize("way", ["dense", "segments"])
+def test_attention_of_bfloat16_is_rounded_once_on_a_cpu(way):
+    from rl.tree import build_tree
+
+    tree = build_tree([np.array([1, 2, 3]), np.array([1, 2, 4, 5])])
+    made = torch.Generator().manual_seed(0)
+    parts = [torch.randn(1, heads, 5, 8, generator=made).bfloat16() for heads in (4, 2, 2)]
+    with on_tree(tree, torch.device("cpu"), way):
+        [found, wide] = [tree_attention(None, *some, None)[0] for some in (parts, _wide(parts))]
+    assert found.dtype == torch.bfloat16
+    assert torch.equal(found, wide.bfloat16())
+
+
+def _wide(parts):
+    return [part.float() for part in parts]
 
 
 def test_what_cannot_be_scored_is_told_and_the_rest_goes_on(models, template):
