@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from agent.policies.merge import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from agent.policies.model_folder import weights_version
+from agent.policies.weight_file import save_tensors
 from kg.errors import UsageError
 from rl import run_folder
 
@@ -44,14 +45,13 @@ def write_model(
         UsageError: it cannot be written.
     """
     from safetensors import SafetensorError
-    from safetensors.torch import save_file
 
     partial = folder.with_name(f".{folder.name}.part")
     try:
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
         made = {name: tensor.to(dtype).contiguous() for name, tensor in weights.items()}
-        save_file(made, partial / _WEIGHTS, metadata={"format": "pt"})
+        save_tensors(made, partial / _WEIGHTS)
         config = json.loads((like / "config.json").read_text("utf-8"))
         config["dtype"] = str(dtype).removeprefix("torch.")
         (partial / "config.json").write_text(json.dumps(config, indent=2) + "\n", "utf-8")
@@ -69,11 +69,9 @@ def write_model(
 
 
 def _write_adapter(adapter: Adapter, folder: Path, like: Path) -> None:
-    from safetensors.torch import save_file
-
     folder.mkdir()
     tensors = {name: tensor.detach().contiguous() for name, tensor in adapter.tensors.items()}
-    save_file(tensors, folder / ADAPTER_WEIGHTS, metadata={"format": "pt"})
+    save_tensors(tensors, folder / ADAPTER_WEIGHTS)
     text = json.dumps(adapter.fields, indent=2)
     (folder / ADAPTER_CONFIG).write_text(text + "\n", "utf-8")
     note_base(folder, like)

@@ -260,7 +260,6 @@ def _seal(folder: Path, manifest: Manifest) -> None:
     """Stamp every file into the manifest and bring all of it to the disk."""
     paths = sorted(path for path in folder.iterdir() if path.is_file())
     for path in paths:
-        path.chmod((folder / "config.json").stat().st_mode)  # safetensors writes files as 0600
         _sync(path)
     manifest.files = {path.name: stamp(path) for path in paths}
     (folder / MANIFEST).write_text(_as_json(manifest), encoding="utf-8")

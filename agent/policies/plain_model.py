@@ -10,6 +10,8 @@ from contextlib import contextmanager, redirect_stderr
 from pathlib import Path
 from typing import Any
 
+from agent.policies.weight_file import save_tensors
+
 WEIGHTS = "model.safetensors"
 
 
@@ -23,7 +25,6 @@ def save(model: Any, tokenizer: Any, out: Path) -> None:
         OSError, safetensors.SafetensorError: the folder cannot be written.
     """
     import torch
-    from safetensors.torch import save_file
 
     model = model.to(torch.bfloat16)
     model.config.architectures = [type(model).__name__]
@@ -31,7 +32,7 @@ def save(model: Any, tokenizer: Any, out: Path) -> None:
     model.config.save_pretrained(str(out))
     if model.generation_config is not None:
         model.generation_config.save_pretrained(str(out))
-    save_file(_unshared(model), out / WEIGHTS, metadata={"format": "pt"})
+    save_tensors(_unshared(model), out / WEIGHTS)
     tokenizer.save_pretrained(str(out))
 
 

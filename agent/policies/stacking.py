@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from agent.policies.merge import ADAPTER_CONFIG, ADAPTER_WEIGHTS, adapter_digest, adapter_fields
+from agent.policies.weight_file import save_tensors
 from kg.errors import UsageError
 
 if TYPE_CHECKING:
@@ -42,7 +43,7 @@ def stack(first: Path, second: Path, out: Path) -> None:
         OSError: the result cannot be written.
     """
     import torch
-    from safetensors.torch import load_file, save_file
+    from safetensors.torch import load_file
 
     configs = [_plain_fields(folder) for folder in (first, second)]
     found = [load_file(folder / ADAPTER_WEIGHTS) for folder in (first, second)]
@@ -61,7 +62,7 @@ def stack(first: Path, second: Path, out: Path) -> None:
     kinds = {tensor.dtype for part in found for tensor in part.values()}
     if kinds == {torch.bfloat16} and factors[1] == 1:
         stacked = {name: tensor.to(torch.bfloat16) for name, tensor in stacked.items()}
-    save_file(stacked, out / ADAPTER_WEIGHTS, metadata={"format": "pt"})
+    save_tensors(stacked, out / ADAPTER_WEIGHTS)
     alpha = scales[0] * sum(ranks)
     made = {
         **configs[0],
