@@ -103,7 +103,24 @@ def _narrowed(found: Benchmark, tasks: Tasks) -> Benchmark:
     if not kept:
         kinds = ", ".join(sorted({task.kind for task in found.tasks if task.kind})) or "none"
         raise UsageError(f"'{found.name}' holds no task of these kinds", f"it has: {kinds}")
-    return replace(found, tasks=spread(kept, tasks.limit))
+    chosen = _mixed(kept, tasks.unanswerable, tasks.limit)
+    if not chosen:
+        raise UsageError(
+            f"'{found.name}' holds no question with an answer", "leave tasks.unanswerable at 1"
+        )
+    return replace(found, tasks=chosen)
+
+
+def _mixed(tasks: Sequence[Task], most: float, limit: int) -> tuple[Task, ...]:
+    """Tasks in their order, as `spread` has them, at most that share of them without an answer."""
+    without = [task for task in tasks if task.answerable is False]
+    if len(without) <= most * len(tasks):
+        return spread(tasks, limit)
+    others = [task for task in tasks if task.answerable is not False]
+    room = int(most * min(limit or len(tasks), len(others) / (1 - most)))
+    kept = {id(task) for task in spread(others, limit and limit - room)}
+    kept |= {id(task) for task in (spread(without, room) if room else ())}
+    return tuple(task for task in tasks if id(task) in kept)
 
 
 def require_apart(asked: Sequence[Benchmark], held: Sequence[Benchmark]) -> None:

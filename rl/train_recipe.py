@@ -206,6 +206,8 @@ class Tasks(Strict):
         sets: question sets, files of questions or folders of worlds, besides.
         split: part of each set.
         kinds: of questions; all when empty.
+        unanswerable: most share of a set's questions without an answer; more of them are left out. Where
+            they are many and the policy cannot tell them apart, declining everything pays best.
         limit: tasks a set, spread evenly over it; 0 for all.
         probe: closed-book samples of each task before the first step; a task is known when one of them
             is right. 0 takes the labels that `agent probe` stored with the tasks, if any.
@@ -216,6 +218,7 @@ class Tasks(Strict):
     sets: tuple[Address, ...] = ()
     split: Split = "train"
     kinds: tuple[str, ...] = ()
+    unanswerable: float = Field(1.0, ge=0, le=1)
     limit: int = Field(0, ge=0)
     probe: int = Field(0, ge=0)
     balanced: bool = False
