@@ -105,13 +105,14 @@ def endpoint(base: str, path: str, api_key: SecretStr | None = None) -> Endpoint
     """
     try:
         url = httpx.URL(base.strip())
+        host = url.host  # decoded only here
     except (httpx.InvalidURL, UnicodeError):
         # what the error says is left out: it may be a part of a password with a / in it
         raise UsageError(
             "the server's URL is not valid",
             "https://HOST:PORT/PATH; a / or @ in a password is written %2F or %40",
         ) from None
-    if url.scheme not in ("http", "https") or not url.host:
+    if url.scheme not in ("http", "https") or not host:
         raise UsageError("the server's URL needs http:// or https:// and a host")
     headers = httpx.Headers({"User-Agent": USER_AGENT})
     secrets: tuple[str, ...] = ()
