@@ -11,7 +11,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
 
 import agent
 from agent.policies.model_folder import (
@@ -22,6 +21,7 @@ from agent.policies.model_folder import (
     verify,
     weights_version,
 )
+from agent.policies.weight_file import save_tensors
 from kg.errors import UsageError
 
 # Builds a folder with a limit of 64 kB on every file it writes, by safetensors or by plain writes.
@@ -29,13 +29,13 @@ FULL_DISK = """
 import resource, signal, sys
 from pathlib import Path
 import torch
-from safetensors.torch import save_file
+from agent.policies.weight_file import save_tensors
 from agent.policies.model_folder import Manifest, build
 from kg.errors import PolicyUnavailableError
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (65536, 65536))
 def by_safetensors(out, scratch):
-    save_file({"w": torch.zeros(100_000)}, out / "model.safetensors")
+    save_tensors({"w": torch.zeros(100_000)}, out / "model.safetensors")
 def by_hand(out, scratch):
     (out / "model.safetensors").write_bytes(bytes(100_000))
 fill = {"safetensors": by_safetensors, "hand": by_hand}[sys.argv[2]]
@@ -49,7 +49,7 @@ except PolicyUnavailableError as error:
 def _fill(out: Path, scratch: Path) -> None:
     (scratch / "download").write_bytes(b"x")
     (out / "config.json").write_text("{}")
-    save_file({"w": torch.arange(8.0)}, out / "model.safetensors")
+    save_tensors({"w": torch.arange(8.0)}, out / "model.safetensors")
 
 
 def test_a_build_is_sealed_with_the_stamps_of_its_files(tmp_path: Path) -> None:
@@ -109,7 +109,7 @@ def test_the_version_is_the_weights_and_nothing_else(tmp_path: Path) -> None:
     two.mkdir()
     shutil.copyfile(one / "model.safetensors", two / "model.safetensors")
     assert weights_version(two) == version
-    save_file({"w": torch.arange(8.0) + 1}, two / "model.safetensors")
+    save_tensors({"w": torch.arange(8.0) + 1}, two / "model.safetensors")
     assert weights_version(two) != version
 
 
@@ -132,7 +132,7 @@ def test_a_sealed_folder_with_other_weights_is_damaged_and_stays_so(tmp_path: Pa
     version = weights_version(folder)
     os.utime(folder / "model.safetensors")
     assert weights_version(folder) == version
-    save_file({"w": torch.arange(8.0) + 1}, folder / "model.safetensors")
+    save_tensors({"w": torch.arange(8.0) + 1}, folder / "model.safetensors")
     for _ in range(2):
         with pytest.raises(CorruptModelError, match="not the file it was made with"):
             weights_version(folder)
