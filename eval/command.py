@@ -125,5 +125,6 @@ def compared(a: Path, b: Path, scorer_name: str, as_json: bool) -> str:
     """Compare two runs."""
     found = compare(a, b, scorer_name)
     if as_json:
-        return json.dumps([{**asdict(one), "differs": one.differs} for one in found])
+        sets = [{**asdict(one), "differs": one.differs} for one in found.sets]
+        return json.dumps({**asdict(found), "sets": sets})
     return table(found)

@@ -20,40 +20,70 @@ ALPHA = 0.05
 
 
 @dataclass(frozen=True)
-class SetComparison:
-    """One set, B against A.
+class Comparison:
+    """Some questions, B against A.
 
     Attributes:
-        scorer: by which both were scored.
         n: questions that both scored.
-        only_a, only_b: questions that one of them has alone.
         a, b: headline score of each, 0 to 1.
+        declined_a, declined_b: share of replies of each that decline to answer, 0 to 1.
         difference: of the headline, B - A, with its paired-bootstrap interval.
         f1_difference: the same for F1.
         test: `McNemar` for single samples, `permutation` for means of several.
-        p: of the headline's difference; `adjusted` after Holm over the sets of the comparison.
+        p: of the headline's difference, by itself.
         won, lost: questions that only B, or only A, has right (single samples).
     """
 
     name: str
-    scorer: str
     n: int
-    only_a: int
-    only_b: int
     a: float
     b: float
+    declined_a: float
+    declined_b: float
     difference: Interval
     f1_difference: Interval
     test: str
     p: float
-    adjusted: float
     won: int
     lost: int
+
+
+@dataclass(frozen=True)
+class SetComparison(Comparison):
+    """One set, B against A.
+
+    Attributes:
+        scorer: by which both were scored.
+        only_a, only_b: questions that one of them has alone.
+        adjusted: p after Holm's correction over the sets of the comparison.
+        halves: questions that have an answer, and those that have none, where the set has both. They
+            describe the set's difference and are no further tests: their p is not corrected.
+    """
+
+    scorer: str
+    only_a: int
+    only_b: int
+    adjusted: float
+    halves: tuple[Comparison, ...]
 
     @property
     def differs(self) -> bool:
         """Whether the difference stands after correction."""
         return self.adjusted < ALPHA
+
+
+@dataclass(frozen=True)
+class RunComparison:
+    """Two runs, B against A.
+
+    Attributes:
+        sets: the sets that both hold; the tests are theirs.
+        together: all their questions, each counting once, where there is more than one set. It
+            describes and is no further test.
+    """
+
+    sets: tuple[SetComparison, ...]
+    together: Comparison | None
 
 
 @dataclass(frozen=True)
@@ -70,15 +100,19 @@ class PairedSet:
     b: dict[str, list[Sample]]
 
 
-def compare(a: Path, b: Path, scorer: str = "") -> list[SetComparison]:
+def compare(a: Path, b: Path, scorer: str = "") -> RunComparison:
     """Compare two run folders set by set.
 
     Raises:
         UsageError: as `paired_sets`.
     """
-    found = [_compared(one) for one in paired_sets(a, b, scorer)]
-    adjusted = holm({one.name: one.p for one in found})
-    return [replace(one, adjusted=adjusted[one.name]) for one in found]
+    pairs = paired_sets(a, b, scorer)
+    sets = [_set(one) for one in pairs]
+    adjusted = holm({one.name: one.p for one in sets})
+    return RunComparison(
+        tuple(replace(one, adjusted=adjusted[one.name]) for one in sets),
+        _compared("all", [both for one in pairs for both in _both(one)]) if pairs[1:] else None,
+    )
 
 
 def paired_sets(a: Path, b: Path, scorer: str = "") -> list[PairedSet]:
@@ -102,21 +136,33 @@ def paired_sets(a: Path, b: Path, scorer: str = "") -> list[PairedSet]:
     return [PairedSet(name, scorers[0][name], first[name], second[name]) for name in shared]
 
 
-def table(found: Sequence[SetComparison]) -> str:
-    """The comparison as Markdown."""
+def table(found: RunComparison) -> str:
+    """The comparison as Markdown: a row a set, below it those of its halves; all sets at the end."""
     columns = (
-        *("set", "scorer", "n", "A", "B", "B - A (95 %)", "F1: B - A", "won / lost"),
-        *("test", "p", "p (Holm)", "differs"),
+        *("set", "scorer", "n", "A", "B", "B - A (95 %)", "F1: B - A", "declined: A, B"),
+        *("won / lost", "test", "p", "p (Holm)", "differs"),
     )
-    head = f"| {' | '.join(columns)} |"
-    lines = [head, "|" + " --- |" * len(columns)]
-    lines += [
-        f"| {one.name} | {one.scorer} | {one.n}{_alone(one)} | {100 * one.a:.1f} | {100 * one.b:.1f} | "
-        f"{str(one.difference).strip()} | {str(one.f1_difference).strip()} | {one.won} / {one.lost} | "
-        f"{one.test} | {one.p:.3g} | {one.adjusted:.3g} | {'yes' if one.differs else 'no'} |"
-        for one in found
-    ]
+    lines = [_row(columns), "|" + " --- |" * len(columns)]
+    for one in found.sets:
+        corrected = f"{one.adjusted:.3g}", "yes" if one.differs else "no"
+        lines.append(_row(_cells(one, one.scorer, _alone(one), *corrected)))
+        lines += [_row(_cells(half, "", "", "", "")) for half in one.halves]
+    if found.together:
+        lines.append(_row(_cells(found.together, "", "", "", "")))
     return "\n".join(lines)
+
+
+def _cells(one: Comparison, scorer: str, alone: str, adjusted: str, differs: str) -> list[str]:
+    return [
+        *(one.name, scorer, f"{one.n}{alone}", f"{100 * one.a:.1f}", f"{100 * one.b:.1f}"),
+        *(str(one.difference).strip(), str(one.f1_difference).strip()),
+        f"{100 * one.declined_a:.1f}, {100 * one.declined_b:.1f}",
+        *(f"{one.won} / {one.lost}", one.test, f"{one.p:.3g}", adjusted, differs),
+    ]
+
+
+def _row(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"
 
 
 def _alone(one: SetComparison) -> str:
@@ -170,36 +216,64 @@ def _same_task(x: Sample, y: Sample, same_words: bool) -> bool:
     return same_gold and (not same_words or x.question == y.question)
 
 
-def _compared(pair: PairedSet) -> SetComparison:
-    first, second = pair.a, pair.b
-    shared = [task for task in first if task in second]
-    rights = [[_mean(run[task], "right") for task in shared] for run in (first, second)]
-    f1s = [[_mean(run[task], "f1") for task in shared] for run in (first, second)]
-    single = all(value in (0, 1) for run in rights for value in run)
-    won, lost = (
-        sum(x == 0 and y == 1 for x, y in zip(*sides, strict=True))
-        for sides in (rights, rights[::-1])
-    )
-    p = (
-        mcnemar_p([v == 1 for v in rights[1]], [v == 1 for v in rights[0]])
-        if single
-        else permutation_p(rights[1], rights[0])
-    )
+Both = tuple[list[Sample], list[Sample]]
+"""Samples of one question in run A and in run B."""
+
+
+def _both(pair: PairedSet) -> list[Both]:
+    return [(pair.a[task], pair.b[task]) for task in pair.a if task in pair.b]
+
+
+def _set(pair: PairedSet) -> SetComparison:
+    both = _both(pair)
+    whole_set = _compared(pair.name, both)
+    halves = {
+        f"{pair.name}, {words}": [one for one in both if one[0][0].answerable == answerable]
+        for words, answerable in (("with an answer", True), ("without one", False))
+    }
     return SetComparison(
-        name=pair.name,
+        **vars(whole_set),
         scorer=pair.scorer,
-        n=len(shared),
-        only_a=len(first) - len(shared),
-        only_b=len(second) - len(shared),
-        a=math.fsum(rights[0]) / len(shared),
-        b=math.fsum(rights[1]) / len(shared),
-        difference=paired(rights[1], rights[0]),
-        f1_difference=paired(f1s[1], f1s[0]),
+        only_a=len(pair.a) - len(both),
+        only_b=len(pair.b) - len(both),
+        adjusted=whole_set.p,
+        halves=tuple(_compared(name, part) for name, part in halves.items())
+        if all(halves.values())
+        else (),
+    )
+
+
+def _compared(name: str, questions: Sequence[Both]) -> Comparison:
+    def sides(field: str) -> tuple[list[float], list[float]]:
+        return (
+            [_mean(a, field) for a, _ in questions],
+            [_mean(b, field) for _, b in questions],
+        )
+
+    right_a, right_b = sides("right")
+    f1_a, f1_b = sides("f1")
+    declined_a, declined_b = sides("abstained")
+    n = len(questions)
+    single = all(value in (0, 1) for value in (*right_a, *right_b))
+    p = (
+        mcnemar_p([v == 1 for v in right_b], [v == 1 for v in right_a])
+        if single
+        else permutation_p(right_b, right_a)
+    )
+    both = list(zip(right_a, right_b, strict=True))
+    return Comparison(
+        name=name,
+        n=n,
+        a=math.fsum(right_a) / n,
+        b=math.fsum(right_b) / n,
+        declined_a=math.fsum(declined_a) / n,
+        declined_b=math.fsum(declined_b) / n,
+        difference=paired(right_b, right_a),
+        f1_difference=paired(f1_b, f1_a),
         test="McNemar" if single else "permutation",
         p=p,
-        adjusted=p,
-        won=won,
-        lost=lost,
+        won=sum(x == 0 and y == 1 for x, y in both),
+        lost=sum(x == 1 and y == 0 for x, y in both),
     )
 
 

@@ -98,7 +98,7 @@ def test_a_decomposed_run_is_compared_with_a_plain_one_by_question(policy, setti
     request = EvalRequest(benchmarks=(str(path),))
     run(request, settings, tmp_path / "plain")
     run(request.model_copy(update={"given": "decomposition"}), settings, tmp_path / "steps")
-    [one] = compare(tmp_path / "plain", tmp_path / "steps")
+    [one] = compare(tmp_path / "plain", tmp_path / "steps").sets
     assert (one.n, one.only_a, one.only_b) == (6, 0, 0)
     by_step = {s.task: s.right for s in score_run(tmp_path / "steps").samples}
     both = [by_step[f"{task.id}#1"] * by_step[f"{task.id}#2"] for task in tasks]
@@ -109,7 +109,7 @@ def test_a_decomposed_run_is_compared_with_a_plain_one_by_question(policy, setti
     assert scored.kinds["step 1"].mean == sum(by_step[f"{task.id}#1"] for task in tasks) / 6
     with open_store(tmp_path / "steps") as store:
         store.delete([next(store.query()).id])
-    assert compare(tmp_path / "plain", tmp_path / "steps")[0].only_a == 1
+    assert compare(tmp_path / "plain", tmp_path / "steps").sets[0].only_a == 1
     assert score_run(tmp_path / "steps").sets[0].excluded == {"not run": 1}
 
 

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -31,6 +32,7 @@ from eval.regressions import Origin, add_regression, origin_of, searched_elsewhe
 from eval.revision import source
 from eval.run import EvalRequest, run, spread
 from eval.score import score_run
+from eval.stats import holm
 from kg.errors import PolicyUnavailableError, UsageError
 from kg.library.load import load_library
 from kg.library.passages import passages
@@ -195,7 +197,7 @@ def test_the_cache_knows_everything_that_shapes_an_episode(policy, settings, tmp
     second = ask(settings, tmp_path / "b")
     assert policy.made[-1].calls == 0
     assert outcome(first) == outcome(second)
-    assert compare(tmp_path / "a", tmp_path / "b")[0].p == 1
+    assert compare(tmp_path / "a", tmp_path / "b").sets[0].p == 1
     other = settings.model_copy(update={"observation_chars": 3000})
     ask(other, tmp_path / "c")
     assert policy.made[-1].calls > 0
@@ -325,20 +327,29 @@ def test_own_questions_rows_that_are_broken_are_counted(policy, settings, tmp_pa
 def test_comparisons_say_what_each_run_has_alone(policy, settings, tmp_path):
     ask(settings, tmp_path / "a", limit=24)
     ask(settings, tmp_path / "b", limit=12)
-    [one] = compare(tmp_path / "a", tmp_path / "b")
+    [one] = compare(tmp_path / "a", tmp_path / "b").sets
     assert one.n + one.only_a == 24
     assert one.n + one.only_b == 12
     assert not one.differs
     assert "McNemar" in compared(tmp_path / "a", tmp_path / "b", "", False)
-    assert json.loads(compared(tmp_path / "a", tmp_path / "b", "", True))[0]["n"] == one.n
+    told = json.loads(compared(tmp_path / "a", tmp_path / "b", "", True))
+    assert (told["sets"][0]["n"], told["sets"][0]["differs"], told["together"]) == (
+        one.n,
+        False,
+        None,
+    )
 
 
 _SETUP = {"budgets": {}, "sampling": {"temperature": 0.0, "max_tokens": 9}, "format": "tags"}
 
 
-def run_folder(out, tasks, said=lambda task: "x", scorer="squad2", **header):
-    """A finished run, written as a run leaves it; `said` gives the answer to a task."""
-    sets = [SetHeader(name="set", scorer=scorer, tasks=len(tasks), skipped=[], tools={})]
+def run_folder(out, tasks, said=lambda task: "x", scorer="squad2", of=lambda task: "set", **header):
+    """A finished run, written as a run leaves it; `said` gives the answer to a task, `of` its set."""
+    counts = Counter(map(of, tasks))
+    sets = [
+        SetHeader(name=name, scorer=scorer, tasks=count, skipped=[], tools={})
+        for name, count in counts.items()
+    ]
     fields = {"given": "", "seed": 0, "samples": 1, "setup": _SETUP, "packages": {}}
     made = RunHeader(
         **{
@@ -349,7 +360,7 @@ def run_folder(out, tasks, said=lambda task: "x", scorer="squad2", **header):
             **header,
         }
     )
-    claim(out, made, [("set", task) for task in tasks])
+    claim(out, made, [(of(task), task) for task in tasks])
     with open_store(out) as store:
         for task in tasks:
             status, reason = Status.ANSWERED, StopReason.ANSWER
@@ -359,7 +370,7 @@ def run_folder(out, tasks, said=lambda task: "x", scorer="squad2", **header):
                 Trajectory(
                     replace(task, answers=()), "p@1", 0, Sampling(), status,
                     reason, (), np.zeros(0, np.int32), np.zeros(0, np.float32),
-                    answer=said(task), group=group_of("set", task),
+                    answer=said(task), group=group_of(of(task), task),
                 )
             )  # fmt: skip
     return out
@@ -408,23 +419,56 @@ def test_a_scorer_that_does_not_exist_is_refused_with_the_nearest_name(tmp_path)
         score_run(unknown)
 
 
+def test_a_comparison_tells_answering_from_declining(tmp_path):
+    none = [Task(f"n{n}", f"Who is no {n}?", (), False) for n in range(3)]
+    tasks = [*questions(4), *none, Task("z", "Who is z?", ("x",))]
+    runs = [
+        run_folder(
+            tmp_path / name, tasks, said, of=lambda task: "other" if task.id == "z" else "mixed"
+        )
+        for name, said in (
+            ("a", lambda task: "x"),
+            ("b", lambda task: "x" * (task.id in ("q0", "n0", "n1"))),
+        )
+    ]
+    found = compare(*runs)
+    mixed, other = found.sets
+    assert [(one.name, one.n, one.a, one.b) for one in mixed.halves] == [
+        ("mixed, with an answer", 4, 1, 0.25),
+        ("mixed, without one", 3, 0, 1 / 3),
+    ]
+    assert [(one.declined_a, one.declined_b) for one in mixed.halves] == [(0, 0.75), (0, 1 / 3)]
+    assert (mixed.won, mixed.lost, other.halves) == (1, 3, ())
+    assert (found.together.n, found.together.a, found.together.b) == (8, 5 / 8, 2 / 8)
+    rows = [row.split(" | ")[0] for row in compared(*runs, "", False).splitlines()[2:]]
+    assert rows == [
+        "| mixed",
+        "| mixed, with an answer",
+        "| mixed, without one",
+        "| other",
+        "| all",
+    ]
+    holm_of_sets = {one.name: one.adjusted for one in found.sets}
+    assert holm_of_sets == holm({one.name: one.p for one in found.sets})
+
+
 def test_runs_that_mean_different_things_are_not_compared(tmp_path):
     a = run_folder(tmp_path / "a", questions(4))
-    [one] = compare(a, run_folder(tmp_path / "b", questions(3)))
+    [one] = compare(a, run_folder(tmp_path / "b", questions(3))).sets
     assert (one.scorer, one.n) == ("squad2", 3)
     assert "| set | squad2 | 3 (+1 only A, +0 only B) |" in compared(a, tmp_path / "b", "", False)
     other = run_folder(tmp_path / "c", questions(4), scorer="igpo")
     with pytest.raises(UsageError, match=r"by 'squad2' in .* by 'igpo'") as caught:
         compare(a, other)
     assert caught.value.hint == f"agent compare {a} {other} --scorer squad2"
-    assert compare(a, other, "squad2")[0].n == 4
+    assert compare(a, other, "squad2").sets[0].n == 4
     gold = run_folder(tmp_path / "d", [*questions(3), Task("q3", "Who is 3?", ("y",))])
     words = run_folder(tmp_path / "e", [*questions(3), Task("q3", "Who was 3?", ("x",))])
     for changed in (gold, words):
         with pytest.raises(UsageError, match=r"1 of 4 ids stand for another.*'q3' first"):
             compare(a, changed)
     told = [replace(task, question=f"{task.question}\nPlan:\n1. Ask.") for task in questions(4)]
-    assert compare(a, run_folder(tmp_path / "f", told, given="plan"))[0].n == 4
+    assert compare(a, run_folder(tmp_path / "f", told, given="plan")).sets[0].n == 4
     with pytest.raises(UsageError, match="stand for another"):
         compare(a, run_folder(tmp_path / "g", told))
 
