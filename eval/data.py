@@ -87,7 +87,7 @@ class DataFolder:
         path = self._cache / name
         text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
         if not path.is_file() or path.read_text("utf-8") != text:
-            _write(path, text.encode())
+            _write(path, [text.encode()])
         return path
 
     def _from_web(self, name: str) -> Path:
@@ -100,15 +100,19 @@ class DataFolder:
             return path
         to = endpoint(self.location, f"/{quote(name)}")
         try:
-            found = httpx.get(to.url, headers=to.headers, follow_redirects=True, timeout=_SECONDS)
+            with httpx.stream(
+                "GET", to.url, headers=to.headers, follow_redirects=True, timeout=_SECONDS
+            ) as found:
+                if (
+                    not found.is_success
+                ):  # of a redirect's end nothing is told: its URL may be signed
+                    raise UsageError(
+                        f"{to.shown} cannot be fetched: status {found.status_code}", "check --data"
+                    )
+                _write(path, found.iter_bytes())
         except (httpx.HTTPError, httpx.InvalidURL, UnicodeError) as error:  # the last of bad hosts
             cause = str(error).split("\n")[0]
             raise UsageError(f"{to.shown} cannot be fetched: {cause}", "check --data") from error
-        if not found.is_success:  # of a redirect's end nothing is told: its URL may be signed
-            raise UsageError(
-                f"{to.shown} cannot be fetched: status {found.status_code}", "check --data"
-            )
-        _write(path, found.content)
         return path
 
     def _from_hub(self, name: str) -> Path:
@@ -124,11 +128,12 @@ class DataFolder:
         return Path(found)
 
 
-def _write(path: Path, content: bytes) -> None:
+def _write(path: Path, chunks: Iterable[bytes]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        partial.write_bytes(content)
+        with partial.open("wb") as out:
+            out.writelines(chunks)
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)

@@ -6,6 +6,7 @@ import http.server
 import json
 import re
 import threading
+import tracemalloc
 from functools import partial
 from pathlib import Path
 
@@ -330,6 +331,39 @@ def test_files_of_a_web_folder_are_fetched_once(served, tmp_path):
     with pytest.raises(UsageError, match="404"):
         data.file("nq_open/other.jsonl")
     assert not list((tmp_path / "cache").rglob("*.part"))
+
+
+def test_a_file_is_fetched_without_being_held_in_memory(served, tmp_path):
+    with (tmp_path / "web/big.jsonl").open("wb") as out:
+        out.truncate(32 << 20)
+    tracemalloc.start()
+    try:
+        found = DataFolder(served, tmp_path / "cache").file("big.jsonl")
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert found.stat().st_size == 32 << 20
+    assert peak < 8 << 20
+
+
+def test_a_file_that_breaks_off_leaves_nothing_behind(tmp_path):
+    class Short(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_response(200)
+            self.send_header("Content-Length", "1000")
+            self.end_headers()
+            self.wfile.write(b"x" * 10)
+
+        def log_message(self, *_):
+            pass
+
+    with http.server.HTTPServer(("127.0.0.1", 0), Short) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        data = DataFolder(f"http://127.0.0.1:{server.server_port}", tmp_path)
+        with pytest.raises(UsageError, match="cannot be fetched"):
+            data.file("x.jsonl")
+        server.shutdown()
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
 
 
 @pytest.mark.parametrize("path", ["nq_open/other.jsonl", "gone/x.jsonl", "nowhere"])
