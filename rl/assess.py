@@ -21,7 +21,7 @@ from rl.credit.group import Bools, Floats, Ints
 from rl.gathered import gathered
 from rl.reduction import token_weights
 from rl.rewards import Combination, Need, RewardContext, RewardError, Values, require
-from rl.train_recipe import Assessment
+from rl.train_recipe import Assessment, CreditChoice
 
 if TYPE_CHECKING:
     from rl.rewards.information_gain import InformationGain
@@ -107,8 +107,8 @@ def assess(
     """Rewards, advantages and loss weights of one batch.
 
     A trajectory that cannot be assessed (failed for no fault of the policy, no tokens, no turns, a
-    reward missing or not finite, or one whose code fails) is left out and named; the others go on,
-    compared among themselves.
+    reward missing or not finite, or one whose code fails), or that the recipe leaves out, is named; the
+    others go on, compared among themselves.
 
     Args:
         groups: each holds rollouts of one task.
@@ -130,7 +130,7 @@ def assess(
     rows: list[dict[str, Values]] = []
     seen: set[str] = set()
     faults: list[str] = []
-    whole = [_fit(group, seen, dropped) for group in groups]
+    whole = [_fit(group, seen, dropped, spec.credit) for group in groups]
     if spec.needs_probes and scorer is not None:
         whole, given = _probed(whole, given, scorer, spec.gain, dropped)
     for group in whole:
@@ -204,11 +204,13 @@ def _require(spec: Assessment, context: RewardContext, scorer: Scorer | None) ->
         raise UsageError("a reward's weight changes over the run, and no progress is given")
 
 
-def _fit(group: Group, seen: set[str], dropped: list[Dropped]) -> list[Trajectory]:
-    """Trajectories that a batch can hold, each once."""
+def _fit(
+    group: Group, seen: set[str], dropped: list[Dropped], credit: CreditChoice
+) -> list[Trajectory]:
+    """Trajectories that a batch can hold and the recipe compares, each once."""
     fit = []
     for trajectory in group:
-        if reason := _unfit(trajectory, seen):
+        if reason := _unfit(trajectory, seen, credit):
             dropped.append(Dropped(trajectory.id, reason))
         else:
             fit.append(trajectory)
@@ -216,7 +218,7 @@ def _fit(group: Group, seen: set[str], dropped: list[Dropped]) -> list[Trajector
     return fit
 
 
-def _unfit(trajectory: Trajectory, seen: set[str]) -> str:
+def _unfit(trajectory: Trajectory, seen: set[str], credit: CreditChoice) -> str:
     """Why it can carry no loss; "" when it can."""
     if trajectory.id in seen:
         return "it is in the batch already"
@@ -226,6 +228,8 @@ def _unfit(trajectory: Trajectory, seen: set[str]) -> str:
         return f"it has no token ids: the policy {trajectory.policy} gave none"
     if not trajectory.turns:
         return "it has no turns"
+    if trajectory.abstained and credit.declined == "leave_out":
+        return "it declined to answer, and the recipe compares answers alone"
     nothing = {"": [[None] * len(trajectory.turns)]}
     try:
         Batch.ragged([0], nothing, spans=[_spans(trajectory)], sampled=[trajectory.sampled])

@@ -33,10 +33,17 @@ KL = "kl"
 
 
 class CreditChoice(Strict):
-    """A credit estimator by name and its options; see docs/credit.md."""
+    """A credit estimator by name and its options; see docs/credit.md.
+
+    Attributes:
+        declined: what becomes of rollouts that declined to answer. `compare` them with the others of
+            their group; or `leave_out`: what is compared has answered, so that the policy learns what to
+            answer and, in expectation, nothing about whether.
+    """
 
     estimator: str
     options: dict[str, Any] = Field(default_factory=dict)
+    declined: Literal["compare", "leave_out"] = "compare"
 
     @model_validator(mode="after")
     def _known(self) -> Self:
