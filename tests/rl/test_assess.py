@@ -212,6 +212,27 @@ def test_what_cannot_be_assessed_is_left_out_and_named_and_the_rest_goes_on(
     assert "left out: foreign" in render_receipt(make_receipt(found, rollouts[0].id))
 
 
+def test_rollouts_that_declined_are_compared_or_left_out(rollouts, scorer):
+    script = "<search>gold</search>", "<abstain>I do not know</abstain>"
+    declined = play(script, scorer.template, scorer.policy, group="g/q1", seed=9)
+    assert declined.abstained
+    both = spec("rloo", answer=Part(reward="f1"))
+    apart = both.model_copy(update={"credit": CreditChoice(estimator="rloo", declined="leave_out")})
+    compared, left_out = (
+        assess([[*rollouts, declined]], both),
+        assess([[*rollouts, declined]], apart),
+    )
+    assert (compared.dropped, len(compared.batch)) == ((), 5)
+    assert [(drop.id, drop.reason) for drop in left_out.dropped] == [
+        (declined.id, "it declined to answer, and the recipe compares answers alone")
+    ]
+    alone = assess([rollouts], both)
+    np.testing.assert_array_equal(left_out.contributions, alone.contributions)
+    assert not np.allclose(compared.contributions[:4], alone.contributions)
+    with pytest.raises(ValidationError, match="leave_out"):
+        CreditChoice(estimator="rloo", declined="leave-out")
+
+
 def test_empty_groups_and_groups_of_several_tasks_leave_the_others_alone(rollouts, scored, scorer):
     other = replace(rollouts[0], id="x", task=Task("q2", "Else?", ("x",)))
     mixed = [replace(rollouts[1], id="y"), other]

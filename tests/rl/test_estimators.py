@@ -8,7 +8,7 @@ and so can all groups of them: expectations are sums, and there is no tolerance 
 
 import itertools
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
@@ -170,6 +170,29 @@ def test_the_toy_is_complete_and_its_gradient_is_right():
 @pytest.mark.parametrize("name", ["rloo", "turn_rloo", "stopping"])
 def test_unbiased_over_groups(name, size):
     assert expected(name, size) == pytest.approx(true_gradient(), abs=1e-9)
+
+
+def answering(episodes):
+    """Those that end otherwise than by the second way to stop, and the chance of them."""
+    kept = [e for e in episodes if e.rewards[-1] != STOP_REWARD[len(e.rewards) - 1][1]]
+    mass = sum(e.probability for e in kept)
+    return [replace(e, probability=e.probability / mass) for e in kept], mass
+
+
+@pytest.mark.parametrize("size", [2, 3])
+def test_answers_compared_alone_give_the_gradient_of_the_reward_given_an_answer(size):
+    """What `declined: leave_out` climbs."""
+    answered, mass = answering(EPISODES)
+    assert 0.2 < mass < 0.8
+    numeric = np.zeros(PARAMETERS)
+    for k in range(PARAMETERS):
+        for sign in (1, -1):
+            THETA[k] += sign * 1e-5
+            moved, _ = answering(list_episodes())
+            numeric[k] += sign * sum(e.probability * e.reward for e in moved) / 2e-5
+            THETA[k] -= sign * 1e-5
+    assert expected("rloo", size, answered) == pytest.approx(numeric, abs=1e-8)
+    assert np.abs(numeric - true_gradient()).max() > 0.05
 
 
 @pytest.mark.parametrize("name", ["token_gae", "turn_gae", "bilevel_gae"])
