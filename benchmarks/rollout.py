@@ -76,17 +76,18 @@ class StubSearch(Tool):
 class Recorder(Policy):
     """Passes requests on to an engine and keeps them, with the engine's time for each."""
 
-    engine: Policy
+    policy: Policy
     calls: list[tuple[Request, Completion]] = field(default_factory=list)
     seconds: dict[tuple[int, ...], float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.name, self.version = self.engine.name, self.engine.version
-        self.template, self.context_length = self.engine.template, self.engine.context_length
+        told = self.policy
+        self.name, self.version, self.engine = told.name, told.version, told.engine
+        self.template, self.context_length = told.template, told.context_length
 
     async def generate(self, requests: Sequence[Request]) -> list[Completion]:
         began = time.perf_counter()
-        done = await self.engine.generate(requests)
+        done = await self.policy.generate(requests)
         took = time.perf_counter() - began
         self.seconds |= {request.token_ids: took for request in requests}
         self.calls += zip(requests, done, strict=True)

@@ -22,6 +22,7 @@ from agent.settings import Settings, load_settings
 from agent.store import TrajectoryStore
 from agent.task import Task
 from agent.trajectory import Status, StopReason, Trajectory
+from benchmarks.rollout import Recorder, by_episode
 from eval.benchmarks import DataFolder, load
 from eval.benchmarks.base import choices
 from eval.command import compared, evaluate, exported, score
@@ -322,6 +323,20 @@ def test_own_questions_rows_that_are_broken_are_counted(policy, settings, tmp_pa
     path.write_text(path.read_text().replace('"answers": [', '"answers": ["other", '))
     with pytest.raises(UsageError, match="questions of 'mine' or their answers"):
         run(EvalRequest(benchmarks=(str(path),)), settings, tmp_path / "a")
+
+
+def test_the_recorder_of_the_benchmarks_stands_in_for_a_policy(
+    template, settings, tmp_path, monkeypatch
+):
+    recorder = Recorder(expert(template))
+    monkeypatch.setattr(eval_run, "policy_of", lambda *_, **__: recorder)
+    ask(settings, tmp_path / "a", limit=4)
+    assert read_header(tmp_path / "a").policy.startswith(recorder.name)
+    with open_store(tmp_path / "a") as store:
+        episodes = list(store.query())
+    asked = by_episode(recorder, episodes)
+    assert [len(one) for one in asked] == [len(t.turns) for t in episodes]
+    assert sum(map(len, asked)) == len(recorder.calls)
 
 
 def test_comparisons_say_what_each_run_has_alone(policy, settings, tmp_path):
