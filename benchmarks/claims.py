@@ -46,7 +46,7 @@ HERE = Path(__file__).resolve()
 sys.path[0] = str(HERE.parents[1])
 
 from eval.stats import Interval, crossed  # noqa: E402
-from rl.train_recipe import Tripwires  # noqa: E402
+from rl.tripwires import Tripwires  # noqa: E402
 
 STEPS, TASKS, SIZE = 20, 16, 8
 SMOOTH = 4  # steps whose mean is a point of a learning curve

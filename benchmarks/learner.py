@@ -281,13 +281,14 @@ def measure(name: str, args: argparse.Namespace, vocabulary: int) -> dict[str, A
     for out in checks:
         out.with_suffix(".pt").unlink()
     sides = {} if args.steps == 0 else timed(path, args, options)
+    facts = facts_of(case)
     row = {
-        "case": facts_of(case),
+        "case": facts,
         "equality": equality,
         "missed": failures(equality),
         "sides": sides,
     }
-    compare(sides, row["case"])
+    compare(sides, facts)
     report(name, row)
     return row
 

@@ -218,7 +218,7 @@ def _write_down(learner: Any, found: Found, lay_out: Callable[[], Sequence[Any]]
 
     def finish(engine: Any, live: Any, mine: Any, tally: Any) -> Any:
         hook.remove()
-        step._finish = inner
+        setattr(step, "_finish", inner)  # noqa: B010
         assert len(lay_out()) == len(live) == len(passes)
         for tree, out in zip(live, passes, strict=True):
             values = (out[0] if out.dim() > 1 else out).detach()[tree.place].tolist()
@@ -229,7 +229,7 @@ def _write_down(learner: Any, found: Found, lay_out: Callable[[], Sequence[Any]]
         found.grads = plain(learner.engine.module, "grad")
         return inner(engine, live, mine, tally)
 
-    step._finish = finish
+    setattr(step, "_finish", finish)  # noqa: B010
 
 
 def plain(module: Any, what: str) -> dict[str, Any]:
@@ -288,6 +288,7 @@ def trl(case: Case, args: argparse.Namespace, clock: Clock, found: Found | None)
             return out
 
         def _note(self, ids: Any, seen: Any, logprobs: Any) -> None:
+            assert found is not None
             for row, mask, values in zip(ids, seen.bool(), logprobs, strict=True):
                 for number in numbers[tuple(row[mask].tolist())]:
                     wanted = torch.tensor(flat[number].mask, dtype=torch.bool)

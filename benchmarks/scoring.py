@@ -115,7 +115,8 @@ def read(model: Any, hidden: torch.Tensor, ids: np.ndarray, wanted: np.ndarray) 
     """Log-probabilities at the wanted positions."""
     at = torch.from_numpy(wanted)
     logits = model.lm_head(hidden[at - 1]).float().log_softmax(-1)
-    return logits[torch.arange(len(at)), torch.from_numpy(ids)[at]].numpy()
+    values: np.ndarray = logits[torch.arange(len(at)), torch.from_numpy(ids)[at]].numpy()
+    return values
 
 
 def by_tree(scorer: ModelScorer, group: Sequence[Trajectory], answer: str) -> Scores:

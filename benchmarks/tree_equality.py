@@ -61,7 +61,8 @@ def random_group(seed: int, vocabulary: int, size: int) -> list[Trajectory]:
 def _rollout(
     chance: random.Random, some: Any, prompt: list[int], shared: Any, id: str
 ) -> Trajectory:
-    ids, context = list(prompt), (Span(0, len(prompt)),)
+    ids = list(prompt)
+    context: tuple[Span, ...] = (Span(0, len(prompt)),)
     turns: list[Turn] = []
     common, count = chance.randint(0, 2), chance.randint(2, 4)
     for number in range(count):

@@ -223,7 +223,7 @@ def _arguments(folder: Path, options: EngineOptions) -> dict[str, Any]:
 
 def _spare_gib() -> float:
     """A quarter of the free memory, between 1 and 4 GiB: a key-value cache for a CPU."""
-    import psutil  # type: ignore[import-untyped]
+    import psutil
 
     free = float(psutil.virtual_memory().available) / _GIB
     return min(4.0, max(1.0, free / 4))
