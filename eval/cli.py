@@ -48,7 +48,10 @@ Scorer = Annotated[str, typer.Option(help="Instead of each set's own.")]
     epilog="Examples: agent compare runs/a runs/b · agent compare runs/a runs/b --json"
 )
 def compare(a: Path, b: Path, scorer: Scorer = "", json_: AsJson = False) -> None:
-    """Compare two runs on the questions that both answered: intervals, exact tests, Holm."""
+    """Compare two runs on the questions that both answered: intervals, exact tests, Holm.
+
+    Rows for questions with and without an answer, and for all sets, describe; sets are tested.
+    """
     from eval.command import compared
 
     stdout(compared(a, b, scorer, json_))

@@ -17,6 +17,8 @@ from eval.stats import Interval, holm, mcnemar_p, paired, permutation_p
 from kg.errors import UsageError
 
 ALPHA = 0.05
+#: Samples of one question in run A and in run B.
+Pair = tuple[list[Sample], list[Sample]]
 
 
 @dataclass(frozen=True)
@@ -26,11 +28,9 @@ class Comparison:
     Attributes:
         n: questions that both scored.
         a, b: headline score of each, 0 to 1.
-        declined_a, declined_b: share of replies of each that decline to answer, 0 to 1.
+        declined_a, declined_b: mean over questions of the share of replies that decline, 0 to 1.
         difference: of the headline, B - A, with its paired-bootstrap interval.
         f1_difference: the same for F1.
-        test: `McNemar` for single samples, `permutation` for means of several.
-        p: of the headline's difference, by itself.
         won, lost: questions that only B, or only A, has right (single samples).
     """
 
@@ -42,8 +42,6 @@ class Comparison:
     declined_b: float
     difference: Interval
     f1_difference: Interval
-    test: str
-    p: float
     won: int
     lost: int
 
@@ -55,14 +53,17 @@ class SetComparison(Comparison):
     Attributes:
         scorer: by which both were scored.
         only_a, only_b: questions that one of them has alone.
-        adjusted: p after Holm's correction over the sets of the comparison.
-        halves: questions that have an answer, and those that have none, where the set has both. They
-            describe the set's difference and are no further tests: their p is not corrected.
+        test: `McNemar` for single samples, `permutation` for means of several.
+        p: of the headline's difference; `adjusted` after Holm over the sets of the comparison.
+        halves: questions that have an answer, and those that have none, where the set has both; they
+            describe the set's difference and are not tested.
     """
 
     scorer: str
     only_a: int
     only_b: int
+    test: str
+    p: float
     adjusted: float
     halves: tuple[Comparison, ...]
 
@@ -77,9 +78,8 @@ class RunComparison:
     """Two runs, B against A.
 
     Attributes:
-        sets: the sets that both hold; the tests are theirs.
-        together: all their questions, each counting once, where there is more than one set. It
-            describes and is no further test.
+        sets: the sets that both hold.
+        together: all their questions, each counting once, where there is more than one set; not tested.
     """
 
     sets: tuple[SetComparison, ...]
@@ -106,12 +106,12 @@ def compare(a: Path, b: Path, scorer: str = "") -> RunComparison:
     Raises:
         UsageError: as `paired_sets`.
     """
-    pairs = paired_sets(a, b, scorer)
-    sets = [_set(one) for one in pairs]
+    found = paired_sets(a, b, scorer)
+    sets = [_set(one) for one in found]
     adjusted = holm({one.name: one.p for one in sets})
     return RunComparison(
         tuple(replace(one, adjusted=adjusted[one.name]) for one in sets),
-        _compared("all", [both for one in pairs for both in _both(one)]) if pairs[1:] else None,
+        _compared("all", [pair for one in found for pair in _pairs(one)]) if found[1:] else None,
     )
 
 
@@ -144,20 +144,22 @@ def table(found: RunComparison) -> str:
     )
     lines = [_row(columns), "|" + " --- |" * len(columns)]
     for one in found.sets:
-        corrected = f"{one.adjusted:.3g}", "yes" if one.differs else "no"
-        lines.append(_row(_cells(one, one.scorer, _alone(one), *corrected)))
-        lines += [_row(_cells(half, "", "", "", "")) for half in one.halves]
+        tested = one.test, f"{one.p:.3g}", f"{one.adjusted:.3g}", "yes" if one.differs else "no"
+        lines.append(_row(_cells(one, one.scorer, _alone(one), tested)))
+        lines += [_row(_cells(half)) for half in one.halves]
     if found.together:
-        lines.append(_row(_cells(found.together, "", "", "", "")))
+        lines.append(_row(_cells(found.together)))
     return "\n".join(lines)
 
 
-def _cells(one: Comparison, scorer: str, alone: str, adjusted: str, differs: str) -> list[str]:
+def _cells(
+    one: Comparison, scorer: str = "", alone: str = "", tested: Sequence[str] = ("",) * 4
+) -> list[str]:
     return [
         *(one.name, scorer, f"{one.n}{alone}", f"{100 * one.a:.1f}", f"{100 * one.b:.1f}"),
         *(str(one.difference).strip(), str(one.f1_difference).strip()),
-        f"{100 * one.declined_a:.1f}, {100 * one.declined_b:.1f}",
-        *(f"{one.won} / {one.lost}", one.test, f"{one.p:.3g}", adjusted, differs),
+        *(f"{100 * one.declined_a:.1f}, {100 * one.declined_b:.1f}", f"{one.won} / {one.lost}"),
+        *tested,
     ]
 
 
@@ -216,64 +218,63 @@ def _same_task(x: Sample, y: Sample, same_words: bool) -> bool:
     return same_gold and (not same_words or x.question == y.question)
 
 
-Both = tuple[list[Sample], list[Sample]]
-"""Samples of one question in run A and in run B."""
+def _pairs(found: PairedSet) -> list[Pair]:
+    return [(found.a[task], found.b[task]) for task in found.a if task in found.b]
 
 
-def _both(pair: PairedSet) -> list[Both]:
-    return [(pair.a[task], pair.b[task]) for task in pair.a if task in pair.b]
-
-
-def _set(pair: PairedSet) -> SetComparison:
-    both = _both(pair)
-    whole_set = _compared(pair.name, both)
+def _set(found: PairedSet) -> SetComparison:
+    pairs = _pairs(found)
     halves = {
-        f"{pair.name}, {words}": [one for one in both if one[0][0].answerable == answerable]
+        f"{found.name}, {words}": [pair for pair in pairs if _answerable(pair) == answerable]
         for words, answerable in (("with an answer", True), ("without one", False))
     }
+    test, p = _tested(pairs)
     return SetComparison(
-        **vars(whole_set),
-        scorer=pair.scorer,
-        only_a=len(pair.a) - len(both),
-        only_b=len(pair.b) - len(both),
-        adjusted=whole_set.p,
+        **vars(_compared(found.name, pairs)),
+        scorer=found.scorer,
+        only_a=len(found.a) - len(pairs),
+        only_b=len(found.b) - len(pairs),
+        test=test,
+        p=p,
+        adjusted=p,
         halves=tuple(_compared(name, part) for name, part in halves.items())
         if all(halves.values())
         else (),
     )
 
 
-def _compared(name: str, questions: Sequence[Both]) -> Comparison:
-    def sides(field: str) -> tuple[list[float], list[float]]:
-        return (
-            [_mean(a, field) for a, _ in questions],
-            [_mean(b, field) for _, b in questions],
-        )
+def _answerable(pair: Pair) -> bool:
+    # a question that was decomposed in one of the runs is judged by the other
+    return min((side[0] for side in pair), key=lambda sample: sample.steps).answerable
 
-    right_a, right_b = sides("right")
-    f1_a, f1_b = sides("f1")
-    declined_a, declined_b = sides("abstained")
-    n = len(questions)
-    single = all(value in (0, 1) for value in (*right_a, *right_b))
-    p = (
-        mcnemar_p([v == 1 for v in right_b], [v == 1 for v in right_a])
-        if single
-        else permutation_p(right_b, right_a)
-    )
-    both = list(zip(right_a, right_b, strict=True))
+
+def _scores(pairs: Sequence[Pair], field: str) -> tuple[list[float], list[float]]:
+    return [_mean(a, field) for a, _ in pairs], [_mean(b, field) for _, b in pairs]
+
+
+def _tested(pairs: Sequence[Pair]) -> tuple[str, float]:
+    a, b = _scores(pairs, "right")
+    if all(value in (0, 1) for value in (*a, *b)):
+        return "McNemar", mcnemar_p([v == 1 for v in b], [v == 1 for v in a])
+    return "permutation", permutation_p(b, a)
+
+
+def _compared(name: str, pairs: Sequence[Pair]) -> Comparison:
+    n = len(pairs)
+    a, b = _scores(pairs, "right")
+    f1_a, f1_b = _scores(pairs, "f1")
+    declined = [math.fsum(side) / n for side in _scores(pairs, "abstained")]
     return Comparison(
         name=name,
         n=n,
-        a=math.fsum(right_a) / n,
-        b=math.fsum(right_b) / n,
-        declined_a=math.fsum(declined_a) / n,
-        declined_b=math.fsum(declined_b) / n,
-        difference=paired(right_b, right_a),
+        a=math.fsum(a) / n,
+        b=math.fsum(b) / n,
+        declined_a=declined[0],
+        declined_b=declined[1],
+        difference=paired(b, a),
         f1_difference=paired(f1_b, f1_a),
-        test="McNemar" if single else "permutation",
-        p=p,
-        won=sum(x == 0 and y == 1 for x, y in both),
-        lost=sum(x == 1 and y == 0 for x, y in both),
+        won=sum(x == 0 and y == 1 for x, y in zip(a, b, strict=True)),
+        lost=sum(x == 1 and y == 0 for x, y in zip(a, b, strict=True)),
     )
 
 

@@ -103,9 +103,8 @@ class DataFolder:
             with httpx.stream(
                 "GET", to.url, headers=to.headers, follow_redirects=True, timeout=_SECONDS
             ) as found:
-                if (
-                    not found.is_success
-                ):  # of a redirect's end nothing is told: its URL may be signed
+                # of a redirect's end nothing is told: its URL may be signed
+                if not found.is_success:
                     raise UsageError(
                         f"{to.shown} cannot be fetched: status {found.status_code}", "check --data"
                     )

@@ -219,7 +219,7 @@ def _fit(
 
 
 def _unfit(trajectory: Trajectory, seen: set[str], credit: CreditChoice) -> str:
-    """Why it can carry no loss; "" when it can."""
+    """Why it carries no loss; "" when it does."""
     if trajectory.id in seen:
         return "it is in the batch already"
     if trajectory.status is Status.FAILED:
@@ -229,7 +229,7 @@ def _unfit(trajectory: Trajectory, seen: set[str], credit: CreditChoice) -> str:
     if not trajectory.turns:
         return "it has no turns"
     if trajectory.abstained and credit.declined == "leave_out":
-        return "it declined to answer, and the recipe compares answers alone"
+        return "it declined, and the recipe compares only rollouts that did not"
     nothing = {"": [[None] * len(trajectory.turns)]}
     try:
         Batch.ragged([0], nothing, spans=[_spans(trajectory)], sampled=[trajectory.sampled])

@@ -181,17 +181,17 @@ _CAPS = (StopReason.MAX_TURNS, StopReason.MAX_TOKENS, StopReason.MAX_SECONDS)
 
 def of_credit(assessed: Assessed) -> Metrics:
     """Rewards and advantages of a step's batch."""
-    n = max(1, len(assessed.batch))
+    n, nan = len(assessed.batch), float("nan")  # all may have been left out
     advantages = np.concatenate(
         [a[m] for a, m in zip(assessed.credit.advantages, assessed.batch.sampled, strict=True)]
         or [np.zeros(0)]
     )
     parts = {
-        f"reward/{part.name}": float(np.where(part.given, part.values, 0.0).sum() / n)
+        f"reward/{part.name}": float(np.where(part.given, part.values, 0.0).sum() / n) if n else nan
         for part in assessed.batch.parts
     }
     return {
-        "reward": float(assessed.batch.outcomes.mean()) if len(assessed.batch) else 0.0,
+        "reward": float(assessed.batch.outcomes.mean()) if n else nan,
         **parts,
         "advantage_abs": float(np.abs(advantages).mean()) if len(advantages) else 0.0,
         "dropped": float(len(assessed.dropped) + len(assessed.credit.dropped)),

@@ -37,8 +37,8 @@ class CreditChoice(Strict):
 
     Attributes:
         declined: what becomes of rollouts that declined to answer. `compare` them with the others of
-            their group; or `leave_out`: what is compared has answered, so that the policy learns what to
-            answer and, in expectation, nothing about whether.
+            their group; or `leave_out`: only those that did not decline are compared. Declining then
+            counts for as much as the question's other rollouts earn on average.
     """
 
     estimator: str

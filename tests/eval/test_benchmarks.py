@@ -360,9 +360,11 @@ def test_a_file_that_breaks_off_leaves_nothing_behind(tmp_path):
     with http.server.HTTPServer(("127.0.0.1", 0), Short) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         data = DataFolder(f"http://127.0.0.1:{server.server_port}", tmp_path)
-        with pytest.raises(UsageError, match="cannot be fetched"):
-            data.file("x.jsonl")
-        server.shutdown()
+        try:
+            with pytest.raises(UsageError, match="cannot be fetched"):
+                data.file("x.jsonl")
+        finally:
+            server.shutdown()
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
 
 

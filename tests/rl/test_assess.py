@@ -23,6 +23,7 @@ from rl.receipt import make_receipt
 from rl.receipt_table import render_receipt
 from rl.rewards import Part, RewardContext, RewardError, make_reward, reward_kind
 from rl.scoring import load_scorer
+from rl.step_metrics import of_credit
 from rl.train_recipe import Assessment, CreditChoice, LossChoice, load_assessment
 from tests.rl.groups import random_group
 from tests.rl.rollouts import ASTRAY, AT_ONCE, RIGHT, TASK, WRONG, group, play
@@ -224,11 +225,19 @@ def test_rollouts_that_declined_are_compared_or_left_out(rollouts, scorer):
     )
     assert (compared.dropped, len(compared.batch)) == ((), 5)
     assert [(drop.id, drop.reason) for drop in left_out.dropped] == [
-        (declined.id, "it declined to answer, and the recipe compares answers alone")
+        (declined.id, "it declined, and the recipe compares only rollouts that did not")
     ]
     alone = assess([rollouts], both)
     np.testing.assert_array_equal(left_out.contributions, alone.contributions)
     assert not np.allclose(compared.contributions[:4], alone.contributions)
+    with pytest.raises(UsageError, match="cannot be assessed: it declined"):
+        make_receipt(left_out, declined.id)
+    group_gone = assess([[declined], rollouts], apart)
+    np.testing.assert_array_equal(group_gone.contributions, alone.contributions)
+    nothing = assess([[declined]], apart)
+    assert (nothing.groups, nothing.loss) == ((), 0.0)
+    told = of_credit(nothing)
+    assert np.isnan([told["reward"], told["reward/answer"]]).all()  # and no 0 in the curves
     with pytest.raises(ValidationError, match="leave_out"):
         CreditChoice(estimator="rloo", declined="leave-out")
 
