@@ -214,9 +214,8 @@ def left_out(name, size):
 def test_rloo_without_what_declined_is_the_gradient_of_the_reward_given_an_answer(size):
     gradient, mass = gradient_given_an_answer()
     assert 0.2 < mass < 0.8
-    answers = (
-        size * mass * (1 - (1 - mass) ** (size - 1))
-    )  # mean number, where there are two or more
+    # mean number of answers, groups with a single one counted as none
+    answers = size * mass * (1 - (1 - mass) ** (size - 1))
     assert left_out("rloo", size) == pytest.approx(answers * gradient, abs=1e-7)
     assert np.abs(gradient - true_gradient()).max() > 0.05
 
