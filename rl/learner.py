@@ -124,13 +124,17 @@ class Learner:
             None if old is None else torch.from_numpy(old).to(device),
             anchor,
             None if entropy is None else entropy[place],
+            None
+            if item.forced is None
+            else logprobs[torch.from_numpy(item.forced.place).to(device)],
         )
 
     def _speaks(self, tree: TreeBatch) -> bool:
         """Whether a gradient can come from a tree."""
         loss = self._loss
         held = loss.anchor is not None and loss.anchor.into == "loss"
-        return held or not tree.silent or loss.entropy > 0
+        told = loss.likelihood > 0 and tree.forced is not None
+        return held or told or not tree.silent or loss.entropy > 0
 
     def _inputs(self, tree: TokenTree, rows: Ids) -> list[torch.Tensor]:
         parts = (tree.ids, tree.positions, rows, tree.predictors()[rows])
@@ -180,6 +184,7 @@ def tree_loss(
     old: torch.Tensor | None = None,
     anchor: torch.Tensor | None = None,
     entropy: torch.Tensor | None = None,
+    gold: torch.Tensor | None = None,
 ) -> losses.LossOutput:
     """A tree's part of the loss of a step; the parts add up to the whole.
 
@@ -191,6 +196,7 @@ def tree_loss(
         old: float[k] that ratios are taken to; `logprobs` themselves when None.
         anchor: float[k] under the anchor.
         entropy: float[k] of the predictions, nats.
+        gold: float[j], with gradient, of the tree's forced answers.
 
     Returns:
         The loss and detached diagnostics, means over the tree's loss tokens.
@@ -231,6 +237,9 @@ def tree_loss(
         if choice.entropy:
             bonus = losses.aggregate(entropy, mask, sequence, reduction)
             value = value - choice.entropy * bonus
+    if gold is not None and item.forced is not None and choice.likelihood:
+        shares = torch.from_numpy(item.forced.shares).to(device)
+        value = value - choice.likelihood * (shares * gold).sum() / batch.answers
     return losses.LossOutput(value, figures)
 
 

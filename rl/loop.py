@@ -312,7 +312,7 @@ class _Run:
             scorer = LearnerScorer(self.learner) if recipe.needs_probes else None
             values = self.critic.values if self.critic is not None else None
             assessed = assess(groups, recipe, context, scorer, values)
-            trees = lay_out(assessed, recipe.update.tree_tokens)
+            trees = lay_out(assessed, recipe.update.tree_tokens, self.learner.template)
         with clock("update"):
             watch_memory()
             began = time.monotonic()

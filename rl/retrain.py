@@ -249,7 +249,7 @@ def _descended(
     gone = {one.id for one in assessed.dropped}
     picked.used = [one for one in picked.used if one.id not in gone]
     _require_some(picked)
-    trees = lay_out(assessed, update.tree_tokens)
+    trees = lay_out(assessed, update.tree_tokens, learner.template)
     batches = _batches(trees, per_pass, recipe)
     passes = _Passes(learner, batches, recipe, assessed, run, notify)
     steps, interrupted = passes.carry_out()

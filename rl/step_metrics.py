@@ -193,9 +193,20 @@ def of_credit(assessed: Assessed) -> Metrics:
     return {
         "reward": float(assessed.batch.outcomes.mean()) if n else nan,
         **parts,
+        **_gold(assessed),
         "advantage_abs": float(np.abs(advantages).mean()) if len(advantages) else 0.0,
         "dropped": float(len(assessed.dropped) + len(assessed.credit.dropped)),
     }
+
+
+def _gold(assessed: Assessed) -> Metrics:
+    """How likely the gold answer was in the end, mean log-probability in nats a token, where it was
+    probed."""
+    if not assessed.spec.needs_probes:
+        return {}
+    gain = assessed.spec.gain.model_copy(update={"form": "log_probability"})
+    curves = [gain.curves(group, assessed.context)[1] for group in assessed.groups]
+    return {"gold_logprob": _mean([_mean([c[-1] for c in of_group]) for of_group in curves])}
 
 
 def of_updates(updates: Sequence[UpdateStats]) -> Metrics:

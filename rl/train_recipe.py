@@ -107,6 +107,9 @@ class LossChoice(Strict):
         correction: for the engine's log-probabilities; null trusts them to be the trainer's.
         anchor: null for none.
         entropy: coefficient of the entropy bonus.
+        likelihood: coefficient of the gold answer's mean log-probability, forced where each trajectory's
+            last call stood; the loss falls as it rises. It is the half of the gradient of the summed
+            information gain that no reward carries; see `rl.forced`.
     """
 
     kind: Literal["ppo_clip", "gspo"] = "ppo_clip"
@@ -118,6 +121,7 @@ class LossChoice(Strict):
     correction: Correction | None = Correction()
     anchor: Anchor | None = None
     entropy: float = Field(0.0, ge=0)
+    likelihood: float = Field(0.0, ge=0)
 
     @model_validator(mode="before")
     @classmethod
@@ -176,8 +180,8 @@ class Assessment(Recipe):
 
     @property
     def needs_probes(self) -> bool:
-        """Whether a reward reads information-gain probes."""
-        return Need.PROBES in self.reward.needs
+        """Whether a reward or the loss reads information-gain probes."""
+        return Need.PROBES in self.reward.needs or self.loss.likelihood > 0
 
     @property
     def gain(self) -> InformationGain:

@@ -98,7 +98,8 @@ def test_credit_is_told_a_trajectory_and_its_advantages_a_sampled_token():
         [0, 0], rewards, spans=[[(1, 2), (3, 5)], [(1, 4)]], sampled=[[0, 1, 0, 1, 1], [0, 1, 1, 1]]
     )
     credit = estimate("dr_grpo", batch)
-    found = of_credit(SimpleNamespace(batch=batch, credit=credit, dropped=("a", "b")))
+    spec = SimpleNamespace(needs_probes=False)
+    found = of_credit(SimpleNamespace(batch=batch, credit=credit, dropped=("a", "b"), spec=spec))
     assert found == pytest.approx(
         {
             "reward": 0.7 / 2,
