@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from rl.scoring import Scorer
 
 log = logging.getLogger(__name__)
+#: Why a rollout that declined is left out, where the recipe says so.
+DECLINED = "it declined, and the recipe compares only rollouts that did not"
 _NO_GOLD = "its task has no gold answer to probe for"
 
 Group = Sequence[Trajectory]
@@ -210,7 +212,8 @@ def _fit(
     """Trajectories that a batch can hold and the recipe compares, each once."""
     fit = []
     for trajectory in group:
-        if reason := _unfit(trajectory, seen, credit):
+        twice = "it is in the batch already" if trajectory.id in seen else ""
+        if reason := twice or unfit(trajectory, credit):
             dropped.append(Dropped(trajectory.id, reason))
         else:
             fit.append(trajectory)
@@ -218,10 +221,8 @@ def _fit(
     return fit
 
 
-def _unfit(trajectory: Trajectory, seen: set[str], credit: CreditChoice) -> str:
-    """Why it carries no loss; "" when it does."""
-    if trajectory.id in seen:
-        return "it is in the batch already"
+def unfit(trajectory: Trajectory, credit: CreditChoice) -> str:
+    """Why a trajectory carries no loss, whatever its rewards; "" when it may."""
     if trajectory.status is Status.FAILED:
         return "the episode failed, for no fault of the policy"
     if not trajectory.has_tokens:
@@ -229,7 +230,7 @@ def _unfit(trajectory: Trajectory, seen: set[str], credit: CreditChoice) -> str:
     if not trajectory.turns:
         return "it has no turns"
     if trajectory.abstained and credit.declined == "leave_out":
-        return "it declined, and the recipe compares only rollouts that did not"
+        return DECLINED
     nothing = {"": [[None] * len(trajectory.turns)]}
     try:
         Batch.ragged([0], nothing, spans=[_spans(trajectory)], sampled=[trajectory.sampled])

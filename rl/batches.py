@@ -15,10 +15,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from agent.policies.chat import ChatTemplate
 from agent.trajectory import Trajectory
 from rl.assess import Assessed
-from rl.forced import Forced, forced_call, gold_probes, rows_of
+from rl.forced import Forced, forced_call, rows_of
 from rl.probes import Probe
 from rl.reduction import Aggregation
 from rl.tree import TokenTree, build_tree
@@ -40,7 +39,7 @@ class TreeBatch:
         behaviour: float32[k]: log-probability by the engine that sampled it, nats; NaN if unknown.
         where: per trajectory its number and int64[its loss tokens], positions in its `token_ids`; end
             to end they are the k tokens in order.
-        forced: gold answers to learn from besides; None for none.
+        forced: right replies to learn from besides; None for none.
     """
 
     tree: TokenTree
@@ -69,13 +68,13 @@ class UpdateBatch:
         trees: one a pass.
         tokens, sequences: loss tokens and trajectories that have any, of the whole step, the silent
             trees' included: what losses are divided by.
-        answers: gold answers to learn from, of the whole step.
+        replies: right replies to learn from, of the whole step.
     """
 
     trees: tuple[TreeBatch, ...]
     tokens: int
     sequences: int
-    answers: int = 0
+    replies: int = 0
 
     def divisor(self, how: Aggregation) -> float:
         """What a sum over the whole step is divided by; see `rl.losses.Reduction`."""
@@ -83,23 +82,20 @@ class UpdateBatch:
 
 
 def lay_out(
-    assessed: Assessed, most: int, template: ChatTemplate | None = None
+    assessed: Assessed, most: int, right: Mapping[str, Probe] = MappingProxyType({})
 ) -> tuple[TreeBatch, ...]:
     """Trees of all groups, in order.
 
     Args:
         assessed: groups with their advantages.
         most: tokens of one tree; a trajectory that has more has one of its own.
-        template: of the policy, for gold answers to learn from, where the recipe's loss reads their
-            likelihood; None leaves them out.
+        right: by trajectory id, right replies to learn from besides; see `rl.forced.right_replies`.
     """
     out: list[TreeBatch] = []
     number = 0
-    learnt = template is not None and assessed.spec.loss.likelihood > 0
-    gold = gold_probes(assessed, template) if learnt and template is not None else {}
     for group in assessed.groups:
         numbered = list(enumerate(group, start=number))
-        out += [_tree(assessed, part, gold) for part in parts(numbered, most, gold)]
+        out += [_tree(assessed, part, right) for part in parts(numbered, most, right)]
         number += len(group)
     return tuple(tree for tree in out if len(tree))
 
@@ -126,8 +122,8 @@ def minibatches(
 def update_batch(trees: Sequence[TreeBatch]) -> UpdateBatch:
     """One optimizer step over trees."""
     numbers = {int(number) for tree in trees for number in np.unique(tree.sequence)}
-    answers = sum(tree.forced.answers for tree in trees if tree.forced is not None)
-    return UpdateBatch(tuple(trees), sum(map(len, trees)), len(numbers), answers)
+    replies = sum(tree.forced.replies for tree in trees if tree.forced is not None)
+    return UpdateBatch(tuple(trees), sum(map(len, trees)), len(numbers), replies)
 
 
 Numbered = tuple[int, Trajectory]
@@ -144,12 +140,12 @@ class Reply(NamedTuple):
 
 
 def parts(
-    group: Sequence[Numbered], most: int, gold: Mapping[str, Probe] = MappingProxyType({})
+    group: Sequence[Numbered], most: int, right: Mapping[str, Probe] = MappingProxyType({})
 ) -> Iterator[list[Numbered]]:
     """Trajectories, in order, whose tree holds at most `most` tokens; a longer one stands alone."""
     part: list[Numbered] = []
     for item in group:
-        if part and len(calls_tree([*part, item], gold)[0]) > most:
+        if part and len(calls_tree([*part, item], right)[0]) > most:
             yield part
             part = []
         part.append(item)
@@ -158,14 +154,14 @@ def parts(
 
 
 def calls_tree(
-    part: Sequence[Numbered], gold: Mapping[str, Probe] = MappingProxyType({})
+    part: Sequence[Numbered], right: Mapping[str, Probe] = MappingProxyType({})
 ) -> tuple[TokenTree, list[Reply], Ids]:
     """The policy calls of trajectories as one tree.
 
     Args:
         part: numbered trajectories.
-        gold: by trajectory id, what is forced where its last call stood: one more sequence each, in
-            order behind all the calls.
+        right: by trajectory id, the reply that is forced where its last call stood: one more sequence
+            each, in order behind all the calls.
 
     Returns:
         The tree, the sampled replies in order, and int64[k], the rows of all their tokens, end to end.
@@ -179,17 +175,17 @@ def calls_tree(
                 replies.append(Reply(number, index, len(sequences), reply))
                 context = trajectory.prompt_of(turn).astype(np.int64)
                 sequences.append(np.concatenate([context, trajectory.token_ids[reply]]))
-    sequences += [forced_call(t, gold[t.id]) for _, t in part if t.id in gold]
+    sequences += [forced_call(t, right[t.id]) for _, t in part if t.id in right]
     tree = build_tree(sequences)
     rows = [tree.rows[reply.call][-len(reply.tokens) :] for reply in replies]
     return tree, replies, _joined(rows)
 
 
-def _tree(assessed: Assessed, part: Sequence[Numbered], gold: Mapping[str, Probe]) -> TreeBatch:
-    tree, replies, rows = calls_tree(part, gold)
-    probes = [gold[t.id] for _, t in part if t.id in gold]
-    answers, shares = rows_of(tree, len(replies), probes)
-    unique, inverse = np.unique(_joined([rows, answers]), return_inverse=True)
+def _tree(assessed: Assessed, part: Sequence[Numbered], right: Mapping[str, Probe]) -> TreeBatch:
+    tree, replies, rows = calls_tree(part, right)
+    forced = [right[t.id] for _, t in part if t.id in right]
+    forced_rows, shares = rows_of(tree, len(replies), forced)
+    unique, inverse = np.unique(_joined([rows, forced_rows]), return_inverse=True)
     place = inverse.astype(np.int64).reshape(-1)
     behaviour = {number: trajectory.logprobs for number, trajectory in part}
     return TreeBatch(
@@ -200,7 +196,7 @@ def _tree(assessed: Assessed, part: Sequence[Numbered], gold: Mapping[str, Probe
         advantages=_of(dict(enumerate(assessed.credit.advantages)), replies),
         behaviour=_of(behaviour, replies),
         where=tuple((reply.number, reply.tokens) for reply in replies),
-        forced=Forced(place[len(rows) :], shares, len(probes)) if probes else None,
+        forced=Forced(place[len(rows) :], shares, len(forced)) if forced else None,
     )
 
 

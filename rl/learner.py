@@ -184,7 +184,7 @@ def tree_loss(
     old: torch.Tensor | None = None,
     anchor: torch.Tensor | None = None,
     entropy: torch.Tensor | None = None,
-    gold: torch.Tensor | None = None,
+    right: torch.Tensor | None = None,
 ) -> losses.LossOutput:
     """A tree's part of the loss of a step; the parts add up to the whole.
 
@@ -196,7 +196,7 @@ def tree_loss(
         old: float[k] that ratios are taken to; `logprobs` themselves when None.
         anchor: float[k] under the anchor.
         entropy: float[k] of the predictions, nats.
-        gold: float[j], with gradient, of the tree's forced answers.
+        right: float[j], with gradient, of the tree's right replies.
 
     Returns:
         The loss and detached diagnostics, means over the tree's loss tokens.
@@ -237,9 +237,10 @@ def tree_loss(
         if choice.entropy:
             bonus = losses.aggregate(entropy, mask, sequence, reduction)
             value = value - choice.entropy * bonus
-    if gold is not None and item.forced is not None and choice.likelihood:
-        shares = torch.from_numpy(item.forced.shares).to(device)
-        value = value - choice.likelihood * (shares * gold).sum() / batch.answers
+    if right is not None and item.forced is not None and choice.likelihood:
+        told = (torch.from_numpy(item.forced.shares).to(device) * right).sum()
+        value = value - choice.likelihood * told / batch.replies
+        figures["right_reply"] = told.detach() / item.forced.replies
     return losses.LossOutput(value, figures)
 
 

@@ -15,17 +15,16 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
 from agent.episode import ContextRule
-from agent.formats import TagsFormat
 from agent.policies.chat import ChatTemplate
-from agent.trajectory import Action, ActionKind, Span, Status, StopReason, Trajectory, Turn
+from agent.trajectory import Action, ActionKind, Span, Status, StopReason, Trajectory
 from eval.metrics.text import contains
 from eval.sample import score_one
+from rl.forced import FORMATS, holds, plain, reply_with, shown
 from rl.group_names import is_measured
-from tools.base import Source, Toolbox
+from tools.base import Source
 
 #: Key of `Task.meta` under which the right answer lies that somebody gave to a logged episode.
 CORRECTION = "correction"
-_FORMATS = ("tags", "tool_call")
 _ENDS = (ActionKind.ANSWER, ActionKind.ABSTAIN)
 
 
@@ -181,24 +180,12 @@ def _corrected(
     last = trajectory.turns[-1]
     if last.action.kind not in _ENDS or last.forced or not last.sampled:
         return "corrected, but it does not end in an answer of its own"
-    if trajectory.versions.get("format", "tags") not in _FORMATS:
+    if trajectory.versions.get("format", "tags") not in FORMATS:
         return "corrected, but its action format is not known here"
-    source = _support(trajectory, last, correction)
-    if source is None:
+    support = (source for source in shown(trajectory) if holds(source, correction))
+    if (source := next(support, None)) is None:
         return "corrected, but the right answer is in nothing that it was shown"
     return _rewritten(trajectory, correction.strip(), source, template)
-
-
-def _support(trajectory: Trajectory, last: Turn, answer: str) -> Source | None:
-    """A source with the answer that the last reply's context holds."""
-    for turn in reversed(trajectory.turns[:-1]):
-        start = turn.observation_span.start
-        if turn.observation is None or not any(s.start <= start < s.stop for s in last.context):
-            continue
-        for source in turn.observation.sources:
-            if contains(f"{source.title}\n{source.text}", answer):
-                return source
-    return None
 
 
 def _rewritten(
@@ -206,19 +193,14 @@ def _rewritten(
 ) -> Trajectory:
     """The trajectory with another last reply; the new tokens have no log-probabilities."""
     last = trajectory.turns[-1]
-    plain = TagsFormat(Toolbox()).neutralise(template.neutralise(answer))
-    text = f"{plain} [{source.number}]"
-    ids = template.encode(text)
-    if trajectory.versions.get("format", "tags") == "tags":
-        text = f"<answer>{text}</answer>"
-        ids = template.encode(text)
-    else:
-        ids = [*ids, template.eos_id]  # plain text ends with the turn
+    ids = reply_with(trajectory, answer, [source], template).ids
     start = last.reply.start
-    tokens = np.concatenate([trajectory.token_ids[:start], np.asarray(ids, dtype=np.int32)])
+    tokens = np.concatenate([trajectory.token_ids[:start], ids.astype(np.int32)])
     unknown = np.full(len(ids), np.nan, dtype=np.float32)
     end = Span(len(tokens), len(tokens))
-    action = Action(ActionKind.ANSWER, text=plain, citations=(source.number,))
+    said = plain(answer, template)
+    action = Action(ActionKind.ANSWER, text=said, citations=(source.number,))
+    text = template.decode(ids.tolist())
     turn = replace(
         last, reply=Span(start, len(tokens)), observation_span=end, text=text, action=action
     )
@@ -227,7 +209,7 @@ def _rewritten(
         turns=(*trajectory.turns[:-1], turn),
         token_ids=tokens,
         logprobs=np.concatenate([trajectory.logprobs[:start], unknown]),
-        answer=plain,
+        answer=said,
         citations=(source.number,),
         status=Status.ANSWERED,
         stop_reason=StopReason.ANSWER,
@@ -295,7 +277,7 @@ def played_under(trajectories: Sequence[Trajectory]) -> dict[str, Any]:
         "rule": {one.versions.get("rule", "") for one in trajectories},
     }
     alike = {name: values.pop() for name, values in told.items() if len(values) == 1}
-    known = {"format": _FORMATS, "rule": tuple(ContextRule)}
+    known = {"format": FORMATS, "rule": tuple(ContextRule)}
     return {
         name: value for name, value in alike.items() if value and value in known.get(name, (value,))
     }

@@ -32,6 +32,7 @@ from rl.best import Best
 from rl.checkpoint import Checkpoint, CheckpointError
 from rl.critic import Critic, CriticStats
 from rl.fit import TrainingError
+from rl.forced import right_replies
 from rl.inputs import claim_inputs
 from rl.interrupt import graceful
 from rl.learner import Learner, LearnerScorer
@@ -312,7 +313,8 @@ class _Run:
             scorer = LearnerScorer(self.learner) if recipe.needs_probes else None
             values = self.critic.values if self.critic is not None else None
             assessed = assess(groups, recipe, context, scorer, values)
-            trees = lay_out(assessed, recipe.update.tree_tokens, self.learner.template)
+            right = right_replies(assessed, self.learner.template)
+            trees = lay_out(assessed, recipe.update.tree_tokens, right)
         with clock("update"):
             watch_memory()
             began = time.monotonic()

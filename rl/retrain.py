@@ -25,11 +25,12 @@ from agent.store import Filter, TrajectoryStore
 from agent.trajectory import Trajectory
 from kg.errors import UsageError
 from rl import broken, ranks, run_folder
-from rl.assess import Assessed, assess
+from rl.assess import DECLINED, Assessed, assess
 from rl.batches import TreeBatch, UpdateBatch, lay_out, minibatches
 from rl.boundary import foreign_labels, told_labels
 from rl.checkpoint import Checkpoint
 from rl.fit import TrainingError
+from rl.forced import right_replies
 from rl.interrupt import graceful
 from rl.learner import Learner, LearnerScorer
 from rl.leash import turn_kl
@@ -154,8 +155,11 @@ def _require_some(picked: Chosen) -> None:
     if not picked.left_out:
         raise UsageError("the store holds no such episode", "agent trace list --store …")
     reasons = "; ".join(f"{reason} ({count})" for reason, count in picked.reasons.items())
+    said = f"none of {len(picked.left_out)} episodes can be trained on: {reasons}"
+    if set(picked.reasons) == {DECLINED}:
+        raise UsageError(said, "compare them all the same: --set credit.declined=compare")
     raise UsageError(
-        f"none of {len(picked.left_out)} episodes can be trained on: {reasons}",
+        said,
         "attach rewards or corrections (agent trace reward, agent trace correct), or name the policies "
         "whose episodes count (--from-policy NAME, as agent trace list shows it)",
     )
@@ -249,7 +253,7 @@ def _descended(
     gone = {one.id for one in assessed.dropped}
     picked.used = [one for one in picked.used if one.id not in gone]
     _require_some(picked)
-    trees = lay_out(assessed, update.tree_tokens, learner.template)
+    trees = lay_out(assessed, update.tree_tokens, right_replies(assessed, learner.template))
     batches = _batches(trees, per_pass, recipe)
     passes = _Passes(learner, batches, recipe, assessed, run, notify)
     steps, interrupted = passes.carry_out()

@@ -14,7 +14,7 @@ from agent.console.html import write_html
 from agent.store import Filter, TrajectoryStore
 from agent.trajectory import Trajectory
 from kg.errors import PolicyUnavailableError, UsageError
-from rl.assess import Assessed, assess
+from rl.assess import Assessed, assess, unfit
 from rl.receipt import Receipt, make_receipt
 from rl.receipt_table import render_receipt
 from rl.train_recipe import Assessment, load_assessment
@@ -79,6 +79,8 @@ class Accountant:
         scorer, label = None, ""
         if self.spec.needs_probes:
             _require_probeable(trajectory)
+            if reason := unfit(trajectory, self.spec.credit):
+                raise UsageError(f"the episode {trajectory.id} cannot be assessed: {reason}")
             scorer, label = self._scorer(trajectory)
         assessed, notes = self._assess(trajectory, scorer, label)
         if label not in ("", trajectory.policy):

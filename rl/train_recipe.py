@@ -107,9 +107,8 @@ class LossChoice(Strict):
         correction: for the engine's log-probabilities; null trusts them to be the trainer's.
         anchor: null for none.
         entropy: coefficient of the entropy bonus.
-        likelihood: coefficient of the gold answer's mean log-probability, forced where each trajectory's
-            last call stood; the loss falls as it rises. It is the half of the gradient of the summed
-            information gain that no reward carries; see `rl.forced`.
+        likelihood: coefficient of the mean log-probability of the right reply, forced where each
+            trajectory's last call stood, if what it saw supports the answer; see `rl.forced`.
     """
 
     kind: Literal["ppo_clip", "gspo"] = "ppo_clip"
@@ -180,8 +179,8 @@ class Assessment(Recipe):
 
     @property
     def needs_probes(self) -> bool:
-        """Whether a reward or the loss reads information-gain probes."""
-        return Need.PROBES in self.reward.needs or self.loss.likelihood > 0
+        """Whether a reward reads information-gain probes."""
+        return Need.PROBES in self.reward.needs
 
     @property
     def gain(self) -> InformationGain:

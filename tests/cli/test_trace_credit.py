@@ -122,7 +122,13 @@ def test_mistakes_are_one_line_with_their_code(agent, store, rollouts, micro, tm
     hosted = replace(rollouts[0], id="hosted-1", policy="gpt-hosted@1", group="h")
     hub = replace(rollouts[0], id="hub-1", policy="owner/model@1", group="hub")
     asked = replace(rollouts[0], id="asked-1", task=Task.ask("Why?"), group="")
-    add(store, text, hosted, hub, asked)
+    script = "<search>gold</search>", "<abstain>I do not know</abstain>"
+    declined = play(script, micro[0], "gpt-hosted@1", group="d")  # its model would be a code of 5
+    add(store, text, hosted, hub, asked, declined)
+    apart = tmp_path / "apart.yaml"
+    apart.write_text(
+        "rewards: {a: {reward: information_gain}}\ncredit: {estimator: rloo, declined: leave_out}\n"
+    )
     own = tmp_path / "mine.yaml"
     own.write_text("rewards: {a: {reward: f11}}\ncredit: {estimator: grpo}\n")
     known = tmp_path / "known.yaml"
@@ -136,6 +142,7 @@ def test_mistakes_are_one_line_with_their_code(agent, store, rollouts, micro, tm
         ((id, "--recipe", known), 2, "knowledge boundary labels"),
         ((text.id,), 2, "no token ids"),
         ((text.id, "--recipe", "grpo"), 2, "no token ids"),
+        ((declined.id, "--recipe", apart), 2, "it declined"),
         ((asked.id,), 2, "no gold answer"),
         ((asked.id, "--recipe", "grpo"), 2, "no gold answers"),
         ((hosted.id,), 5, "'gpt-hosted' that sampled hosted-1 is not a local model"),

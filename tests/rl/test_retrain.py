@@ -20,7 +20,7 @@ from agent.policies.chat import ChatTemplate
 from agent.policies.model_folder import weights_version
 from agent.settings import isolated_settings
 from agent.store import TrajectoryStore
-from agent.trajectory import Status
+from agent.trajectory import Status, StopReason
 from eval.metrics.text import contains
 from kg.errors import UsageError
 from rl.assess import assess
@@ -340,6 +340,15 @@ def test_a_store_without_anything_to_learn_from_says_why(logged, models_dir, tmp
     url = stored(tmp_path / "log.sqlite", [replace(t, policy="gpt@1") for t in logged])
     with pytest.raises(UsageError, match=r"none of 16 .*another policy: gpt \(16\)"):
         retrain(url, load_train("rest"), settings_of(models_dir), tmp_path / "run")
+
+
+def test_a_store_of_rollouts_that_all_declined_names_the_setting(logged, models_dir, tmp_path):
+    ended = {"status": Status.ABSTAINED, "stop_reason": StopReason.ABSTAIN, "answer": ""}
+    url = stored(tmp_path / "log.sqlite", [replace(t, **ended) for t in logged])
+    recipe = load_train("grpo", [*SMALL, "credit={estimator: rloo, declined: leave_out}"])
+    with pytest.raises(UsageError, match=r"none of 16 .*it declined") as told:
+        retrain(url, recipe, settings_of(models_dir), tmp_path / "run", "gradient")
+    assert "--set credit.declined=compare" in told.value.hint
 
 
 def test_the_kl_to_the_start_is_taken_off_the_reward(played, micro, tmp_path):
