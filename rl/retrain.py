@@ -67,8 +67,8 @@ class RetrainReport:
         out: folder of the policy or of its adapter.
         way: as asked for.
         episodes: read; `used` of them were trained on, `corrected` of these with a corrected answer.
-        silent: used episodes that were like all others of their task, and so taught nothing; of
-            `gradient` alone.
+        silent: used episodes that were like all others of their task, with nothing to be compared by;
+            of `gradient` alone.
         left_out: reasons by how many episodes they left out.
         unreadable: damaged rows of the store.
         steps: optimizer steps.

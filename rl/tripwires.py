@@ -217,7 +217,8 @@ class Entropy(Collapse):
     def look(self) -> str:
         """See `Wire.look`."""
         return (
-            "whether a task's rollouts still differ (the metric silent); lower the rate, or anchor"
+            "whether rollouts of a task still differ (the metric advantage_abs); lower the rate, or "
+            "anchor"
         )
 
 

@@ -95,6 +95,7 @@ def test_a_killed_run_ends_with_the_numbers_of_one_that_was_not(tmp_path):
     assert last.wait(timeout=900) == 0
     assert metrics(cut) == metrics(whole)
     assert len(metrics(cut)) == steps
+    assert any(line.get("right_reply", 0.0) < 0 for line in metrics(whole))
     assert tokens(cut) == tokens(whole)
     assert len(tokens(whole)) == steps * EPISODES
 

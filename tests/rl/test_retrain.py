@@ -211,7 +211,8 @@ def mean_logprob(folder, trajectory):
 def test_a_gradient_learns_from_attached_rewards(logged, micro, models_dir, tmp_path):
     graded = [t.with_rewards({"grade": float(i % 4 == 0)}) for i, t in enumerate(logged)]
     url = stored(tmp_path / "log.sqlite", [*graded, replace(graded[0], id="x", policy="gpt@1")])
-    recipe = load_train("grpo", [*SMALL, "loss.anchor=null", "loss.correction=null"])
+    changes = ["loss.anchor=null", "loss.correction=null", "loss.likelihood=0.1"]
+    recipe = load_train("grpo", [*SMALL, *changes])
     run = tmp_path / "run"
     report = retrain(url, recipe, settings_of(models_dir), run, "gradient", Wanted(reward="grade"))
     assert (report.episodes, report.used, report.silent) == (17, 16, 0)
@@ -229,6 +230,7 @@ def test_a_gradient_learns_from_attached_rewards(logged, micro, models_dir, tmp_
     assert any((old[name].float() - new[name].float()).abs().max() > 1e-5 for name in new)
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [1, 2]
+    assert any(line.get("right_reply", 0.0) < 0 for line in lines)
     assert lines[0]["weight_mean"] == pytest.approx(1.0, abs=0.05)  # the same weights drew them
 
 

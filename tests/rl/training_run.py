@@ -29,6 +29,7 @@ RECIPE = {
     },
     "rewards": {"answer": {"reward": "f1"}, "gain": {"reward": "information_gain"}},
     "credit": {"estimator": "igpo"},
+    "loss": {"likelihood": 0.1},
     "update": {"optimizer": {"lr": 1.0e-4, "warmup": 0.0, "final": 1.0}, "minibatches": 2},
     "checkpoints": {"every": 2},
 }
