@@ -128,14 +128,23 @@ class DataFolder:
 
 
 def _write(path: Path, chunks: Iterable[bytes]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Put a file into the cache, whole or not at all.
+
+    Raises:
+        UsageError: the disk is full, or the cache is no place to write to.
+    """
     partial = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        with partial.open("wb") as out:
-            out.writelines(chunks)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with partial.open("wb") as out:
+                out.writelines(chunks)
+            os.replace(partial, path)
+        finally:
+            partial.unlink(missing_ok=True)
+    except OSError as error:
+        cause = f"{path.name} cannot be kept in {path.parent}: {error.strerror}"
+        raise UsageError(cause, "make room there, or set AGENT_HOME to another folder") from error
 
 
 def _plain(name: str) -> bool:

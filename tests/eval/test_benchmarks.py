@@ -333,6 +333,17 @@ def test_files_of_a_web_folder_are_fetched_once(served, tmp_path):
     assert not list((tmp_path / "cache").rglob("*.part"))
 
 
+def test_a_cache_that_is_no_place_to_write_to_is_a_clear_error(served, tmp_path):
+    (tmp_path / "cache").write_text("a file")
+    for read in (
+        lambda data: data.file("nq_open/qa.jsonl.gz"),
+        lambda data: data.derived("b.jsonl", [{"x": 1}]),
+    ):
+        with pytest.raises(UsageError, match="cannot be kept in") as told:
+            read(DataFolder(served, tmp_path / "cache"))
+        assert "AGENT_HOME" in told.value.hint
+
+
 def test_a_file_is_fetched_without_being_held_in_memory(served, tmp_path):
     with (tmp_path / "web/big.jsonl").open("wb") as out:
         out.truncate(32 << 20)
