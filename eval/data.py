@@ -143,7 +143,7 @@ def _write(path: Path, chunks: Iterable[bytes]) -> None:
         finally:
             partial.unlink(missing_ok=True)
     except OSError as error:
-        cause = f"{path.name} cannot be kept in {path.parent}: {error.strerror}"
+        cause = f"{path.name} cannot be kept in {path.parent}: {error.strerror or error}"
         raise UsageError(cause, "make room there, or set AGENT_HOME to another folder") from error
 
 

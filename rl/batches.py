@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,8 +16,7 @@ import numpy.typing as npt
 
 from agent.trajectory import Trajectory
 from rl.assess import Assessed
-from rl.forced import Forced, forced_call, rows_of
-from rl.probes import Probe
+from rl.imitation import NO_REPLIES, Replies, RightReplies, call_with, rows_of
 from rl.reduction import Aggregation
 from rl.tree import TokenTree, build_tree
 
@@ -39,7 +37,7 @@ class TreeBatch:
         behaviour: float32[k]: log-probability by the engine that sampled it, nats; NaN if unknown.
         where: per trajectory its number and int64[its loss tokens], positions in its `token_ids`; end
             to end they are the k tokens in order.
-        forced: right replies to learn from besides; None for none.
+        right: right replies to learn from besides; None for none.
     """
 
     tree: TokenTree
@@ -49,7 +47,7 @@ class TreeBatch:
     advantages: Floats
     behaviour: Floats
     where: tuple[tuple[int, Ids], ...]
-    forced: Forced | None = None
+    right: RightReplies | None = None
 
     def __len__(self) -> int:
         return len(self.place)
@@ -81,15 +79,13 @@ class UpdateBatch:
         return float(self.tokens if how == "token-mean" else self.sequences)
 
 
-def lay_out(
-    assessed: Assessed, most: int, right: Mapping[str, Probe] = MappingProxyType({})
-) -> tuple[TreeBatch, ...]:
+def lay_out(assessed: Assessed, most: int, right: Replies = NO_REPLIES) -> tuple[TreeBatch, ...]:
     """Trees of all groups, in order.
 
     Args:
         assessed: groups with their advantages.
         most: tokens of one tree; a trajectory that has more has one of its own.
-        right: by trajectory id, right replies to learn from besides; see `rl.forced.right_replies`.
+        right: by trajectory id, right replies to learn from besides; see `rl.imitation.right_replies`.
     """
     out: list[TreeBatch] = []
     number = 0
@@ -122,7 +118,7 @@ def minibatches(
 def update_batch(trees: Sequence[TreeBatch]) -> UpdateBatch:
     """One optimizer step over trees."""
     numbers = {int(number) for tree in trees for number in np.unique(tree.sequence)}
-    replies = sum(tree.forced.replies for tree in trees if tree.forced is not None)
+    replies = sum(tree.right.count for tree in trees if tree.right is not None)
     return UpdateBatch(tuple(trees), sum(map(len, trees)), len(numbers), replies)
 
 
@@ -140,7 +136,7 @@ class Reply(NamedTuple):
 
 
 def parts(
-    group: Sequence[Numbered], most: int, right: Mapping[str, Probe] = MappingProxyType({})
+    group: Sequence[Numbered], most: int, right: Replies = NO_REPLIES
 ) -> Iterator[list[Numbered]]:
     """Trajectories, in order, whose tree holds at most `most` tokens; a longer one stands alone."""
     part: list[Numbered] = []
@@ -154,14 +150,14 @@ def parts(
 
 
 def calls_tree(
-    part: Sequence[Numbered], right: Mapping[str, Probe] = MappingProxyType({})
+    part: Sequence[Numbered], right: Replies = NO_REPLIES
 ) -> tuple[TokenTree, list[Reply], Ids]:
     """The policy calls of trajectories as one tree.
 
     Args:
         part: numbered trajectories.
-        right: by trajectory id, the reply that is forced where its last call stood: one more sequence
-            each, in order behind all the calls.
+        right: by trajectory id, the reply to learn where its last call stood: one more sequence each, in
+            order behind all the calls.
 
     Returns:
         The tree, the sampled replies in order, and int64[k], the rows of all their tokens, end to end.
@@ -175,17 +171,17 @@ def calls_tree(
                 replies.append(Reply(number, index, len(sequences), reply))
                 context = trajectory.prompt_of(turn).astype(np.int64)
                 sequences.append(np.concatenate([context, trajectory.token_ids[reply]]))
-    sequences += [forced_call(t, right[t.id]) for _, t in part if t.id in right]
+    sequences += [call_with(t, right[t.id]) for _, t in part if t.id in right]
     tree = build_tree(sequences)
     rows = [tree.rows[reply.call][-len(reply.tokens) :] for reply in replies]
     return tree, replies, _joined(rows)
 
 
-def _tree(assessed: Assessed, part: Sequence[Numbered], right: Mapping[str, Probe]) -> TreeBatch:
+def _tree(assessed: Assessed, part: Sequence[Numbered], right: Replies) -> TreeBatch:
     tree, replies, rows = calls_tree(part, right)
-    forced = [right[t.id] for _, t in part if t.id in right]
-    forced_rows, shares = rows_of(tree, len(replies), forced)
-    unique, inverse = np.unique(_joined([rows, forced_rows]), return_inverse=True)
+    learnt = [right[t.id] for _, t in part if t.id in right]
+    learnt_rows, shares = rows_of(tree, len(replies), learnt)
+    unique, inverse = np.unique(_joined([rows, learnt_rows]), return_inverse=True)
     place = inverse.astype(np.int64).reshape(-1)
     behaviour = {number: trajectory.logprobs for number, trajectory in part}
     return TreeBatch(
@@ -196,7 +192,7 @@ def _tree(assessed: Assessed, part: Sequence[Numbered], right: Mapping[str, Prob
         advantages=_of(dict(enumerate(assessed.credit.advantages)), replies),
         behaviour=_of(behaviour, replies),
         where=tuple((reply.number, reply.tokens) for reply in replies),
-        forced=Forced(place[len(rows) :], shares, len(forced)) if forced else None,
+        right=RightReplies(place[len(rows) :], shares, len(learnt)) if learnt else None,
     )
 
 

@@ -116,24 +116,25 @@ class Learner:
             found = self.engine(*self._inputs(item.tree, item.rows), entropy=wants)
         place = torch.from_numpy(item.place).to(device)
         logprobs, entropy = (found[0], found[1]) if wants else (found, None)
+        right = None
+        if item.right is not None:
+            right = logprobs[torch.from_numpy(item.right.place).to(device)]
         return tree_loss(
             self._loss,
             item,
             batch,
             logprobs[place],
-            None if old is None else torch.from_numpy(old).to(device),
-            anchor,
-            None if entropy is None else entropy[place],
-            None
-            if item.forced is None
-            else logprobs[torch.from_numpy(item.forced.place).to(device)],
+            old=None if old is None else torch.from_numpy(old).to(device),
+            anchor=anchor,
+            entropy=None if entropy is None else entropy[place],
+            right=right,
         )
 
     def _speaks(self, tree: TreeBatch) -> bool:
         """Whether a gradient can come from a tree."""
         loss = self._loss
         held = loss.anchor is not None and loss.anchor.into == "loss"
-        told = loss.likelihood > 0 and tree.forced is not None
+        told = loss.likelihood > 0 and tree.right is not None
         return held or told or not tree.silent or loss.entropy > 0
 
     def _inputs(self, tree: TokenTree, rows: Ids) -> list[torch.Tensor]:
@@ -216,12 +217,12 @@ def tree_loss(
     divisor = batch.divisor(choice.aggregation)
     reduction = losses.Reduction(choice.aggregation, choice.constant, divisor)
     if choice.kind == "gspo":
-        value, figures = losses.gspo(tokens, low=choice.low, high=choice.high, reduction=reduction)
+        found = losses.gspo(tokens, low=choice.low, high=choice.high, reduction=reduction)
     else:
-        value, figures = losses.ppo_clip(
+        found = losses.ppo_clip(
             tokens, low=choice.low, high=choice.high, dual=choice.dual, reduction=reduction
         )
-    figures |= _gap(before, behaviour, weights)
+    value, figures = found.value, found.diagnostics | _gap(before, behaviour, weights)
     if anchor is not None and choice.anchor is not None:
         held = losses.kl_loss(
             tokens,
@@ -237,11 +238,12 @@ def tree_loss(
         if choice.entropy:
             bonus = losses.aggregate(entropy, mask, sequence, reduction)
             value = value - choice.entropy * bonus
-    if right is not None and item.forced is not None and choice.likelihood:
-        told = (torch.from_numpy(item.forced.shares).to(device) * right).sum()
-        value = value - choice.likelihood * told / batch.replies
-        figures["right_reply"] = told.detach() / item.forced.replies
-    return losses.LossOutput(value, figures)
+    if right is None or item.right is None or not choice.likelihood:
+        return losses.LossOutput(value, figures)
+    told = (torch.from_numpy(item.right.shares).to(device) * right).sum()
+    value = value - choice.likelihood * told / batch.replies
+    figures["right_reply"] = told.detach() / item.right.count
+    return losses.LossOutput(value, figures, {"right_reply": item.right.count})
 
 
 def _gap(

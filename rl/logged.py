@@ -15,17 +15,14 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
 from agent.episode import ContextRule
+from agent.formats import FORMATS
 from agent.policies.chat import ChatTemplate
 from agent.trajectory import Action, ActionKind, Span, Status, StopReason, Trajectory
 from eval.metrics.text import contains
 from eval.sample import score_one
-from rl.forced import FORMATS, holds, plain, reply_with, shown
 from rl.group_names import is_measured
+from rl.replies import CORRECTION, ENDS, format_of, holds, reply_with, shown
 from tools.base import Source
-
-#: Key of `Task.meta` under which the right answer lies that somebody gave to a logged episode.
-CORRECTION = "correction"
-_ENDS = (ActionKind.ANSWER, ActionKind.ABSTAIN)
 
 
 class Wanted(BaseModel):
@@ -178,9 +175,9 @@ def _corrected(
     if contains(trajectory.answer, correction) and contains(correction, trajectory.answer):
         return trajectory
     last = trajectory.turns[-1]
-    if last.action.kind not in _ENDS or last.forced or not last.sampled:
+    if last.action.kind not in ENDS or last.forced or not last.sampled:
         return "corrected, but it does not end in an answer of its own"
-    if trajectory.versions.get("format", "tags") not in FORMATS:
+    if format_of(trajectory) not in FORMATS:
         return "corrected, but its action format is not known here"
     support = (source for source in shown(trajectory) if holds(source, correction))
     if (source := next(support, None)) is None:
@@ -193,23 +190,21 @@ def _rewritten(
 ) -> Trajectory:
     """The trajectory with another last reply; the new tokens have no log-probabilities."""
     last = trajectory.turns[-1]
-    ids = reply_with(trajectory, answer, [source], template).ids
+    reply = reply_with(trajectory, answer, [source], template)
     start = last.reply.start
-    tokens = np.concatenate([trajectory.token_ids[:start], ids.astype(np.int32)])
-    unknown = np.full(len(ids), np.nan, dtype=np.float32)
+    tokens = np.concatenate([trajectory.token_ids[:start], reply.ids.astype(np.int32)])
+    unknown = np.full(len(reply.ids), np.nan, dtype=np.float32)
     end = Span(len(tokens), len(tokens))
-    said = plain(answer, template)
-    action = Action(ActionKind.ANSWER, text=said, citations=(source.number,))
-    text = template.decode(ids.tolist())
+    action = Action(ActionKind.ANSWER, text=reply.answer, citations=(source.number,))
     turn = replace(
-        last, reply=Span(start, len(tokens)), observation_span=end, text=text, action=action
+        last, reply=Span(start, len(tokens)), observation_span=end, text=reply.text, action=action
     )
     return replace(
         trajectory,
         turns=(*trajectory.turns[:-1], turn),
         token_ids=tokens,
         logprobs=np.concatenate([trajectory.logprobs[:start], unknown]),
-        answer=said,
+        answer=reply.answer,
         citations=(source.number,),
         status=Status.ANSWERED,
         stop_reason=StopReason.ANSWER,
@@ -277,7 +272,7 @@ def played_under(trajectories: Sequence[Trajectory]) -> dict[str, Any]:
         "rule": {one.versions.get("rule", "") for one in trajectories},
     }
     alike = {name: values.pop() for name, values in told.items() if len(values) == 1}
-    known = {"format": FORMATS, "rule": tuple(ContextRule)}
+    known = {"format": tuple(FORMATS), "rule": tuple(ContextRule)}
     return {
         name: value for name, value in alike.items() if value and value in known.get(name, (value,))
     }

@@ -32,7 +32,7 @@ from rl.best import Best
 from rl.checkpoint import Checkpoint, CheckpointError
 from rl.critic import Critic, CriticStats
 from rl.fit import TrainingError
-from rl.forced import right_replies
+from rl.imitation import right_replies
 from rl.inputs import claim_inputs
 from rl.interrupt import graceful
 from rl.learner import Learner, LearnerScorer

@@ -10,7 +10,9 @@ A loss is a value to minimise. Its gradient flows through `logprobs` alone.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Literal, NamedTuple, get_args
 
 import torch
@@ -33,10 +35,12 @@ class LossOutput(NamedTuple):
     Attributes:
         value: scalar with gradient.
         diagnostics: detached scalars by name; fractions and means are over loss tokens.
+        counts: of diagnostics that are means over something else, over how many.
     """
 
     value: torch.Tensor
     diagnostics: Diagnostics
+    counts: Mapping[str, int] = MappingProxyType({})
 
 
 @dataclass(frozen=True)

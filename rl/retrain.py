@@ -30,7 +30,7 @@ from rl.batches import TreeBatch, UpdateBatch, lay_out, minibatches
 from rl.boundary import foreign_labels, told_labels
 from rl.checkpoint import Checkpoint
 from rl.fit import TrainingError
-from rl.forced import right_replies
+from rl.imitation import right_replies
 from rl.interrupt import graceful
 from rl.learner import Learner, LearnerScorer
 from rl.leash import turn_kl
@@ -156,13 +156,13 @@ def _require_some(picked: Chosen) -> None:
         raise UsageError("the store holds no such episode", "agent trace list --store …")
     reasons = "; ".join(f"{reason} ({count})" for reason, count in picked.reasons.items())
     said = f"none of {len(picked.left_out)} episodes can be trained on: {reasons}"
-    if set(picked.reasons) == {DECLINED}:
-        raise UsageError(said, "compare them all the same: --set credit.declined=compare")
-    raise UsageError(
-        said,
+    hint = (
         "attach rewards or corrections (agent trace reward, agent trace correct), or name the policies "
-        "whose episodes count (--from-policy NAME, as agent trace list shows it)",
+        "whose episodes count (--from-policy NAME, as agent trace list shows it)"
     )
+    if DECLINED in picked.reasons:
+        hint = f"compare those that declined: --set credit.declined=compare; or {hint}"
+    raise UsageError(said, hint)
 
 
 def _told(picked: Chosen) -> str:

@@ -31,9 +31,10 @@ class UpdateStats:
     Attributes:
         loss: of the whole step; NaN when the step was skipped.
         applied: whether the weights changed; not when a loss or the gradient was no number.
-        figures: means over loss tokens of what the loss tells, by name, and `grad_norm`, `lr`,
-            `computed` (tokens of the trees), `shared` (tokens of all calls one by one over those of
-            the trees), `passes`; of a policy also `tokens` (loss tokens) and `silent` (trees left out).
+        figures: means of what the loss tells, by name, over loss tokens unless it says otherwise, and
+            `grad_norm`, `lr`, `computed` (tokens of the trees), `shared` (tokens of all calls one by one
+            over those of the trees), `passes`; of a policy also `tokens` (loss tokens) and `silent`
+            (trees left out).
         broken: trees of this process whose loss was no number; all of them where the gradient alone was
             none.
     """
@@ -129,12 +130,12 @@ def _share(trees: Sequence[TreeBatch]) -> list[tuple[TreeBatch, bool]]:
 
 
 class _Tally:
-    """Figures of the passes of a step: means weighted by tokens, maxima, minima."""
+    """Figures of the passes of a step: means weighted by what they are over, maxima, minima."""
 
     def __init__(self) -> None:
         self.loss = 0.0
         self.broken: list[TreeBatch] = []
-        self._tokens = 0
+        self._weights: dict[str, int] = {}
         self._sums: dict[str, float] = {}
         self._tops: dict[str, float] = {}
 
@@ -144,7 +145,6 @@ class _Tally:
             self.broken.append(item)
             return
         self.loss += value
-        self._tokens += len(item)
         for name, tensor in found.diagnostics.items():
             one = float(tensor)
             if name.endswith("_max"):
@@ -152,16 +152,17 @@ class _Tally:
             elif name.endswith("_min"):
                 self._tops[name] = min(one, self._tops.get(name, one))
             elif name not in ("tokens", "sequences"):
-                self._sums[name] = self._sums.get(name, 0.0) + one * len(item)
+                weight = found.counts.get(name, len(item))
+                self._weights[name] = self._weights.get(name, 0) + weight
+                self._sums[name] = self._sums.get(name, 0.0) + one * weight
 
     def figures(self, device: torch.device) -> dict[str, float]:
         """Of all processes."""
-        mine = (self._tokens, self._sums, self._tops)
-        every = ranks.gathered(mine)
-        tokens = max(1, sum(count for count, _, _ in every))
+        every = ranks.gathered((self._weights, self._sums, self._tops))
         out: dict[str, float] = {}
         for name in sorted({name for _, sums, _ in every for name in sums}):
-            out[name] = sum(sums.get(name, 0.0) for _, sums, _ in every) / tokens
+            over = max(1, sum(weights.get(name, 0) for weights, _, _ in every))
+            out[name] = sum(sums.get(name, 0.0) for _, sums, _ in every) / over
         for name in sorted({name for _, _, tops in every for name in tops}):
             found = [tops[name] for _, _, tops in every if name in tops]
             out[name] = min(found) if name.endswith("_min") else max(found)

@@ -107,8 +107,8 @@ class LossChoice(Strict):
         correction: for the engine's log-probabilities; null trusts them to be the trainer's.
         anchor: null for none.
         entropy: coefficient of the entropy bonus.
-        likelihood: coefficient of the mean log-probability of the right reply, forced where each
-            trajectory's last call stood, if what it saw supports the answer; see `rl.forced`.
+        likelihood: coefficient of the mean log-probability of right replies, each where a trajectory's
+            last call stood and what it saw supports the answer; see `rl.imitation`.
     """
 
     kind: Literal["ppo_clip", "gspo"] = "ppo_clip"

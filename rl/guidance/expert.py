@@ -122,7 +122,7 @@ class ExpertPolicy(Policy):
             if passage and self._same(passage, line):
                 return key
         if not task.evidence and any(contains(line.text, answer) for answer in task.answers):
-            return line.text[:80] if _overlap(task.question, line.text) >= 2 else None
+            return line.text[:80] if overlap(task.question, line.text) >= 2 else None
         return None
 
     def _same(self, passage: Passage, line: _Line) -> bool:
@@ -220,6 +220,7 @@ def _lines(messages: Sequence[Message]) -> list[_Line]:
     return [_Line(int(number), text) for r in results for number, text in _LINE.findall(r)]
 
 
-def _overlap(question: str, text: str) -> int:
+def overlap(question: str, text: str) -> int:
+    """How many of the question's keywords a text holds."""
     words = set(normalise(text).split())
     return sum(word in words for word in set(normalise(keywords(question)).split()))
