@@ -213,6 +213,19 @@ def test_what_cannot_be_assessed_is_left_out_and_named_and_the_rest_goes_on(
     assert "left out: foreign" in render_receipt(make_receipt(found, rollouts[0].id))
 
 
+@pytest.mark.parametrize("form", ["log_probability", "probability"])
+def test_the_gold_answer_s_last_log_probability_is_a_mean_over_questions(form):
+    groups, context = random_groups(11)
+    gain = Part(reward="information_gain", options={"form": form})
+    found = assess(groups, spec("igpo", gain=gain), context)
+    ends = [np.mean([context.gold_logprobs[t.id][0, -1] for t in g]) for g in found.groups]
+    assert len({len(g) for g in found.groups}) > 1
+    assert of_credit(found)["gold_logprob"] == pytest.approx(np.mean(ends))
+    assert "gold_logprob" not in of_credit(
+        assess(groups, spec("rloo", cost=Part(reward="repetition")))
+    )
+
+
 def test_rollouts_that_declined_are_compared_or_left_out(rollouts, scorer):
     script = "<search>gold</search>", "<abstain>I do not know</abstain>"
     declined = play(script, scorer.template, scorer.policy, group="g/q1", seed=9)
