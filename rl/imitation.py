@@ -21,7 +21,7 @@ import numpy.typing as npt
 
 from agent.policies.chat import ChatTemplate
 from agent.trajectory import Trajectory
-from rl.replies import Reply, right_reply
+from rl.replies import RightReply, right_reply
 from rl.tree import TokenTree
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 Ids = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float32]
 #: By trajectory id.
-Replies = Mapping[str, Reply]
+Replies = Mapping[str, RightReply]
 NO_REPLIES: Replies = MappingProxyType({})
 
 
@@ -63,13 +63,13 @@ def right_replies(assessed: Assessed, template: ChatTemplate) -> Replies:
     return {id: reply for id, reply in made if reply is not None}
 
 
-def call_with(trajectory: Trajectory, reply: Reply) -> Ids:
+def call_with(trajectory: Trajectory, reply: RightReply) -> Ids:
     """int64[n]: what the last call saw, and a reply behind it."""
     context = trajectory.prompt_of(trajectory.turns[-1]).astype(np.int64)
     return np.concatenate([context, reply.ids])
 
 
-def rows_of(tree: TokenTree, first: int, replies: Sequence[Reply]) -> tuple[Ids, Floats]:
+def rows_of(tree: TokenTree, first: int, replies: Sequence[RightReply]) -> tuple[Ids, Floats]:
     """Rows of the replies' learnt tokens, and their shares.
 
     Args:

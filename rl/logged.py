@@ -21,7 +21,7 @@ from agent.trajectory import Action, ActionKind, Span, Status, StopReason, Traje
 from eval.metrics.text import contains
 from eval.sample import score_one
 from rl.group_names import is_measured
-from rl.replies import CORRECTION, ENDS, format_of, holds, reply_with, shown
+from rl.replies import CORRECTION, ENDS, format_of, holds, rejected, reply_with, shown
 from tools.base import Source
 
 
@@ -179,6 +179,8 @@ def _corrected(
         return "corrected, but it does not end in an answer of its own"
     if format_of(trajectory) not in FORMATS:
         return "corrected, but its action format is not known here"
+    if rejected(trajectory):
+        return "corrected, but it ended behind a verdict 'no', where no answer is taken"
     support = (source for source in shown(trajectory) if holds(source, correction))
     if (source := next(support, None)) is None:
         return "corrected, but the right answer is in nothing that it was shown"

@@ -29,7 +29,7 @@ _WORDS = 2  # of the question in a passage that is to support an answer, as the 
 
 
 @dataclass(frozen=True)
-class Reply:
+class RightReply:
     """A reply in an action format.
 
     Attributes:
@@ -46,7 +46,7 @@ class Reply:
     learnt: npt.NDArray[np.bool_]
 
 
-def right_reply(trajectory: Trajectory, template: ChatTemplate) -> Reply | None:
+def right_reply(trajectory: Trajectory, template: ChatTemplate) -> RightReply | None:
     """The right reply in the place of a trajectory's last one.
 
     A correction that somebody attached must be in a passage that the last call saw. A gold answer: all
@@ -66,7 +66,7 @@ def right_reply(trajectory: Trajectory, template: ChatTemplate) -> Reply | None:
     last, task = trajectory.turns[-1], trajectory.task
     if last.action.kind not in ENDS or last.forced or not last.sampled or last.action.thought:
         return None
-    if format_of(trajectory) not in FORMATS or _rejected(trajectory):
+    if format_of(trajectory) not in FORMATS or rejected(trajectory):
         return None
     found = _supported(task, shown(trajectory))
     return None if found is None else reply_with(trajectory, *found, template)
@@ -97,7 +97,7 @@ def _held(answers: Sequence[str], sources: Sequence[Source]) -> tuple[str, list[
     return next(found, None)
 
 
-def _rejected(trajectory: Trajectory) -> bool:
+def rejected(trajectory: Trajectory) -> bool:
     """Whether the last verdict was no and nothing came back since."""
     rejected = False
     for turn in trajectory.turns[:-1]:
@@ -108,7 +108,7 @@ def _rejected(trajectory: Trajectory) -> bool:
 
 def reply_with(
     trajectory: Trajectory, answer: str, sources: Sequence[Source], template: ChatTemplate
-) -> Reply:
+) -> RightReply:
     """A last reply in the trajectory's action format.
 
     Args:
@@ -131,7 +131,7 @@ def reply_with(
         if one != other:
             break
         given += 1
-    return Reply(text, said, np.asarray(ids, dtype=np.int64), np.arange(len(ids)) >= given)
+    return RightReply(text, said, np.asarray(ids, dtype=np.int64), np.arange(len(ids)) >= given)
 
 
 def format_of(trajectory: Trajectory) -> str:

@@ -151,6 +151,20 @@ def test_a_correction_that_was_never_shown_is_not_taught(logged, template):
     assert found.reasons == {"corrected, but the right answer is in nothing that it was shown": 1}
 
 
+def test_a_correction_is_not_taught_where_no_answer_is_taken(template):
+    """The runtime refuses an answer behind a verdict "no", whatever was shown before."""
+    ends = "<abstain>I do not know</abstain>"
+    reasons = {}
+    for word in ("yes", "no"):
+        script = (*RIGHT[:2], "<search>gold</search>", f"<judge>{word}</judge>", ends)
+        one = with_correction(play(script, template), "oganesson")
+        reasons[word] = demonstrations([one], Wanted(), template, "micro").reasons
+    assert reasons["yes"] == {}
+    assert list(reasons["no"]) == [
+        "corrected, but it ended behind a verdict 'no', where no answer is taken"
+    ]
+
+
 def test_settings_are_those_of_the_episodes_where_all_agree():
     one = play(RIGHT)
     assert played_under([one, play(WRONG)]) == {
