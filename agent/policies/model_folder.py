@@ -258,7 +258,8 @@ def _discard(folder: Path) -> None:
 
 def _seal(folder: Path, manifest: Manifest) -> None:
     """Stamp every file into the manifest and bring all of it to the disk."""
-    paths = sorted(path for path in folder.iterdir() if path.is_file())
+    files = (path for path in folder.iterdir() if path.is_file())
+    paths = sorted(path for path in files if path.name != MANIFEST)  # one that was copied along
     for path in paths:
         _sync(path)
     manifest.files = {path.name: stamp(path) for path in paths}

@@ -1,9 +1,12 @@
 """The micro policy that ships: it loads, it searches and answers on a world that it has not read."""
 
+import shutil
+
 import pytest
 
-from agent.policies import catalog
+from agent.policies import bundled, catalog
 from agent.policies.bundled import BUNDLED, MICRO_PARAMETERS
+from agent.policies.model_folder import MANIFEST, read_manifest, weights_version
 from agent.policies.transformers import TransformersPolicy
 from agent.settings import load_settings
 from eval.fictional.make import make_world
@@ -35,3 +38,16 @@ def test_it_answers_on_a_world_that_it_has_not_read(tmp_path):
     assert one.answers["right"].mean > 0.3  # guessing gives next to nothing
     assert one.usage["searches / question"].mean > 0.8
     assert one.usage["invalid / question"].mean < 0.5
+
+
+def test_hashes_that_were_kept_beside_the_package_s_weights_do_no_harm(tmp_path, monkeypatch):
+    """Whoever gives the package's folder as a model leaves them there."""
+    source = tmp_path / "package"
+    shutil.copytree(bundled.MICRO_FOLDER, source, ignore=shutil.ignore_patterns(MANIFEST))
+    assert weights_version(source)
+    assert (source / MANIFEST).is_file()
+    monkeypatch.setattr(bundled, "MICRO_FOLDER", source)
+    monkeypatch.setitem(bundled.BUNDLED, "micro", source)
+    made = bundled.bundled_folder("micro", tmp_path / "cache", print)
+    assert bundled.bundled_folder("micro", tmp_path / "cache", print) == made
+    assert read_manifest(made).name == "micro"
