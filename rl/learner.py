@@ -238,12 +238,27 @@ def tree_loss(
         if choice.entropy:
             bonus = losses.aggregate(entropy, mask, sequence, reduction)
             value = value - choice.entropy * bonus
-    if right is None or item.right is None or not choice.likelihood:
-        return losses.LossOutput(value, figures)
-    told = (torch.from_numpy(item.right.shares).to(device) * right).sum()
-    value = value - choice.likelihood * told / batch.replies
-    figures["right_reply"] = told.detach() / item.right.count
-    return losses.LossOutput(value, figures, {"right_reply": item.right.count})
+    found = losses.LossOutput(value, figures)
+    return found if right is None else _with_replies(found, choice, item, batch, right)
+
+
+def _with_replies(
+    found: losses.LossOutput,
+    choice: LossChoice,
+    item: TreeBatch,
+    batch: UpdateBatch,
+    right: torch.Tensor,
+) -> losses.LossOutput:
+    """The loss with the term of a tree's right replies; see `rl.imitation`."""
+    if item.right is None or not choice.likelihood:
+        return found
+    told = (torch.from_numpy(item.right.shares).to(right.device) * right).sum()
+    count = item.right.count
+    return losses.LossOutput(
+        found.value - choice.likelihood * told / batch.replies,
+        found.diagnostics | {"right_reply": told.detach() / count},
+        {"right_reply": count},
+    )
 
 
 def _gap(
