@@ -21,7 +21,7 @@ from agent.trajectory import Action, ActionKind, Span, Status, StopReason, Traje
 from eval.metrics.text import contains
 from eval.sample import score_one
 from rl.group_names import is_measured
-from rl.replies import CORRECTION, ENDS, format_of, holds, rejected, reply_with, shown
+from rl.replies import CORRECTION, holds, obstacle, reply_with, shown
 from tools.base import Source
 
 
@@ -174,13 +174,8 @@ def _corrected(
         return "its correction is no text"
     if contains(trajectory.answer, correction) and contains(correction, trajectory.answer):
         return trajectory
-    last = trajectory.turns[-1]
-    if last.action.kind not in ENDS or last.forced or not last.sampled:
-        return "corrected, but it does not end in an answer of its own"
-    if format_of(trajectory) not in FORMATS:
-        return "corrected, but its action format is not known here"
-    if rejected(trajectory):
-        return "corrected, but it ended behind a verdict 'no', where no answer is taken"
+    if why := obstacle(trajectory):
+        return f"corrected, but {why}"
     support = (source for source in shown(trajectory) if holds(source, correction))
     if (source := next(support, None)) is None:
         return "corrected, but the right answer is in nothing that it was shown"

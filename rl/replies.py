@@ -22,8 +22,7 @@ from tools.base import Source, Toolbox, Verdict
 
 #: Key of `Task.meta` under which the right answer lies that somebody gave to a logged episode.
 CORRECTION = "correction"
-#: How a last reply ends that the policy chose to be its last.
-ENDS = (ActionKind.ANSWER, ActionKind.ABSTAIN)
+_ENDS = (ActionKind.ANSWER, ActionKind.ABSTAIN)
 _YES_NO = ("yes", "no", "true", "false")  # found anywhere, such words support nothing
 _WORDS = 2  # of the question in a passage that is to support an answer, as the expert wants it
 
@@ -63,13 +62,22 @@ def right_reply(trajectory: Trajectory, template: ChatTemplate) -> RightReply | 
         and no call since. Or where the last reply is not the policy's own choice to end, or begins with
         a thought.
     """
-    last, task = trajectory.turns[-1], trajectory.task
-    if last.action.kind not in ENDS or last.forced or not last.sampled or last.action.thought:
+    if obstacle(trajectory) or trajectory.turns[-1].action.thought:
         return None
-    if format_of(trajectory) not in FORMATS or rejected(trajectory):
-        return None
-    found = _supported(task, shown(trajectory))
+    found = _supported(trajectory.task, shown(trajectory))
     return None if found is None else reply_with(trajectory, *found, template)
+
+
+def obstacle(trajectory: Trajectory) -> str:
+    """Why no other reply can stand in the place of the last one; "" where one can."""
+    last = trajectory.turns[-1]
+    if last.action.kind not in _ENDS or last.forced or not last.sampled:
+        return "it does not end in an answer of its own"
+    if _format(trajectory) not in FORMATS:
+        return "its action format is not known here"
+    if _rejected(trajectory):
+        return "it ended behind a verdict 'no', where no answer is taken"
+    return ""
 
 
 def _supported(task: Task, seen: Sequence[Source]) -> tuple[str, list[Source]] | None:
@@ -97,13 +105,11 @@ def _held(answers: Sequence[str], sources: Sequence[Source]) -> tuple[str, list[
     return next(found, None)
 
 
-def rejected(trajectory: Trajectory) -> bool:
-    """Whether the last verdict was no and nothing came back since."""
-    rejected = False
-    for turn in trajectory.turns[:-1]:
-        if turn.observation is not None and turn.observation.tool:
-            rejected = turn.observation.verdict is Verdict.UNHELPFUL
-    return rejected
+def _rejected(trajectory: Trajectory) -> bool:
+    """Whether the last thing that came back is a verdict "no"."""
+    seen = [turn.observation for turn in trajectory.turns[:-1]]
+    back = [one.verdict for one in seen if one is not None and one.tool]
+    return back[-1:] == [Verdict.UNHELPFUL]
 
 
 def reply_with(
@@ -120,7 +126,7 @@ def reply_with(
     said = TagsFormat(Toolbox()).neutralise(template.neutralise(answer.strip()))
     numbers = ", ".join(str(n) for n in sorted({source.number for source in sources}))
     text, opening = f"{said} [{numbers}]", ""
-    if format_of(trajectory) == TagsFormat.name:
+    if _format(trajectory) == TagsFormat.name:
         opening = TagsFormat.final_prefix
         text = f"{opening}{text}</answer>"
         ids = template.encode(text)
@@ -134,7 +140,7 @@ def reply_with(
     return RightReply(text, said, np.asarray(ids, dtype=np.int64), np.arange(len(ids)) >= given)
 
 
-def format_of(trajectory: Trajectory) -> str:
+def _format(trajectory: Trajectory) -> str:
     """Name of the action format that an episode was played in."""
     return str(trajectory.versions.get("format", TagsFormat.name))
 
