@@ -13,6 +13,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Literal
 
+from agent import allocator
 from agent.settings import Settings
 from kg.errors import TurnwiseError, install_command
 
@@ -93,8 +94,21 @@ def _engines(settings: Settings) -> Iterator[Check]:
     deepspeed = _version("deepspeed")
     if deepspeed:
         yield Check("deepspeed", "ok", deepspeed)
+        yield from _allocator()
     else:
         yield Check("deepspeed", "warn", "no training", install_command("train"))
+
+
+def _allocator() -> Iterator[Check]:
+    """Of training on CPU alone: on a GPU tensors lie elsewhere."""
+    if not sys.platform.startswith("linux") or not (_version("torch") or "").endswith("+cpu"):
+        return
+    path = allocator.loaded(os.environ) or allocator.installed()
+    if path:
+        yield Check("allocator", "ok", f"agent train allocates by {path}")
+    else:
+        detail = "no jemalloc: updates of a long training run on CPU slow down"
+        yield Check("allocator", "warn", detail, "apt install libjemalloc2")
 
 
 def _policy(settings: Settings) -> Iterator[Check]:

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+from agent import allocator
 from agent.console.options import (
     Corpus,
     Data,
@@ -176,9 +177,10 @@ def train(
     (torchrun, deepspeed) several processes learn. Exit codes: 0 done, 1 the run was paused or cannot go
     on, 2 usage, 5 the policy is unavailable, 130 interrupted.
     """
+    _require_heard(context, from_store)
+    allocator.preload()
     from rl.train_command import retrained, trained
 
-    _require_heard(context, from_store)
     settings = settings_of()
     aside = redirect_stdout(sys.stderr)  # DeepSpeed logs to stdout, which is the result's alone
     if from_store:
