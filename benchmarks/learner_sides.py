@@ -106,10 +106,11 @@ def peak_mib() -> float:
 
 
 def ours(case: Case, args: argparse.Namespace, clock: Clock, found: Found | None) -> dict[str, Any]:
+    from rl.assessment_recipe import LossChoice
     from rl.batches import lay_out, update_batch
     from rl.learner import Learner
     from rl.recipe import Optimizer
-    from rl.train_recipe import LossChoice, Update
+    from rl.train_recipe import Update
 
     update = Update(
         optimizer=Optimizer(lr=args.lr, warmup=0.0, final=1.0, betas=(0.9, 0.95)),

@@ -16,12 +16,12 @@ import numpy as np
 
 from agent.trajectory import Status, Trajectory, TrajectoryError
 from kg.errors import TurnwiseError, UsageError
+from rl.assessment_recipe import Assessment, CreditChoice
 from rl.credit import Batch, Credit, CreditError, RewardPart, estimate
 from rl.credit.group import Bools, Floats, Ints
 from rl.gathered import gathered
 from rl.reduction import token_weights
 from rl.rewards import Combination, Need, RewardContext, RewardError, Values, require
-from rl.train_recipe import Assessment, CreditChoice
 
 if TYPE_CHECKING:
     from rl.rewards.information_gain import InformationGain

@@ -27,6 +27,7 @@ from agent.trajectory import Trajectory
 from kg.errors import TurnwiseError, UsageError
 from rl import checkup, ranks
 from rl.assess import assess
+from rl.assessment_recipe import Assessment, CreditChoice
 from rl.batches import TreeBatch, lay_out, update_batch
 from rl.checkup import HeadWatch
 from rl.critic import Critic, Floats
@@ -39,7 +40,7 @@ from rl.rollouts import Stage, groups_of
 from rl.sampler import hand_over, open_sampler
 from rl.step import UpdateStats
 from rl.sync import Canary, SyncError
-from rl.train_recipe import Assessment, CreditChoice, Tasks, TrainRecipe
+from rl.train_recipe import Tasks, TrainRecipe
 
 _WORLD = Worlds(count=1, first_seed=910001, entities=60, questions=60)
 _KINDS = ("1hop", "2hop")

@@ -17,11 +17,12 @@ import torch
 
 from agent.policies.chat import ChatTemplate
 from rl import losses, ranks
+from rl.assessment_recipe import LossChoice
 from rl.batches import Floats, Ids, TreeBatch, UpdateBatch
 from rl.engine import load_trainable, start_engine
 from rl.scoring import Scorer, positions
 from rl.step import UpdateStats, take_step
-from rl.train_recipe import LossChoice, Update
+from rl.train_recipe import Update
 from rl.tree import TokenTree
 from rl.tree_attention import on_tree
 

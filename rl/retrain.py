@@ -26,6 +26,7 @@ from agent.trajectory import Trajectory
 from kg.errors import UsageError
 from rl import broken, ranks, run_folder
 from rl.assess import DECLINED, Assessed, assess
+from rl.assessment_recipe import Correction
 from rl.batches import TreeBatch, UpdateBatch, lay_out, minibatches
 from rl.boundary import foreign_labels, told_labels
 from rl.checkpoint import Checkpoint
@@ -53,7 +54,7 @@ from rl.sft import train as fine_tune
 from rl.stamp import Stamp
 from rl.step_metrics import of_credit, of_updates
 from rl.sync import collected
-from rl.train_recipe import Correction, TrainRecipe
+from rl.train_recipe import TrainRecipe
 
 Notify = Callable[[str], None]
 Way = Literal["imitate", "gradient"]

@@ -15,9 +15,10 @@ from agent.store import Filter, TrajectoryStore
 from agent.trajectory import Trajectory
 from kg.errors import PolicyUnavailableError, UsageError
 from rl.assess import Assessed, assess, unfit
+from rl.assessment_recipe import Assessment
 from rl.receipt import Receipt, make_receipt
 from rl.receipt_table import render_receipt
-from rl.train_recipe import Assessment, load_assessment
+from rl.train_recipe import load_assessment
 
 if TYPE_CHECKING:
     from agent.policies.vllm import VllmPolicy

@@ -16,11 +16,12 @@ import numpy as np
 import torch
 
 from agent.policies.bundled import MICRO_FOLDER
+from rl.assessment_recipe import LossChoice
 from rl.batches import lay_out, update_batch
 from rl.learner import Learner
 from rl.recipe import Lora, Optimizer
 from rl.sync import weights_of
-from rl.train_recipe import LossChoice, Update
+from rl.train_recipe import Update
 from tests.rl.groups import random_group
 
 UNIFORM = -float(np.log(4096))

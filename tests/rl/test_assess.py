@@ -17,6 +17,7 @@ from agent.task import Task
 from agent.trajectory import Status
 from kg.errors import PolicyUnavailableError, UsageError
 from rl.assess import assess, by_group
+from rl.assessment_recipe import Assessment, CreditChoice, LossChoice
 from rl.credit import ESTIMATORS, CreditError
 from rl.losses import Reduction, Tokens, gspo, kl_loss, ppo_clip
 from rl.receipt import make_receipt
@@ -24,7 +25,7 @@ from rl.receipt_table import render_receipt
 from rl.rewards import Part, RewardContext, RewardError, make_reward, reward_kind
 from rl.scoring import load_scorer
 from rl.step_metrics import of_credit
-from rl.train_recipe import Assessment, CreditChoice, LossChoice, load_assessment
+from rl.train_recipe import load_assessment
 from tests.rl.groups import random_group
 from tests.rl.rollouts import ASTRAY, AT_ONCE, RIGHT, TASK, WRONG, group, play
 

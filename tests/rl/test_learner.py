@@ -12,12 +12,13 @@ import pytest
 import torch
 
 from kg.errors import UsageError
+from rl.assessment_recipe import Anchor, Correction, LossChoice
 from rl.batches import update_batch
 from rl.critic import Critic
 from rl.learner import tree_loss
 from rl.recipe import Optimizer
 from rl.sync import collected, weights_of
-from rl.train_recipe import Anchor, Correction, CriticChoice, LossChoice, Update
+from rl.train_recipe import CriticChoice, Update
 from tests.rl.learning import CALM, curve, digest, learner, tiny_model, trees_of
 
 STEPS = 20

@@ -17,12 +17,12 @@ import pytest
 from agent.store import TrajectoryStore
 from kg.errors import UsageError
 from rl import model_files
+from rl.assessment_recipe import LossChoice
 from rl.checkpoint import Checkpoint, CheckpointError
 from rl.fit import TrainingError
 from rl.learner import Learner
 from rl.run_history import read_history
 from rl.sync import SyncError
-from rl.train_recipe import LossChoice
 from tests.rl.training_run import Printed, recipe, run
 
 KILLS = int(os.environ.get("TURNWISE_KILLS", "1"))

@@ -24,6 +24,7 @@ from agent.policies.transformers import TransformersPolicy
 from agent.rollout import run_episode
 from agent.settings import isolated_settings
 from agent.task import Task
+from rl.assessment_recipe import Correction, LossChoice
 from rl.batches import calls_tree, update_batch
 from rl.curriculum import Drawn
 from rl.losses import importance_weights
@@ -33,7 +34,7 @@ from rl.rollouts import groups_of
 from rl.sampler import hand_over
 from rl.step_metrics import of_rollouts
 from rl.sync import Canary
-from rl.train_recipe import Correction, LossChoice, Rollouts, Tasks
+from rl.train_recipe import Rollouts, Tasks
 from tests.agent.scripted import HAPPY, FactTool, ScriptedPolicy
 from tests.rl.conftest import WORLD
 from tests.rl.learning import learner, tiny_model, trees_of

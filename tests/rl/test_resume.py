@@ -16,6 +16,7 @@ from agent.task import Task
 from eval.benchmarks import Benchmark
 from kg.errors import UsageError
 from rl import run_folder
+from rl.assessment_recipe import LossChoice
 from rl.best import Best
 from rl.checkpoint import Checkpoint, CheckpointError
 from rl.inputs import claim_inputs
@@ -23,7 +24,7 @@ from rl.learner import Learner
 from rl.rewind import rewind
 from rl.run_history import read_history
 from rl.stamp import Stamp
-from rl.train_recipe import FREE, LossChoice, Rollouts, TrainRecipe, Update
+from rl.train_recipe import FREE, Rollouts, TrainRecipe, Update
 from tests.rl.histories import history, measured, write
 from tests.rl.rollouts import RIGHT, play
 from tests.rl.training_run import RECIPE, recipe, run

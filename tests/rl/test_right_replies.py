@@ -14,11 +14,12 @@ from agent.task import Task
 from agent.trajectory import ActionKind
 from kg.errors import UsageError
 from rl.assess import assess
+from rl.assessment_recipe import Assessment, CreditChoice, LossChoice
 from rl.batches import lay_out, minibatches, update_batch
 from rl.imitation import right_replies
 from rl.replies import CORRECTION, reply_with, right_reply, shown
 from rl.rewards import Part
-from rl.train_recipe import Assessment, CreditChoice, LossChoice, load_train
+from rl.train_recipe import load_train
 from tests.rl.learning import learner, tiny_model
 from tests.rl.rollouts import ASTRAY, AT_ONCE, RIGHT, TASK, WRONG, group, play
 from tests.rl.test_batches import path

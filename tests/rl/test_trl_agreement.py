@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from rl.assess import assess
+from rl.assessment_recipe import Assessment, CreditChoice
 from rl.credit import Batch, estimate
 from rl.losses import (
     Reduction,
@@ -24,7 +25,6 @@ from rl.losses import (
     ppo_clip,
 )
 from rl.rewards import Part
-from rl.train_recipe import Assessment, CreditChoice
 
 pytest.importorskip("trl", reason="trl is not installed", exc_type=ImportError)
 grpo_trainer = pytest.importorskip("trl.trainer.grpo_trainer", exc_type=ImportError)
