@@ -10,6 +10,7 @@ the program starts itself anew with it.
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
@@ -31,9 +32,14 @@ def loaded(environment: Mapping[str, str]) -> str:
     return next((path for path in libraries if any(name in path for name in _OTHERS)), "")
 
 
+def wanted() -> bool:
+    """Whether it matters here: not on a GPU, in whose memory tensors lie."""
+    return sys.platform.startswith("linux") and shutil.which("nvidia-smi") is None
+
+
 def installed() -> Path | None:
     """A jemalloc of this machine that Python starts with: the system's, else the one that Ray brings."""
-    if not sys.platform.startswith("linux"):
+    if not wanted():
         return None
     return next((path for path in _candidates() if _works(path)), None)
 

@@ -100,8 +100,8 @@ def _engines(settings: Settings) -> Iterator[Check]:
 
 
 def _allocator() -> Iterator[Check]:
-    """Of training on CPU alone: on a GPU tensors lie elsewhere."""
-    if not sys.platform.startswith("linux") or not (_version("torch") or "").endswith("+cpu"):
+    """Of training on CPU alone."""
+    if not allocator.wanted():
         return
     path = allocator.loaded(os.environ) or allocator.installed()
     if path:
