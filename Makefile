@@ -5,6 +5,8 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 # processes of the test suite, each with one thread; a file's tests stay in one of them
 WORKERS ?= 2
+# an index of Python packages that torch is taken from, such as PyTorch's own with builds for CPUs
+TORCH_INDEX ?=
 Q ?= Which element is named after the creator of the periodic table?
 
 .PHONY: ask test lint install install-test adapter micro train-demo clean
@@ -32,7 +34,8 @@ $(VENV)/bin/python:
 
 # torch first and exactly pinned: a looser range pulls several GB of CUDA packages
 $(VENV)/.installed: pyproject.toml | $(VENV)/bin/python
-	$(PIP) setuptools wheel torch==2.13.0
+	$(PIP) setuptools wheel
+	$(PIP) $(if $(TORCH_INDEX),--index-url "$(TORCH_INDEX)") torch==2.13.0
 	$(PIP) --no-build-isolation -e .
 	@touch $@
 

@@ -32,6 +32,11 @@ def loaded(environment: Mapping[str, str]) -> str:
     return next((path for path in libraries if any(name in path for name in _OTHERS)), "")
 
 
+def declined(environment: Mapping[str, str]) -> bool:
+    """Whether the system's own is asked for."""
+    return environment.get(VARIABLE) == "system"
+
+
 def wanted() -> bool:
     """Whether it matters here: not on a GPU, in whose memory tensors lie."""
     return sys.platform.startswith("linux") and shutil.which("nvidia-smi") is None
@@ -50,7 +55,7 @@ def preload() -> None:
     Does nothing where the process was not started by these arguments: a caller's own program is not ours
     to start anew.
     """
-    if loaded(os.environ) or os.environ.get(VARIABLE) == "system":
+    if loaded(os.environ) or declined(os.environ):
         return
     count = len(sys.argv) - 1
     if count == 0 or sys.orig_argv[-count:] != sys.argv[1:]:

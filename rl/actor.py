@@ -62,11 +62,13 @@ class Actor:
             made = (self._settings, data, worlds, observer.notify)
             return load_sets(tasks, *made) if tasks else ()
 
-        self.asked, self.held = loaded(recipe.tasks), loaded(recipe.validation.tasks)
+        validation = recipe.validation
+        self.asked = loaded(recipe.tasks)
+        self.held = loaded(validation.tasks if validation.every else None)
         require_apart(self.asked, self.held)
         if recipe.rollouts.misled:
             require_gold("rollouts.misled", self.asked, self._settings)
-        if recipe.validation.misled:
+        if validation.misled:
             require_gold("validation.misled", self.held, self._settings)
         tasks = [task for one in self.asked for task in one.tasks]
         context = RewardContext(known=told_labels(tasks), promised=recipe.provides)

@@ -230,6 +230,11 @@ def _require_heard(context: typer.Context, from_store: str) -> None:
     )
     for name in filter(given, idle):
         raise UsageError(f"--{name.replace('_', '-')} {why}", hint)
+    if given("threshold") and context.params["way"] == "gradient":
+        raise UsageError(
+            "--threshold says which episodes are imitated; --way gradient compares them all",
+            "leave it out",
+        )
 
 
 @commands.command(

@@ -196,9 +196,7 @@ def load_set(name: str, request: CollectRequest, settings: Settings) -> Benchmar
     found = load(name, DataFolder(request.data, settings.benchmarks_dir), request.split)
     if not found.tasks:
         raise UsageError(f"'{name}' holds no task", next(iter(found.skipped), ""))
-    lacking = [tool for tool in found.needs if settings.tools and tool not in settings.tools]
-    if lacking:
-        raise UsageError(f"the tasks of '{name}' need the tool '{lacking[0]}'", "--tools …")
+    found.require(settings.tools, "--tools {}")
     return replace(found, tasks=spread(found.tasks, request.limit))
 
 

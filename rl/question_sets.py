@@ -52,9 +52,12 @@ def load_sets(
         The sets, narrowed to the tasks that are asked for, with the corpus that will be searched.
 
     Raises:
-        UsageError: an unknown set, or one without a task that is asked for.
+        UsageError: an unknown set, one without a task that is asked for, or one that needs a tool that
+            episodes do not have.
     """
-    loaded = _loaded(tasks, settings, data, worlds, notify)
+    loaded = list(_loaded(tasks, settings, data, worlds, notify))
+    for one in loaded:
+        one.require(settings.tools, "--set rollouts.agent.tools=[{}]")
     searched = settings.corpus
     return tuple(
         replace(found, corpus=searched or found.corpus)

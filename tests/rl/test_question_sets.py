@@ -49,3 +49,19 @@ def test_a_limit_takes_from_both(ask):
 def test_a_set_without_answers_is_told(ask):
     with pytest.raises(UsageError, match="no question with an answer"):
         ask(answerable=0, unanswerable=0.5)
+
+
+def test_a_set_whose_tool_episodes_lack_is_refused_with_the_setting(tmp_path):
+    folder = tmp_path / "data" / "wc2014"
+    folder.mkdir(parents=True)
+    (folder / "kb.tsv").write_text("A_B\tplays\tC\n")
+    row = "where does A_B play ?\tC\tA_B#plays#C\tC/\n"
+    (folder / "path2.tsv").write_text("".join(row.replace("A_B", f"A_{n}") for n in range(30)))
+    (folder / "conjunctive.tsv").write_text("")
+    tasks = Tasks(sets=("wc2014",))
+    data = str(tmp_path / "data")
+    with pytest.raises(UsageError, match="need the tool 'kg'") as refused:
+        load_sets(tasks, isolated_settings(home=tmp_path), data, tmp_path)
+    assert refused.value.hint == "--set rollouts.agent.tools=[search,judge,kg]"
+    [found] = load_sets(tasks, isolated_settings(home=tmp_path, tools=()), data, tmp_path)
+    assert found.tasks  # closed book
