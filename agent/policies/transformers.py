@@ -12,6 +12,7 @@ import math
 import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +21,7 @@ from agent.policies.base import Completion, FinishReason, Policy, Request, Sampl
 from agent.policies.catalog import weights_version
 from agent.policies.chat import ChatTemplate, does_not_load
 from agent.policies.fingerprint import Fingerprint, dtype_name, fingerprint
+from kg.cores import CORES
 from kg.errors import PolicyUnavailableError, UsageError
 
 if TYPE_CHECKING:
@@ -247,14 +249,15 @@ class _Decoder:
     def _forward(self, ids: torch.Tensor, cache: Any, mask: torch.Tensor) -> torch.Tensor:
         positions = (mask.cumsum(-1) - 1).clamp(min=0)[:, -ids.shape[1] :]
         padded = None if self.alone else mask
-        out = self.policy.model(
-            input_ids=ids,
-            attention_mask=padded,
-            position_ids=positions,
-            past_key_values=cache,
-            use_cache=True,
-            logits_to_keep=1,
-        )
+        with CORES.turn() if self.device.type == "cpu" else nullcontext():
+            out = self.policy.model(
+                input_ids=ids,
+                attention_mask=padded,
+                position_ids=positions,
+                past_key_values=cache,
+                use_cache=True,
+                logits_to_keep=1,
+            )
         logits: torch.Tensor = out.logits[:, -1].float()
         return logits
 

@@ -12,7 +12,7 @@ import os
 import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -22,6 +22,7 @@ from agent.policies import vllm_child, weight_reader
 from agent.policies.base import FinishReason, Request
 from agent.policies.fingerprint import Fingerprint, dtype_name
 from agent.policies.vllm_worker import WorkerExtension, told_by
+from kg.cores import CORES
 from kg.errors import MissingExtraError, PolicyUnavailableError, UsageError
 
 # One process unless an isolated engine is asked for. A variable that the user has set stays. vLLM
@@ -92,6 +93,8 @@ class Engine:
             from vllm.v1.engine.llm_engine import LLMEngine
         except ImportError as error:
             raise MissingExtraError("vllm", _extra(), "the vLLM policy") from error
+        import torch
+
         _shield_llvmlite()
         self._folder = folder
         try:
@@ -111,6 +114,7 @@ class Engine:
             ) from error
         self.context_length = int(self._engine.model_config.max_model_len)
         self.dtype = dtype_name(self._engine.model_config)
+        self.on_cpu = not torch.cuda.is_available()
 
     def add(self, key: str, request: Request) -> None:
         """Queue a request.
@@ -140,8 +144,9 @@ class Engine:
         self._engine.abort_request(list(keys))
 
     def step(self) -> list[Delta]:
-        """One step of the whole batch."""
-        return [_delta(output) for output in self._engine.step()]
+        """One step of the whole batch; on a CPU in a turn of its own."""
+        with CORES.turn() if self.on_cpu else nullcontext():
+            return [_delta(output) for output in self._engine.step()]
 
     def reload(self, weights: Path) -> None:
         """Replace the weights and forget cached prefixes; no request may be in the engine.

@@ -10,6 +10,7 @@ import hashlib
 import json
 import threading
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property, lru_cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -18,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from kg.cores import CORES
 from tools.search.errors import EmbedderUnavailableError
 from tools.search.settings import DEFAULT_EMBEDDER, IndexSettings
 
@@ -126,12 +128,13 @@ class Embedder:
         return int(self._model[0].get_embedding_dimension() or 0)
 
     def encode_queries(self, queries: Sequence[str]) -> NDArray[np.float32]:
-        """Unit vectors, float32 [queries, dimension]."""
-        return self._encode(queries, self.query_prefix)
+        """Unit vectors, float32 [queries, dimension]; on a CPU in a turn of its own."""
+        turn = CORES.turn() if self._model[0].device.type == "cpu" else nullcontext()
+        return self._encode(queries, self.query_prefix, turn)
 
     def encode_passages(self, passages: Sequence[str]) -> NDArray[np.float32]:
         """Unit vectors, float32 [passages, dimension]."""
-        return self._encode(passages, self.passage_prefix)
+        return self._encode(passages, self.passage_prefix, nullcontext())
 
     def load(self) -> None:
         """Load the weights now rather than at the first encoding.
@@ -145,10 +148,12 @@ class Embedder:
     def _model(self) -> tuple[SentenceTransformer, threading.Lock]:
         return _load_model(self.folder)
 
-    def _encode(self, texts: Sequence[str], prefix: str) -> NDArray[np.float32]:
+    def _encode(
+        self, texts: Sequence[str], prefix: str, turn: AbstractContextManager[None]
+    ) -> NDArray[np.float32]:
         model, lock = self._model
         # The fast tokenizers refuse to be used from two threads at once ("Already borrowed").
-        with lock:
+        with lock, turn:
             vectors: Any = model.encode(
                 list(texts),
                 prompt=prefix,
