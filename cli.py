@@ -13,6 +13,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from agent import allocator
 from agent import cli as agent_cli
 from eval import cli as eval_cli
 from kg.console import group, stderr
@@ -106,5 +107,11 @@ def main() -> None:
         sys.exit(1)
 
 
-if __name__ == "__main__":
+def program() -> None:
+    """`main` as the program `agent`, whose process is its own."""
+    allocator.announce()
     main()
+
+
+if __name__ == "__main__":
+    program()

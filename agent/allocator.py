@@ -26,10 +26,20 @@ _FOLDERS = ("/usr/lib", "/usr/lib64", "/usr/local/lib", "/lib64")
 _KEPT = "background_thread:true,oversize_threshold:1,dirty_decay_ms:-1,muzzy_decay_ms:-1"
 
 
-def loaded(environment: Mapping[str, str]) -> str:
+_program = False
+
+
+def announce() -> None:
+    """Say that this process is the program `agent`: it may be started anew, a caller's own may not."""
+    global _program
+    _program = True
+
+
+def preloaded(environment: Mapping[str, str]) -> str:
     """The allocator that a process with this environment is started with; "" for the system's own."""
     libraries = environment.get(_PRELOAD, "").replace(":", " ").split()
-    return next((path for path in libraries if any(name in path for name in _OTHERS)), "")
+    named = (path for path in libraries if any(name in path for name in _OTHERS))
+    return next((path for path in named if "/" not in path or Path(path).is_file()), "")
 
 
 def declined(environment: Mapping[str, str]) -> bool:
@@ -44,21 +54,12 @@ def wanted() -> bool:
 
 def installed() -> Path | None:
     """A jemalloc of this machine that Python starts with: the system's, else the one that Ray brings."""
-    if not wanted():
-        return None
     return next((path for path in _candidates() if _works(path)), None)
 
 
 def preload() -> None:
-    """Start this program anew with jemalloc, where there is one and no allocator was chosen.
-
-    Does nothing where the process was not started by these arguments: a caller's own program is not ours
-    to start anew.
-    """
-    if loaded(os.environ) or declined(os.environ):
-        return
-    count = len(sys.argv) - 1
-    if count == 0 or sys.orig_argv[-count:] != sys.argv[1:]:
+    """Start the program `agent` anew with jemalloc, where there is one and no allocator was chosen."""
+    if not _program or not wanted() or preloaded(os.environ) or declined(os.environ):
         return
     path = installed()
     if path is None:
@@ -66,7 +67,7 @@ def preload() -> None:
     sys.stdout.flush()
     sys.stderr.flush()
     anew = [sys.executable, *sys.orig_argv[1:]]
-    os.execve(sys.executable, anew, with_library(path, os.environ))  # noqa: S606 - no shell: our own arguments
+    os.execve(sys.executable, anew, with_library(path, os.environ))  # noqa: S606 - our own arguments
 
 
 def with_library(path: Path, environment: Mapping[str, str]) -> dict[str, str]:
@@ -90,4 +91,4 @@ def _works(path: Path) -> bool:
         return False
     environment = with_library(path, os.environ)
     tried = subprocess.run([sys.executable, "-S", "-c", ""], env=environment, capture_output=True)
-    return tried.returncode == 0 and not tried.stderr
+    return tried.returncode == 0 and os.fsencode(path) not in tried.stderr  # the loader names it

@@ -103,10 +103,10 @@ def _allocator() -> Iterator[Check]:
     """Of training on CPU alone."""
     if not allocator.wanted():
         return
-    path = allocator.loaded(os.environ) or allocator.installed()
-    if allocator.declined(os.environ):
+    chosen = allocator.preloaded(os.environ)
+    if not chosen and allocator.declined(os.environ):
         yield Check("allocator", "ok", f"the system's, as {allocator.VARIABLE} says")
-    elif path:
+    elif path := chosen or allocator.installed():
         yield Check("allocator", "ok", f"agent train allocates by {path}")
     else:
         detail = "no jemalloc: updates of a long training run on CPU slow down"

@@ -18,9 +18,9 @@ def open_tools(settings: Settings, notify: Notify = lambda line: None) -> Toolbo
         UsageError: a tool that does not exist, or a corpus that cannot be read.
         ToolUnavailableError: an index that is broken.
     """
-    unknown = [name for name in settings.tools if name not in _OPENERS]
+    unknown = [name for name in settings.tools if name not in TOOLS]
     if unknown:
-        raise UsageError(f"no tool '{unknown[0]}'", f"there are: {', '.join(_OPENERS)}")
+        raise UsageError(f"no tool '{unknown[0]}'", f"there are: {', '.join(TOOLS)}")
     return Toolbox(_OPENERS[name](settings, notify) for name in settings.tools)
 
 
@@ -37,3 +37,5 @@ _OPENERS: dict[str, Callable[[Settings, Notify], Tool]] = {
     "search": _search,
     "judge": lambda settings, notify: JudgeTool(),
 }
+#: Names of the tools that there are.
+TOOLS = tuple(_OPENERS)

@@ -31,7 +31,7 @@ def run(name: str, out: Path, args: argparse.Namespace) -> tuple[list[float], fl
     """Tokens a second of each step's update, and the process's peak memory in MiB."""
     command = [sys.executable, str(ROOT / "cli.py"), "train", args.recipe, "--out", str(out)]
     command += ["--data", str(args.data)] if args.data else []
-    changes = [f"steps={args.steps}", "validation.every=0", *args.set]
+    changes = [f"steps={args.steps}", "validation.every=0", "validation.misled=false", *args.set]
     command += [part for change in changes for part in ("--set", change)]
     environment = dict(os.environ) | ({allocator.VARIABLE: "system"} if name == "glibc" else {})
     with subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL) as process:
@@ -52,10 +52,10 @@ def main() -> None:
     parser.add_argument("--data", type=Path)
     parser.add_argument("--set", action="append", default=[], metavar="key=value")
     args = parser.parse_args()
-    if allocator.loaded(os.environ):
-        parser.error("an allocator is preloaded already: unset LD_PRELOAD")
-    if allocator.installed() is None:
-        parser.error("no jemalloc on this machine: apt install libjemalloc2, or pip install ray")
+    if allocator.preloaded(os.environ) or allocator.declined(os.environ):
+        parser.error(f"an allocator is chosen already: unset LD_PRELOAD and {allocator.VARIABLE}")
+    if not allocator.wanted() or allocator.installed() is None:
+        parser.error("a GPU, or no jemalloc (apt install libjemalloc2, or pip install ray)")
     speeds: dict[str, list[list[float]]] = {"glibc": [], "jemalloc": []}
     peaks: dict[str, list[float]] = {"glibc": [], "jemalloc": []}
     with tempfile.TemporaryDirectory() as folder:

@@ -251,8 +251,7 @@ def playable(name: str, data: str, settings: Settings) -> Benchmark:
     found = load(name, DataFolder(data, settings.benchmarks_dir))
     if not found.tasks:
         raise UsageError(f"'{name}' holds no question", next(iter(found.skipped), ""))
-    hint = '--tools {}, or --tools "" for closed book; AGENT_TOOLS sets the same'
-    found.require(settings.tools, hint)
+    found.require(settings.tools, '--tools "{}"')
     return found
 
 

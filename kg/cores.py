@@ -28,19 +28,20 @@ class Turns:
         """Waits until all who asked before are done."""
         mine = Lock()
         mine.acquire()
-        with self._guard:
-            self._waiting.append(mine)
-            if self._waiting[0] is mine:
-                mine.release()
         try:
+            with self._guard:
+                self._waiting.append(mine)
+                if self._waiting[0] is mine:
+                    mine.release()
             mine.acquire()
             yield
         finally:
             with self._guard:
-                first = self._waiting[0] is mine
-                self._waiting.remove(mine)
-                if first and self._waiting:
-                    self._waiting[0].release()
+                if mine in self._waiting:  # an interrupt may come before
+                    first = self._waiting[0] is mine
+                    self._waiting.remove(mine)
+                    if first and self._waiting:
+                        self._waiting[0].release()
 
 
 #: Those of this process.

@@ -151,7 +151,10 @@ def train(
     ] = "imitate",
     reward: Annotated[
         str,
-        typer.Option(help="Of --from-store: a reward attached to the episodes; else gold answers."),
+        typer.Option(
+            help="Of --from-store: a reward attached to the episodes; else gold answers (imitate) or "
+            "the recipe's rewards (gradient)."
+        ),
     ] = "",
     threshold: Annotated[
         float, typer.Option(help="Of --from-store: episodes with more are imitated.")

@@ -196,7 +196,7 @@ def load_set(name: str, request: CollectRequest, settings: Settings) -> Benchmar
     found = load(name, DataFolder(request.data, settings.benchmarks_dir), request.split)
     if not found.tasks:
         raise UsageError(f"'{name}' holds no task", next(iter(found.skipped), ""))
-    found.require(settings.tools, "--tools {}")
+    found.require(settings.tools, '--tools "{}"')
     return replace(found, tasks=spread(found.tasks, request.limit))
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -50,6 +51,8 @@ def claim_inputs(
     before = _read(path) if path.is_file() else found
     if not any(name in before for name in passages):  # there was a time when they were not noted
         before = {**before, **passages}
+    if not held:  # there was a time when sets were noted that were never measured on
+        before = {name: value for name, value in before.items() if not _unasked(name, asked)}
     if changed := sorted(
         name for name in before.keys() | found.keys() if before.get(name) != found.get(name)
     ):
@@ -59,6 +62,14 @@ def claim_inputs(
         )
     if not path.is_file() or _read(path) != found:
         run_folder.write(path, found)
+
+
+def _unasked(name: str, asked: Sequence[Benchmark]) -> bool:
+    """Whether an input is of no set that is trained on, in a run that measures on none."""
+    of = re.match(r"(?:the validation set|what is searched for) '(.*?)'(?: \(|$)", name)
+    return of is not None and (
+        name.startswith("the validation") or of[1] not in {one.name for one in asked}
+    )
 
 
 def digest_of(tasks: Benchmark) -> str:

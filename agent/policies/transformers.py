@@ -203,7 +203,7 @@ class _Decoder:
         for row in self.rows:
             if row.request.prompt_logprobs:
                 ids = self.torch.tensor([row.request.token_ids], device=self.device)
-                logits = self.policy.model(input_ids=ids, use_cache=False).logits[0, :-1]
+                logits = self._computed(input_ids=ids, use_cache=False).logits[0, :-1]
                 found = logits.float().log_softmax(-1).gather(-1, ids[0, 1:, None])[:, 0]
                 row.prompt_logprobs = (math.nan, *found.tolist())
 
@@ -249,17 +249,21 @@ class _Decoder:
     def _forward(self, ids: torch.Tensor, cache: Any, mask: torch.Tensor) -> torch.Tensor:
         positions = (mask.cumsum(-1) - 1).clamp(min=0)[:, -ids.shape[1] :]
         padded = None if self.alone else mask
-        with CORES.turn() if self.device.type == "cpu" else nullcontext():
-            out = self.policy.model(
-                input_ids=ids,
-                attention_mask=padded,
-                position_ids=positions,
-                past_key_values=cache,
-                use_cache=True,
-                logits_to_keep=1,
-            )
+        out = self._computed(
+            input_ids=ids,
+            attention_mask=padded,
+            position_ids=positions,
+            past_key_values=cache,
+            use_cache=True,
+            logits_to_keep=1,
+        )
         logits: torch.Tensor = out.logits[:, -1].float()
         return logits
+
+    def _computed(self, **inputs: Any) -> Any:
+        """One pass of the model; on a CPU in a turn of its own."""
+        with CORES.turn() if self.device.type == "cpu" else nullcontext():
+            return self.policy.model(**inputs)
 
     def _step(self, cache: Any, mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         last = self.torch.tensor([[row.ids[-1]] for row in self.rows], device=self.device)

@@ -89,7 +89,7 @@ class Engine:
         for key, value in _ENVIRONMENT.items():
             os.environ.setdefault(key, value)
         try:
-            from vllm import EngineArgs
+            from vllm import EngineArgs, envs
             from vllm.v1.engine.llm_engine import LLMEngine
         except ImportError as error:
             raise MissingExtraError("vllm", _extra(), "the vLLM policy") from error
@@ -114,7 +114,8 @@ class Engine:
             ) from error
         self.context_length = int(self._engine.model_config.max_model_len)
         self.dtype = dtype_name(self._engine.model_config)
-        self.on_cpu = not torch.cuda.is_available()
+        apart = options.isolated or envs.VLLM_ENABLE_V1_MULTIPROCESSING
+        self._shares_cores = not (apart or torch.cuda.is_available())
 
     def add(self, key: str, request: Request) -> None:
         """Queue a request.
@@ -144,8 +145,8 @@ class Engine:
         self._engine.abort_request(list(keys))
 
     def step(self) -> list[Delta]:
-        """One step of the whole batch; on a CPU in a turn of its own."""
-        with CORES.turn() if self.on_cpu else nullcontext():
+        """One step of the whole batch; in a turn of its own where this process computes it on a CPU."""
+        with CORES.turn() if self._shares_cores else nullcontext():
             return [_delta(output) for output in self._engine.step()]
 
     def reload(self, weights: Path) -> None:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from agent.task import MAX_QUESTION_CHARS, Task
+from agent.toolbox import TOOLS
 from eval.metrics import normalise
 from kg.errors import UsageError
 
@@ -51,21 +52,24 @@ class Benchmark:
     graph: tuple[Path, ...] = ()
     needs: tuple[str, ...] = ()
 
-    def require(self, tools: Sequence[str], hint: str) -> None:
+    def require(self, tools: Sequence[str], setting: str) -> None:
         """Refuse tools without one that the questions need; no tools at all are a closed-book run.
 
         Args:
-            tools: names of those that there are.
-            hint: where they are named; what is missing is added to it.
+            tools: names of those that episodes have.
+            setting: how they are set, with `{}` for their names.
 
         Raises:
             UsageError: names the one that is missing.
         """
-        if lacking := [tool for tool in self.needs if tools and tool not in tools]:
-            raise UsageError(
-                f"the questions of '{self.name}' need the tool '{lacking[0]}'",
-                hint.format(",".join((*tools, *lacking))),
-            )
+        lacking = [tool for tool in self.needs if tools and tool not in tools]
+        if not lacking:
+            return
+        closed = f"{setting.format('')} for closed book"
+        hint = f"this version does not have it; {closed}"
+        if all(tool in TOOLS for tool in lacking):
+            hint = f"{setting.format(','.join((*tools, *lacking)))}, or {closed}"
+        raise UsageError(f"the questions of '{self.name}' need the tool '{lacking[0]}'", hint)
 
 
 Make = Callable[[dict[str, Any]], Task]

@@ -5,8 +5,9 @@ Every token of a trajectory gets the trajectory's advantage (REINFORCE++ with a 
 grad log-probability over a trajectory's tokens and averaging over trajectories has the gradient of
 the expected reward as its expectation. A divisor that depends on length destroys it in the loss.
 
-A group of one has nothing to be compared with: its advantage is 0, in all of them but REINFORCE++,
-which knows no groups. A group of equal rewards gets exactly 0, too.
+A group of one has nothing to be compared with: its advantage is 0, and so is that of a group of equal
+rewards, exactly. Not so in `filtered` and `reinforce_pp`, which know no groups, and in
+`reinforce_pp_baseline`, which subtracts a mean over the batch besides.
 """
 
 from __future__ import annotations

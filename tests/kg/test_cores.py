@@ -1,6 +1,6 @@
 """Turns on the cores: one at a time, in order, and whatever happens to who has one or waits."""
 
-import ctypes
+import signal
 import threading
 import time
 
@@ -68,28 +68,44 @@ def test_an_error_gives_the_turn_on():
     assert not turns._waiting
 
 
-def test_who_is_interrupted_while_waiting_is_forgotten():
-    turns, seen = Turns(), []
+@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="no timers of POSIX here")
+def test_who_is_interrupted_while_waiting_is_forgotten_and_nobody_is_let_in():
+    turns, inside, done = Turns(), threading.Event(), threading.Event()
+    got = []
 
     class Stop(Exception):
         pass
 
-    def waits():
-        try:
-            with turns.turn():
-                seen.append("turn")
-        except Stop:
-            seen.append("stopped")
+    def stop(*_):
+        raise Stop
 
-    with turns.turn():
-        thread = threading.Thread(target=waits)
-        thread.start()
-        assert within(10, lambda: len(turns._waiting) == 2)
-        asked = ctypes.c_ulong(thread.ident)
-        ctypes.pythonapi.PyThreadState_SetAsyncExc(asked, ctypes.py_object(Stop))
-    # the lock's wait ends with the turn; the exception comes then, before or in its own turn
-    thread.join(10)
-    assert seen[-1] == "stopped"
-    with turns.turn():
-        pass
+    def holds():
+        with turns.turn():
+            inside.set()
+            done.wait(30)
+
+    def other():
+        with turns.turn():
+            got.append("turn")
+
+    holder, later = threading.Thread(target=holds), threading.Thread(target=other)
+    holder.start()
+    assert inside.wait(10)
+    before = signal.signal(signal.SIGALRM, stop)
+    try:
+        for _ in range(2):
+            signal.setitimer(signal.ITIMER_REAL, 0.05)
+            with pytest.raises(Stop), turns.turn():
+                got.append("interrupted")
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    later.start()
+    assert within(10, lambda: len(turns._waiting) == 2)
+    time.sleep(0.02)
+    assert got == []
+    done.set()
+    holder.join(10)
+    later.join(10)
+    assert got == ["turn"]
     assert not turns._waiting

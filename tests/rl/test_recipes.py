@@ -309,6 +309,20 @@ def test_labels_that_some_tasks_lack_or_another_policy_earned_are_told_before_th
         actor(mine, same)  # the label of another task with its id is not its own
 
 
+def test_validation_sets_are_read_where_something_is_validated_alone(tmp_path):
+    def actor(every):
+        tasks = json.dumps({"sets": [labelled(tmp_path, "mine", None)]})
+        held = json.dumps({"sets": [str(tmp_path / "gone.jsonl")]})
+        changes = [f"tasks={tasks}", f"validation={{every: {every}, tasks: {held}}}"]
+        settings = isolated_settings(home=tmp_path / "home")
+        made = load_train("grpo", changes)
+        return Actor(made, settings, tmp_path / "run", "", Told(lines=[]))
+
+    assert actor(0).held == ()
+    with pytest.raises(UsageError, match=r"gone\.jsonl"):
+        actor(1)
+
+
 def test_rewards_are_finite_for_every_recipe(played):
     for name in ("reseek", "ikea", "abstain", "knowrl_fact"):
         found = assess(played.groups, load_train(name))

@@ -57,7 +57,6 @@ A, B = Task("a", "Who is Ada?", ("Ada",)), Task("b", "Who is Bob?", ("Bob",))
     [
         (sets(A, Task("b", "Who is Bob?", ("Rob",))), sets(A, name="other"), "training set 'mine'"),
         (sets(A, B), sets(B, name="other"), "validation set 'other'"),
-        (sets(A, B), (), "validation set 'other'"),
     ],
 )
 def test_other_tasks_under_the_same_name_are_refused_by_that_name(
@@ -70,6 +69,21 @@ def test_other_tasks_under_the_same_name_are_refused_by_that_name(
         claim_inputs(tmp_path / "run", asked, held, base)
     assert error.value.message.count("set '") == 1
     assert "--out" in error.value.hint
+
+
+def test_sets_that_an_earlier_version_noted_without_measuring_on_them_do_not_end_a_run(
+    tmp_path, base
+):
+    corpus = tmp_path / "passages.jsonl"
+    corpus.write_text('{"id": "1", "text": "Ada is a mathematician."}\n')
+    mine = (Benchmark("mine", (A, B), (corpus,)),)
+    claim_inputs(tmp_path / "run", mine, (Benchmark("other", (A,), (corpus,)),), base)
+    claim_inputs(tmp_path / "run", mine, (), base)
+    noted = json.loads((tmp_path / "run" / "inputs.json").read_text())
+    assert not any("other" in name for name in noted)
+    corpus.write_text('{"id": "1", "text": "Ada is a programmer."}\n')
+    with pytest.raises(UsageError, match="what is searched for 'mine'"):
+        claim_inputs(tmp_path / "run", mine, (), base)
 
 
 def test_other_passages_behind_the_same_questions_are_refused(tmp_path, base):

@@ -120,7 +120,7 @@ class Embedder:
     @property
     def batch_size(self) -> int:
         """Texts of one forward pass, by device; loads the model."""
-        return CPU_BATCH if self._model[0].device.type == "cpu" else GPU_BATCH
+        return _batch_of(self._model[0])
 
     @property
     def dimension(self) -> int:
@@ -152,16 +152,21 @@ class Embedder:
         self, texts: Sequence[str], prefix: str, turn: AbstractContextManager[None]
     ) -> NDArray[np.float32]:
         model, lock = self._model
+        batch = _batch_of(model)
         # The fast tokenizers refuse to be used from two threads at once ("Already borrowed").
         with lock, turn:
             vectors: Any = model.encode(
                 list(texts),
                 prompt=prefix,
-                batch_size=self.batch_size,
+                batch_size=batch,
                 show_progress_bar=False,
                 normalize_embeddings=True,
             )
         return np.ascontiguousarray(vectors, np.float32)
+
+
+def _batch_of(model: SentenceTransformer) -> int:
+    return CPU_BATCH if model.device.type == "cpu" else GPU_BATCH
 
 
 _loading = threading.Lock()

@@ -2,6 +2,7 @@
 
 import asyncio
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ import torch
 from agent.policies.base import FinishReason, Request, Sampling
 from agent.policies.chat import ChatTemplate
 from agent.policies.transformers import TransformersPolicy
+from kg.cores import CORES
 from kg.errors import PolicyUnavailableError, UsageError
 
 QUESTIONS = [
@@ -87,6 +89,17 @@ async def test_each_sequence_stops_at_its_own_string(policy):
     assert first.text.rstrip().endswith("France")
     assert "Paris" in second.text
     assert first.finish is second.finish is FinishReason.STOP
+
+
+@pytest.mark.parametrize("options", [{}, {"prompt_logprobs": True}])
+async def test_it_computes_in_its_turn(policy, options):
+    asked = replace(request(policy, QUESTIONS[0], max_tokens=2), **options)
+    with CORES.turn():
+        task = asyncio.create_task(policy.generate([asked]))
+        await asyncio.wait([task], timeout=0.5)
+        assert not task.done()
+    [done] = await asyncio.wait_for(task, 60)
+    assert len(done.token_ids) == 2
 
 
 async def test_length_is_told(policy):

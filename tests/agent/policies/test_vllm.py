@@ -9,6 +9,7 @@ import pytest
 from agent.policies.base import FinishReason, Request, Sampling
 from agent.policies.transformers import TransformersPolicy
 from agent.policies.vllm import VllmPolicy
+from kg.cores import CORES
 from kg.errors import MissingExtraError, PolicyUnavailableError, UsageError
 
 pytest.importorskip("vllm", reason="vLLM is not installed")
@@ -61,6 +62,15 @@ async def test_sampled_logprobs_are_those_of_the_untruncated_model(policy, base_
     start = len(asked.token_ids) - 1
     expected = [float(logprobs[start + i, token]) for i, token in enumerate(done.token_ids)]
     np.testing.assert_allclose(done.logprobs, expected, atol=1e-3)
+
+
+async def test_an_engine_of_this_process_steps_in_its_turn(policy):
+    with CORES.turn():
+        task = asyncio.create_task(policy.generate([request(policy, QUESTIONS[0], max_tokens=2)]))
+        await asyncio.wait([task], timeout=0.5)
+        assert not task.done()
+    [done] = await asyncio.wait_for(task, 60)
+    assert len(done.token_ids) == 2
 
 
 async def test_each_request_stops_at_its_own_string_and_streams_its_text(policy):

@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
+from kg.cores import CORES
 from kg.errors import UsageError
 from tools.search.build import build_index
 from tools.search.embedder import Embedder, find_embedder, fingerprint_folder
@@ -281,3 +282,15 @@ def test_settings_that_name_another_embedder_are_a_mismatch(built, tmp_path):
     assert Index.open(built, IndexSettings()).digest
     with pytest.raises(SearchIndexMismatchError, match="not the one"):
         Index.open(built, IndexSettings(embedder=str(other)))
+
+
+def test_queries_are_encoded_in_a_turn_and_passages_are_not():
+    embedder = Embedder(find_embedder("all-MiniLM-L6-v2"))
+    embedder.load()
+    with ThreadPoolExecutor(1) as pool:
+        with CORES.turn():
+            assert embedder.encode_passages(["A fact."]).shape[0] == 1
+            asked = pool.submit(embedder.encode_queries, ["Which fact?"])
+            with pytest.raises(TimeoutError):
+                asked.result(0.5)
+        assert asked.result(60).shape[0] == 1
