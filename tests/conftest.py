@@ -67,3 +67,15 @@ def template(base_model):
     from agent.policies.chat import ChatTemplate
 
     return ChatTemplate.load(base_model)
+
+
+@pytest.fixture
+def graph_data(tmp_path):
+    """A data folder with `wc2014`, whose 30 questions need the tool `kg`; one file of it is bad."""
+    folder = tmp_path / "data" / "wc2014"
+    folder.mkdir(parents=True)
+    (folder / "kb.tsv").write_text("A_B\tplays\tC\n")
+    row = "where does A_B play ?\tC\tA_B#plays#C\tC/\n"
+    (folder / "path2.tsv").write_text("".join(row.replace("A_B", f"A_{n}") for n in range(30)))
+    (folder / "conjunctive.tsv").write_text("cut off\n")
+    return folder.parent

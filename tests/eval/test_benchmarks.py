@@ -78,21 +78,15 @@ def test_the_gold_path_and_the_answers_are_in_the_graph(name, data):
     assert not known or sum(known) / len(known) > 0.95
 
 
-def test_a_set_over_a_graph_says_which_tool_it_needs(tmp_path):
+def test_a_set_over_a_graph_says_which_tool_it_needs(tmp_path, graph_data):
     from agent.settings import load_settings
     from eval.run import EvalRequest, run
 
-    folder = tmp_path / "data" / "wc2014"
-    folder.mkdir(parents=True)
-    (folder / "kb.tsv").write_text("A_B\tplays\tC\n")
-    row = "where does A_B play ?\tC\tA_B#plays#C\tC/\n"
-    (folder / "path2.tsv").write_text("".join(row.replace("A_B", f"A_{n}") for n in range(30)))
-    (folder / "conjunctive.tsv").write_text("cut off\n")
     settings = load_settings(tools=("search", "judge"), home=tmp_path / "home")
-    request = EvalRequest(benchmarks=("wc2014",), data=str(tmp_path / "data"))
+    request = EvalRequest(benchmarks=("wc2014",), data=str(graph_data))
     with pytest.raises(UsageError, match="need the tool 'kg'"):
         run(request, settings, tmp_path / "run")
-    found = load("wc2014", DataFolder(str(tmp_path / "data"), tmp_path))
+    found = load("wc2014", DataFolder(str(graph_data), tmp_path))
     assert 0 < len(found.tasks) < 30
     assert ["conjunctive.tsv:1" in problem for problem in found.skipped] == [True]
 

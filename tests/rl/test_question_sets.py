@@ -51,15 +51,9 @@ def test_a_set_without_answers_is_told(ask):
         ask(answerable=0, unanswerable=0.5)
 
 
-def test_a_set_whose_tool_episodes_lack_is_refused_with_the_setting(tmp_path):
-    folder = tmp_path / "data" / "wc2014"
-    folder.mkdir(parents=True)
-    (folder / "kb.tsv").write_text("A_B\tplays\tC\n")
-    row = "where does A_B play ?\tC\tA_B#plays#C\tC/\n"
-    (folder / "path2.tsv").write_text("".join(row.replace("A_B", f"A_{n}") for n in range(30)))
-    (folder / "conjunctive.tsv").write_text("")
+def test_a_set_whose_tool_episodes_lack_is_refused_with_the_setting(tmp_path, graph_data):
     tasks = Tasks(sets=("wc2014",))
-    data = str(tmp_path / "data")
+    data = str(graph_data)
     with pytest.raises(UsageError, match="need the tool 'kg'") as refused:
         load_sets(tasks, isolated_settings(home=tmp_path), data, tmp_path)
     assert "--set rollouts.agent.tools=[] for closed book" in refused.value.hint
