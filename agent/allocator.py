@@ -20,13 +20,11 @@ from pathlib import Path
 #: What says that no allocator is wanted but the system's: `AGENT_ALLOCATOR=system`.
 VARIABLE = "AGENT_ALLOCATOR"
 _PRELOAD, _OPTIONS = "LD_PRELOAD", "MALLOC_CONF"
-_OTHERS = ("jemalloc", "tcmalloc", "mimalloc")
+_ALLOCATORS = ("jemalloc", "tcmalloc", "mimalloc")
 _FOLDERS = ("/usr/lib", "/usr/lib64", "/usr/local/lib", "/lib64")
 #: Freed memory is kept for the next step instead of being given back and cleared anew.
 _KEPT = "background_thread:true,oversize_threshold:1,dirty_decay_ms:-1,muzzy_decay_ms:-1"
-
-
-_program = False
+_program = False  # whether this process is the command `agent` itself
 
 
 def announce() -> None:
@@ -38,7 +36,7 @@ def announce() -> None:
 def preloaded(environment: Mapping[str, str]) -> str:
     """The allocator that a process with this environment is started with; "" for the system's own."""
     libraries = environment.get(_PRELOAD, "").replace(":", " ").split()
-    named = (path for path in libraries if any(name in path for name in _OTHERS))
+    named = (path for path in libraries if any(name in path for name in _ALLOCATORS))
     return next((path for path in named if "/" not in path or Path(path).is_file()), "")
 
 

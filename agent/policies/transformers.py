@@ -12,7 +12,6 @@ import math
 import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -262,7 +261,7 @@ class _Decoder:
 
     def _computed(self, **inputs: Any) -> Any:
         """One pass of the model; on a CPU in a turn of its own."""
-        with CORES.turn() if self.device.type == "cpu" else nullcontext():
+        with CORES.turn(self.device.type == "cpu"):
             return self.policy.model(**inputs)
 
     def _step(self, cache: Any, mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -12,7 +12,7 @@ import os
 import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -146,7 +146,7 @@ class Engine:
 
     def step(self) -> list[Delta]:
         """One step of the whole batch; in a turn of its own where this process computes it on a CPU."""
-        with CORES.turn() if self._shares_cores else nullcontext():
+        with CORES.turn(self._shares_cores):
             return [_delta(output) for output in self._engine.step()]
 
     def reload(self, weights: Path) -> None:

@@ -59,6 +59,12 @@ def test_a_loop_of_steps_lets_others_in_between_and_goes_on():
     assert order == ["step", "short", "short", "step", "short"]
 
 
+def test_work_that_needs_no_core_waits_for_nobody():
+    turns = Turns()
+    with turns.turn(), turns.turn(False):
+        assert len(turns._waiting) == 1
+
+
 def test_an_error_gives_the_turn_on():
     turns = Turns()
     with pytest.raises(ValueError, match="broken"), turns.turn():

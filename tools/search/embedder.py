@@ -10,7 +10,6 @@ import hashlib
 import json
 import threading
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property, lru_cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -129,12 +128,11 @@ class Embedder:
 
     def encode_queries(self, queries: Sequence[str]) -> NDArray[np.float32]:
         """Unit vectors, float32 [queries, dimension]; on a CPU in a turn of its own."""
-        turn = CORES.turn() if self._model[0].device.type == "cpu" else nullcontext()
-        return self._encode(queries, self.query_prefix, turn)
+        return self._encode(queries, self.query_prefix, in_turn=True)
 
     def encode_passages(self, passages: Sequence[str]) -> NDArray[np.float32]:
         """Unit vectors, float32 [passages, dimension]."""
-        return self._encode(passages, self.passage_prefix, nullcontext())
+        return self._encode(passages, self.passage_prefix, in_turn=False)
 
     def load(self) -> None:
         """Load the weights now rather than at the first encoding.
@@ -148,13 +146,11 @@ class Embedder:
     def _model(self) -> tuple[SentenceTransformer, threading.Lock]:
         return _load_model(self.folder)
 
-    def _encode(
-        self, texts: Sequence[str], prefix: str, turn: AbstractContextManager[None]
-    ) -> NDArray[np.float32]:
+    def _encode(self, texts: Sequence[str], prefix: str, in_turn: bool) -> NDArray[np.float32]:
         model, lock = self._model
         batch = _batch_of(model)
         # The fast tokenizers refuse to be used from two threads at once ("Already borrowed").
-        with lock, turn:
+        with lock, CORES.turn(in_turn and model.device.type == "cpu"):
             vectors: Any = model.encode(
                 list(texts),
                 prompt=prefix,
