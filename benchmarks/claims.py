@@ -12,6 +12,11 @@ go wrong on purpose. The policy is `micro-careless`, which guesses and gives up 
 - abstain (after arXiv 2507.16951): invented answers to questions without one, and accuracy on the others
 - combination (`igpo_reseek_ikea`): each of these, against each arm
 
+`hops`: questions of two to four hops alone, from the same policy, which hardly ever answers one: as
+in the papers, an outcome seldom tells rollouts apart.
+
+- igpo: as above
+
 `taught`: one world; half of its facts were put into the policy (`agent sft micro_taught`).
 
 - ikea (arXiv 2505.07596): searches on known and unknown questions, and accuracy
@@ -24,7 +29,7 @@ go wrong on purpose. The policy is `micro-careless`, which guesses and gives up 
 not. Differences are paired by question and seed; an interval is the wider of a two-way bootstrap over
 seeds and questions and Student's t over seeds. The combination also asks each training question once
 closed-book; those samples are not in its count of rollouts. What is told of speed has no interval: a
-point of a curve is a mean over some 55 questions.
+point of a curve is a mean over some 60 questions.
 """
 
 from __future__ import annotations
@@ -64,16 +69,24 @@ ARMS: dict[str, tuple[str, tuple[str, ...]]] = {
     "plain/reseek": ("reseek", (_DECLINED,)),
     "plain/abstain": ("abstain", ()),
     f"plain/{COMBINATION}": _COMBINATION,
+    f"hops/{BASELINE}": _BASELINE,
+    "hops/igpo": ("igpo", (_DECLINED,)),
     f"taught/{BASELINE}": _BASELINE,
     "taught/ikea": ("ikea", ()),
     f"taught/{COMBINATION}": _COMBINATION,
 }
 #: What is asked of which worlds: of the tasks, and of the held-out ones.
+_HOPS = "kinds: [2hop, 3hop, 4hop]"
 _TAUGHT = "{count: 1, first_seed: 600001, entities: 120, questions: 1500, taught: 0.5}"
 WORLDS: dict[str, tuple[str, str]] = {
     "plain": (
         "{worlds: {count: 4, first_seed: 700001, entities: 200, questions: 300}}",
         "{worlds: {count: 4, first_seed: 820001, entities: 200, questions: 300}, split: test}",
+    ),
+    "hops": (
+        f"{{worlds: {{count: 6, first_seed: 720001, entities: 200, questions: 300}}, {_HOPS}}}",
+        f"{{worlds: {{count: 8, first_seed: 830001, entities: 200, questions: 300}}, {_HOPS}, "
+        "split: test}",
     ),
     "taught": (
         f"{{worlds: {_TAUGHT}, kinds: [1hop]}}",
@@ -156,7 +169,7 @@ def waiting(out: Path, arms: Sequence[str], seeds: Sequence[int]) -> Iterator[li
             folder = out / worlds / f"{name}-{seed}"
             if _finished(folder):
                 continue
-            base = "micro-careless" if worlds == "plain" else str(taught(out).resolve())
+            base = str(taught(out).resolve()) if worlds == "taught" else "micro-careless"
             recipe, changes = ARMS[arm]
             changed = (*common(worlds, base, seed), *changes)
             sets = [part for change in changed for part in ("--set", change)]
@@ -389,7 +402,7 @@ def speed(
 
 def report(runs: Sequence[Finished]) -> dict[str, Any]:
     """Print levels and differences; the same as JSON values."""
-    names = (f"plain/{BEFORE}", f"taught/{BEFORE}", *ARMS)
+    names = (*(f"{worlds}/{BEFORE}" for worlds in WORLDS), *ARMS)
     arms = {arm: [run for run in runs if run.arm == arm] for arm in names}
     arms = {arm: found for arm, found in arms.items() if found}
     facts: dict[str, Any] = {"levels": {}, "seeds": {}, "differences": {}, "speed": {}}

@@ -27,9 +27,11 @@ from eval.fictional.make import make_world  # noqa: E402
 from eval.run import EvalRequest, run  # noqa: E402
 from eval.sample import Sample  # noqa: E402
 from eval.score import score_run  # noqa: E402
-from eval.stats import Interval, bootstrap  # noqa: E402
+from eval.stats import bootstrap  # noqa: E402
 
 ENTITIES, QUESTIONS = 200, 400
+#: Kinds with an answer that a guess often gives: one of two names in the question, and a small number.
+GUESSED = ("comparison", "counting")
 
 
 def answered(
@@ -40,10 +42,6 @@ def answered(
     request = EvalRequest(benchmarks=tuple(map(str, worlds)), concurrency=concurrency, cache=False)
     run(request, settings, out, notify=lambda line: print(line, file=sys.stderr))
     return score_run(out).samples
-
-
-def mean(samples: Sequence[Sample]) -> Interval:
-    return bootstrap([s.right for s in samples])
 
 
 def main() -> None:
@@ -63,19 +61,25 @@ def main() -> None:
         blind = answered(
             worlds, args.policy, Path(root) / "blind", args.concurrency, tools=(), budgets=short
         )
-    kinds = sorted({s.kind for s in found})
-    rows = {kind: mean([s for s in found if s.kind == kind]) for kind in kinds}
-    rows["all"] = mean(found)
-    rows["closed book"] = mean([s for s in blind if s.answerable])
-    # a comparison names its two possible answers
-    rows["closed book, no choice"] = mean(
-        [s for s in blind if s.answerable and s.kind != "comparison"]
-    )
-    for name, value in rows.items():
-        print(f"{name:<24} {value.n:>5} {value}")
+    facts = {"policy": args.policy, "right": by_kind(found), "closed book": by_kind(blind)}
     args.out.parent.mkdir(parents=True, exist_ok=True)
-    facts = {name: [v.n, v.mean, v.low, v.high] for name, v in rows.items()}
-    args.out.write_text(json.dumps({"policy": args.policy, "right": facts}, indent=1))
+    args.out.write_text(json.dumps(facts, indent=1))
+
+
+def by_kind(samples: Sequence[Sample]) -> dict[str, list[float]]:
+    """Print the share of right answers; n, mean, low and high of each kind and of some sets of kinds."""
+    kinds = sorted({s.kind for s in samples})
+    rows = {kind: [s for s in samples if s.kind == kind] for kind in kinds}
+    rows["all"] = list(samples)
+    rows["answerable"] = [s for s in samples if s.answerable]
+    rows["answerable, open"] = [s for s in rows["answerable"] if s.kind not in GUESSED]
+    print()
+    facts = {}
+    for name, chosen in rows.items():
+        value = bootstrap([s.right for s in chosen])
+        print(f"{name:<24} {value.n:>5} {value}")
+        facts[name] = [value.n, value.mean, value.low, value.high]
+    return facts
 
 
 if __name__ == "__main__":

@@ -5,6 +5,8 @@ SQLite runs in WAL mode: readers never wait, and a commit survives the death of 
 
 from __future__ import annotations
 
+import sqlite3
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,6 +21,7 @@ from kg import private_folder
 from kg.errors import MissingExtraError, UsageError
 
 _BUSY_SECONDS = 60
+_BUSY_PAUSE = 0.01
 _CONNECT_SECONDS = 10
 _SHOWN_OPTIONS = {"host", "port", "sslmode"}
 
@@ -120,7 +123,15 @@ def _ready(path: Path) -> Path:
 def _configure(connection: Any, _: Any) -> None:
     """WAL and a full sync at each commit: an acknowledged episode survives a power cut too."""
     connection.isolation_level = None  # `_begin` begins the transactions
-    connection.execute("PRAGMA journal_mode=WAL")
+    until = time.monotonic() + _BUSY_SECONDS
+    while True:  # here SQLite does not wait by itself: two processes may open a new store at once
+        try:
+            connection.execute("PRAGMA journal_mode=WAL")
+            break
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() > until:
+                raise
+            time.sleep(_BUSY_PAUSE)
     connection.execute("PRAGMA synchronous=FULL")
 
 

@@ -211,11 +211,26 @@ def test_many_writers_and_readers_at_once(store_url):
 
     with ThreadPoolExecutor(10) as pool:
         reader = pool.submit(read)
-        written = list(pool.map(write, range(0, 200, 25)))
-        stop.set()
+        try:
+            written = list(pool.map(write, range(0, 200, 25)))
+        finally:
+            stop.set()
         reader.result(30)
     with TrajectoryStore.open(store_url) as store:
         assert sum(written) == store.count() == 200
+
+
+def test_a_new_store_opens_while_another_process_makes_it(tmp_path):
+    """SQLite itself does not wait for a writer when a connection turns the journal to WAL."""
+    path = tmp_path / "s.sqlite"
+    other = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+    other.execute("BEGIN IMMEDIATE")
+    release = threading.Timer(0.3, other.execute, ["COMMIT"])
+    release.start()
+    with TrajectoryStore.open(path) as store:
+        assert store.add(simple(1))
+    release.join()
+    other.close()
 
 
 def test_a_reader_in_mid_query_blocks_no_writer(tmp_path):

@@ -81,7 +81,7 @@ def test_arms_differ_in_rewards_and_credit_alone(tmp_path, monkeypatch):
     for worlds in claims.WORLDS:
         seen = []
         for arm in claims.ARMS:
-            if not arm.startswith(worlds):
+            if not arm.startswith(f"{worlds}/"):
                 continue
             [command] = claims.waiting(tmp_path, [arm], [7])
             sets = [b for a, b in itertools.pairwise(command) if a == "--set"]
@@ -91,7 +91,7 @@ def test_arms_differ_in_rewards_and_credit_alone(tmp_path, monkeypatch):
             assert (data["tasks"].pop("probe") > 0) is arm.endswith("combination")
             data["update"]["entropy"] = None  # a figure that is told
             seen.append({key: value for key, value in data.items() if key not in own})
-        assert len(seen) > 2
+        assert len(seen) > 1
         assert all(one == seen[0] for one in seen)
         assert set(seen[0]["tripwires"].values()) == {None}
 
