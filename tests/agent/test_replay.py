@@ -443,9 +443,13 @@ async def test_the_micro_policy_ends_an_episode_as_it_did(world, micro, rule):
         sampling=Sampling(temperature=0.0, max_tokens=64),
         budgets=Budgets(turns=8),
     )
-    asked = [Task(**row) for _, row in rows(world / "tasks-test.jsonl", [])][:4]
+    parts = ("tasks-test.jsonl", "tasks-train.jsonl")
+    asked = [Task(**row) for part in parts for _, row in rows(world / part, [])]
+    asked.sort(key=lambda task: task.kind != "unanswerable")  # where results are found useless
     turns, verdicts = 0, set()
-    for task in asked:
+    for task in asked[:20]:
+        if turns >= 4 and {"yes", "no"} <= verdicts:
+            break
         done = await go_on(Episode(task), setup)
         verdicts |= {turn.observation.verdict for turn in done.turns[:-1]}
         for turn in range(1, len(done.turns)):

@@ -11,7 +11,7 @@ from tests.agent.scripted import LookUp, ScriptedPolicy
 from tools.base import Observation, Source, Toolbox
 from tools.judge import JudgeTool
 
-TASK = Task("q1", "Which element is named after Yuri Oganessian?", ("oganesson", "Og"))
+TASK = Task("q1", "Which element is named after Yuri Oganessian?", ("Oganesson", "Og"))
 RIGHT = (
     "<search>Oganessian</search>",
     "<judge>yes</judge>",
@@ -33,7 +33,7 @@ class Facts(LookUp):
     """Knows two things."""
 
     async def run(self, arguments, context):
-        known = "The element oganesson is named after Yuri Oganessian."
+        known = "The element Oganesson is named after Yuri Oganessian."
         text = known if "Oganessian" in arguments.query else "Gold is a yellow metal."
         return Observation("search", sources=(Source(arguments.query, "Elements", text),))
 

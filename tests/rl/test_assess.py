@@ -433,7 +433,7 @@ def test_a_blank_alias_is_passed_over(rollouts, scorer, scored):
     first = load_assessment("igpo", ["rewards.gain.options={alias: first}"])
     assert (
         make_receipt(assess([blank], first, scorer=scorer), rollouts[0].id).gold_answer
-        == "oganesson"
+        == "Oganesson"
     )
 
 

@@ -65,10 +65,10 @@ def test_the_right_reply_stands_where_the_answer_was_shown(template):
     found = right_replies(judged(template), template)
     assert sorted(found) == ["0-0", "0-1", "0-3", "1-0", "1-1"]
     assert text_of(found["0-0"], template) == (
-        "<answer>oganesson [1]</answer>",
-        "oganesson [1]</answer>",
+        "<answer>Oganesson [1]</answer>",
+        "Oganesson [1]</answer>",
     )
-    assert text_of(found["0-1"], template)[0] == "<answer>oganesson [2]</answer>"  # what it cites
+    assert text_of(found["0-1"], template)[0] == "<answer>Oganesson [2]</answer>"  # what it cites
     assert right_replies(judged(template, spec(likelihood=0.0)), template) == {}
 
 
@@ -205,7 +205,7 @@ def test_the_loss_and_its_gradient_are_the_replies_mean_one_by_one(tiny, templat
             continue
         prompt = trajectory.prompt_of(trajectory.turns[-1]).tolist()
         opening = template.encode("<answer>")
-        ids = template.encode(f"<answer>oganesson [{cited}]</answer>")
+        ids = template.encode(f"<answer>Oganesson [{cited}]</answer>")
         assert ids[: len(opening)] == opening
         logits = model(torch.tensor([prompt + ids])).logits[0].log_softmax(-1)
         places = range(len(prompt) + len(opening), len(prompt) + len(ids))
