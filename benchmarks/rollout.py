@@ -212,14 +212,14 @@ async def main() -> None:
     args.out.write_text(json.dumps(rows, indent=1))
 
 
-def make_engine(name: str, folder: Path, reuse: bool) -> Policy:
+def make_engine(name: str, folder: Path, reuse: bool, dtype: str = "float32") -> Policy:
     if name == "transformers":
         from agent.policies.transformers import TransformersPolicy
 
-        return TransformersPolicy(folder, max_batch=64, reuse=reuse)
+        return TransformersPolicy(folder, max_batch=64, reuse=reuse, dtype=dtype)
     from agent.policies.vllm import VllmPolicy
 
-    return VllmPolicy(folder, prefix_caching=reuse)
+    return VllmPolicy(folder, prefix_caching=reuse, dtype=dtype)
 
 
 async def measure(

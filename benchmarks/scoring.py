@@ -6,9 +6,11 @@ probability at every turn, three ways over the same rollouts.
     padded batch    the same sequences as one padded batch
 
 The rollouts are made here, by the real engine through the real graph and search, and their time stands
-beside. All in one process, the ways alternating, best of `--rounds`; all three must agree.
+beside. All in one process, the ways alternating, best of `--rounds`; all three must agree, to rounding.
+`--dtype` is that of the rollouts and of all ways to score them.
 
     python benchmarks/scoring.py [--policy default|micro] [--groups 6] [--engine vllm|transformers]
+                                 [--dtype float32|bfloat16]
 """
 
 from __future__ import annotations
@@ -161,11 +163,11 @@ def timed(work: Callable[[], Scores]) -> tuple[float, float, Scores]:
 
 
 def compare(
-    groups: Sequence[Sequence[Trajectory]], folder: Path, name: str, rounds: int
+    groups: Sequence[Sequence[Trajectory]], folder: Path, name: str, rounds: int, dtype: str
 ) -> dict[str, Any]:
     """All ways over all groups: seconds and memory a way, and the largest gap between results."""
-    scorer = load_scorer(folder, name)
-    plain = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    scorer = load_scorer(folder, name, dtype)
+    plain = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype)).eval()
     total: dict[str, float] = {}
     memory: dict[str, float] = {}
     gap = 0.0
@@ -206,6 +208,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--policy", default="default")
     parser.add_argument("--engine", default="vllm", choices=["vllm", "transformers"])
+    parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
     parser.add_argument("--groups", type=int, default=6)
     parser.add_argument("--turns", type=float, nargs=2, default=[4.0, 6.0])
     parser.add_argument("--rounds", type=int, default=2)
@@ -221,7 +224,7 @@ def main() -> None:
         found = load(
             root if args.policy == "micro" else "library", DataFolder("", Path(root)), "train"
         )
-        engine = make_engine(args.engine, folder, True)
+        engine = make_engine(args.engine, folder, True, args.dtype)
         groups, seconds, made = roll_out(engine, settings, found, args.groups, tuple(args.turns))
         asyncio.run(engine.aclose())
     if not groups:
@@ -230,10 +233,11 @@ def main() -> None:
         )
     row = {
         "policy": args.policy,
+        "dtype": args.dtype,
         "groups": len(groups),
         "turns": round(float(np.mean([len(t.turns) for g in groups for t in g])), 2),
         "rollout_s": round(seconds, 2),
-        **compare(groups, folder, engine.name, args.rounds),
+        **compare(groups, folder, engine.name, args.rounds, args.dtype),
     }
     row["share_of_rollouts"] = round(row["tree_s"] / row["rollout_s"], 3)
     print(json.dumps(row))
