@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import sqlite3
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, closing
 from pathlib import Path
 from typing import Any
 
 from agent.episode import Episode
+from agent.store.write_ahead import BUSY_SECONDS, write_ahead
 from agent.task import Task
 from agent.trajectory import Action, ActionKind, Span, Status, StopReason, Turn
 from kg import private_folder
@@ -45,9 +47,9 @@ async def checkpoints(path: Path | None) -> AsyncIterator[Any]:
     async with AsyncExitStack() as stack:
         try:
             private_folder.make(path.parent)
-            saver = AsyncSqliteSaver(
-                await stack.enter_async_context(aiosqlite.connect(path)), serde=strict
-            )
+            await asyncio.to_thread(_prepare, path)
+            connection = aiosqlite.connect(path, timeout=BUSY_SECONDS)
+            saver = AsyncSqliteSaver(await stack.enter_async_context(connection), serde=strict)
             await saver.setup()
         except (OSError, sqlite3.Error) as error:
             raise UsageError(
@@ -55,3 +57,9 @@ async def checkpoints(path: Path | None) -> AsyncIterator[Any]:
                 "move it away, or set AGENT_HOME to another folder",
             ) from error
         yield saver
+
+
+def _prepare(path: Path) -> None:
+    """As the saver wants it, which does not wait for another process that makes the file too."""
+    with closing(sqlite3.connect(path, timeout=BUSY_SECONDS)) as file:
+        write_ahead(file)

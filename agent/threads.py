@@ -8,10 +8,9 @@ from contextlib import closing, suppress
 from pathlib import Path
 
 from agent.store import StoreError, TrajectoryStore
+from agent.store.write_ahead import BUSY_SECONDS
 from agent.trajectory import TrajectoryError
 from kg.errors import UsageError
-
-_BUSY_SECONDS = 60.0
 
 
 def forget(store: TrajectoryStore, ids: Iterable[str], path: Path) -> int:
@@ -66,7 +65,7 @@ class Threads:
         if not self.path.is_file():
             return
         try:
-            with closing(sqlite3.connect(self.path, timeout=_BUSY_SECONDS)) as file, file:
+            with closing(sqlite3.connect(self.path, timeout=BUSY_SECONDS)) as file, file:
                 for thread in threads:
                     file.execute("DELETE FROM writes WHERE thread_id = ?", (thread,))
                     file.execute("DELETE FROM checkpoints WHERE thread_id = ?", (thread,))
@@ -77,7 +76,7 @@ class Threads:
         if not self.path.is_file():
             return []
         try:
-            with closing(sqlite3.connect(self.path, timeout=_BUSY_SECONDS)) as file:
+            with closing(sqlite3.connect(self.path, timeout=BUSY_SECONDS)) as file:
                 return [str(row[0]) for row in file.execute(query, values)]
         except sqlite3.OperationalError as error:
             if "no such table" in str(error):  # a file that was made and never written

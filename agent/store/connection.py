@@ -5,8 +5,6 @@ SQLite runs in WAL mode: readers never wait, and a commit survives the death of 
 
 from __future__ import annotations
 
-import sqlite3
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,11 +15,10 @@ from sqlalchemy import event
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 
+from agent.store.write_ahead import BUSY_SECONDS, write_ahead
 from kg import private_folder
 from kg.errors import MissingExtraError, UsageError
 
-_BUSY_SECONDS = 60
-_BUSY_PAUSE = 0.01
 _CONNECT_SECONDS = 10
 _SHOWN_OPTIONS = {"host", "port", "sslmode"}
 
@@ -39,9 +36,7 @@ def make_engine(location: str) -> sa.Engine:
     """
     url = _url(location)
     if url.get_backend_name() == "sqlite":
-        engine = sa.create_engine(
-            url, connect_args={"timeout": _BUSY_SECONDS}, hide_parameters=True
-        )
+        engine = sa.create_engine(url, connect_args={"timeout": BUSY_SECONDS}, hide_parameters=True)
         event.listen(engine, "connect", _configure)
         event.listen(engine, "begin", _begin)
         return engine
@@ -123,15 +118,7 @@ def _ready(path: Path) -> Path:
 def _configure(connection: Any, _: Any) -> None:
     """WAL and a full sync at each commit: an acknowledged episode survives a power cut too."""
     connection.isolation_level = None  # `_begin` begins the transactions
-    until = time.monotonic() + _BUSY_SECONDS
-    while True:  # here SQLite does not wait by itself: two processes may open a new store at once
-        try:
-            connection.execute("PRAGMA journal_mode=WAL")
-            break
-        except sqlite3.OperationalError as error:
-            if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() > until:
-                raise
-            time.sleep(_BUSY_PAUSE)
+    write_ahead(connection)
     connection.execute("PRAGMA synchronous=FULL")
 
 
