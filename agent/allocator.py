@@ -2,9 +2,9 @@
 
 Torch asks for the memory of each tensor aligned to 64 bytes. glibc's allocator cuts such pieces out of
 larger ones and leaves crumbs; in a process that plays, scores and updates by turns the crumbs gather,
-and finding a free piece takes longer with every step (`benchmarks/allocator.py` measures it). jemalloc
-keeps pieces of one size together. An allocator counts only when it is loaded before everything else, so
-the program starts itself anew with it.
+and finding a free piece takes time (`benchmarks/allocator.py` measures it: it depends on the model).
+jemalloc keeps pieces of one size together. An allocator counts only when it is loaded before everything
+else, so the program starts itself anew with it.
 """
 
 from __future__ import annotations

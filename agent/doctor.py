@@ -109,7 +109,7 @@ def _allocator() -> Iterator[Check]:
     elif path := chosen or allocator.installed():
         yield Check("allocator", "ok", f"agent train allocates by {path}")
     else:
-        detail = "no jemalloc: updates of a long training run on CPU slow down"
+        detail = "no jemalloc: updates of a training run on CPU can be slower"
         yield Check("allocator", "warn", detail, "apt install libjemalloc2")
 
 
