@@ -15,7 +15,7 @@ def write_ahead(connection: sqlite3.Connection) -> None:
     SQLite does not wait by itself here while another connection writes or turns the log on too.
 
     Raises:
-        sqlite3.OperationalError: it is busy for `BUSY_SECONDS`.
+        sqlite3.OperationalError: it is busy for `BUSY_SECONDS`, or twice that where SQLite waits too.
         sqlite3.DatabaseError: the file is none of SQLite's.
     """
     until = time.monotonic() + BUSY_SECONDS
