@@ -2,8 +2,8 @@
 
 The same recipe is run from the same start with each, in processes of their own, in the order glibc,
 jemalloc, jemalloc, glibc. Told for each step: tokens a second of the update, over both runs of an
-allocator, and how much faster the one is, then over the second half of the steps; and the processes' peak
-memory. The machine should do nothing else:
+allocator, and how much faster the one is, then over the second half of the steps; and the peak
+memory of the processes. The machine should do nothing else:
 
     python benchmarks/allocator.py [RECIPE] [--steps 8] [--data DATA] [--set key=value]
 """

@@ -6,8 +6,8 @@ probability at every turn, three ways over the same rollouts.
     padded batch    the same sequences as one padded batch
 
 The rollouts are made here, by the real engine through the real graph and search, and their time stands
-beside. All in one process, the ways alternating, best of `--rounds`; the largest gap between the tree and
-the others is told. `--dtype` is that of the rollouts and of all ways to score them.
+beside. All in one process, the ways alternating, best of `--rounds`; the largest gap between the tree
+and the others is told. `--dtype` is that of the rollouts and of all ways to score them.
 
     python benchmarks/scoring.py [--policy default|micro] [--groups 6] [--engine vllm|transformers]
                                  [--dtype float32|bfloat16]
