@@ -16,6 +16,7 @@ from eval.metrics.usage import usage
 from eval.sample import Sample, score_one
 from eval.stats import Interval, estimate
 from rl.assess import Assessed
+from rl.credit.group import Floats, Ints
 from rl.critic import CriticStats
 from rl.recovery import WhenMisled
 from rl.step import UpdateStats
@@ -192,11 +193,23 @@ def of_credit(assessed: Assessed) -> Metrics:
     }
     return {
         "reward": float(assessed.batch.outcomes.mean()) if n else nan,
+        "reward_error": _clustered_error(assessed.batch.outcomes, assessed.batch.group),
         **parts,
         **_gold(assessed),
         "advantage_abs": float(np.abs(advantages).mean()) if len(advantages) else 0.0,
         "dropped": float(len(assessed.dropped) + len(assessed.credit.dropped)),
     }
+
+
+def _clustered_error(values: Floats, clusters: Ints) -> float:
+    """Standard error of a mean whose values come in clusters: rollouts of a task resemble each other.
+    NaN for fewer than two clusters."""
+    _, of = np.unique(clusters, return_inverse=True)
+    count = int(of.max(initial=-1)) + 1
+    if count < 2:
+        return float("nan")
+    sums = np.bincount(of, weights=values - values.mean())
+    return float(np.sqrt((sums**2).sum() * count / (count - 1)) / len(values))
 
 
 def _gold(assessed: Assessed) -> Metrics:

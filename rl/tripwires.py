@@ -13,9 +13,9 @@ from __future__ import annotations
 import difflib
 import math
 from abc import abstractmethod
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from statistics import fmean, median, variance
+from statistics import fmean, median
 
 from pydantic import Field
 
@@ -77,10 +77,12 @@ class RewardWithoutValidation(Wire):
     """The reward goes up while the validation falls: what is rewarded is not what is wanted.
 
     Looked at after every validation. The last `patience` validations must each lie below the best one
-    before them by `fall` or more, with a 95 % interval of the paired difference that excludes 0, and the
-    reward of the `window` steps up to the last one above that of the `window` steps up to the best one
-    (the first steps where the best one came earlier) by more than twice the standard error of the
-    difference.
+    before them by `fall` or more, with a 95 % interval of the paired difference that excludes 0. The
+    reward of the last `window` steps must lie above that of the `window` steps up to the one whose
+    rollouts the weights of the best validation drew, which is the step after it, by more than twice the
+    standard error of the difference. The error is that of each step's rollouts, clustered by task
+    (`reward_error`): steps that differ since the policy changes tell no error, and a policy that is
+    ruined within two steps would hide behind them.
 
     Attributes:
         fall: of the share of questions answered rightly.
@@ -128,17 +130,23 @@ class RewardWithoutValidation(Wire):
     def _rise(self, seen: History, step: int) -> tuple[float, float] | None:
         """Mean rewards around the best validation and now; None unless they clearly rise."""
         rewards = [
-            (int(one["step"]), one["reward"])
+            (int(one["step"]), one["reward"], one["reward_error"])
             for one in seen.steps
             if math.isfinite(one.get("reward", math.nan))
+            and math.isfinite(one.get("reward_error", math.nan))
         ]
-        until = max(self.window, sum(number <= step for number, _ in rewards))
-        old = [reward for _, reward in rewards[until - self.window : until]]
-        new = [reward for _, reward in rewards[until:]][-self.window :]
-        if min(len(old), len(new)) < self.window:
+        old = [one for one in rewards if one[0] <= step + 1][-self.window :]
+        new = [one for one in rewards if one[0] > step + 1][-self.window :]
+        if not old or len(new) < self.window:
             return None
-        error = math.sqrt((variance(old) + variance(new)) / self.window)
-        return (fmean(old), fmean(new)) if fmean(new) - fmean(old) > 2 * error else None
+        (before, low), (after, high) = _mean_and_error(old), _mean_and_error(new)
+        return (before, after) if after - before > 2 * math.hypot(low, high) else None
+
+
+def _mean_and_error(rewards: Sequence[tuple[int, float, float]]) -> tuple[float, float]:
+    """Mean of steps' rewards and its standard error, from (step, reward, its error)."""
+    errors = [error for _, _, error in rewards]
+    return fmean(reward for _, reward, _ in rewards), math.hypot(*errors) / len(errors)
 
 
 def difference(one: Measured, other: Measured) -> Interval:

@@ -9,6 +9,7 @@ from rl.run_history import Asked, History, Measured
 CALM = {
     "steps": 40.0,
     "reward": 0.3,
+    "reward_error": 0.02,
     "reward/answer": 0.3,
     "right": 0.3,
     "advantage_abs": 0.2,

@@ -100,6 +100,7 @@ def test_credit_is_told_a_trajectory_and_its_advantages_a_sampled_token():
     credit = estimate("dr_grpo", batch)
     spec = SimpleNamespace(needs_probes=False)
     found = of_credit(SimpleNamespace(batch=batch, credit=credit, dropped=("a", "b"), spec=spec))
+    assert math.isnan(found.pop("reward_error"))  # of one task
     assert found == pytest.approx(
         {
             "reward": 0.7 / 2,
@@ -109,6 +110,16 @@ def test_credit_is_told_a_trajectory_and_its_advantages_a_sampled_token():
             "dropped": 2.0,
         }
     )
+
+
+def test_the_error_of_a_reward_is_clustered_by_task():
+    rewards = [[1.0], [1.0], [0.0], [0.0], [0.5], [0.1]]
+    batch = Batch.ragged([7, 7, 3, 3, 5, 5], {"answer": rewards})
+    credit = estimate("dr_grpo", batch)
+    spec = SimpleNamespace(needs_probes=False)
+    found = of_credit(SimpleNamespace(batch=batch, credit=credit, dropped=(), spec=spec))
+    means = [1.0, 0.0, 0.3]  # clusters of one size: the plain standard error of their means
+    assert found["reward_error"] == pytest.approx(np.std(means, ddof=1) / math.sqrt(3))
 
 
 def test_figures_of_updates_are_means_or_the_furthest():

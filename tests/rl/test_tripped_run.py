@@ -11,7 +11,7 @@ from rl.train_recipe import TrainRecipe
 # nothing is rewarded but not to search: the policy stops searching, and its answers become guesses
 WORLD = {"count": 1, "entities": 60}
 RECIPE = {
-    "steps": 6,
+    "steps": 8,
     "seed": 3,
     "tasks": {"worlds": {**WORLD, "first_seed": 700001, "questions": 100}},
     "rollouts": {
@@ -27,7 +27,7 @@ RECIPE = {
     },
     "rewards": {"searches": {"reward": "tool_cost", "options": {"price": 0.2, "most": 1.0}}},
     "credit": {"estimator": "grpo"},
-    "update": {"optimizer": {"lr": 1e-3, "warmup": 0.0, "final": 1.0}},
+    "update": {"optimizer": {"lr": 2e-3, "warmup": 0.0, "final": 1.0}},
     "validation": {
         "every": 2,
         "tasks": {

@@ -76,6 +76,20 @@ def test_a_validation_that_does_not_fall_behind_a_rising_reward(validations, rew
     assert tripped(history(validations=validations, reward=reward)) == []
 
 
+def test_a_policy_ruined_at_once_is_seen():
+    """All that changes lies within the first window: the spread between its steps tells no error."""
+    fell = (measured(0, 58), measured(2, 4), measured(4, 4))
+    course = {"reward": lambda step: -0.3 if step == 1 else 0.0}
+    seen = history(4, validations=fell, **course)
+    [trip] = check(Tripwires.model_validate({"validation": {"window": 3}}), seen)
+    assert (trip.wire, trip.before, trip.after) == ("validation", 0, 4)
+    assert "the reward rose from -0.300 to 0.000" in trip.said
+    noisy = history(4, validations=fell, reward_error=lambda step: 0.2, **course)
+    assert tripped(noisy) == []
+    untold = history(4, validations=fell, reward_error=lambda step: math.nan, **course)
+    assert tripped(untold) == []
+
+
 def test_without_questions_whole_intervals_must_part():
     apart = tuple(
         measured(step, right, pairs=False) for step, right in ((5, 70), (15, 40), (20, 40))
