@@ -13,8 +13,8 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from agent import allocator
 from agent import cli as agent_cli
+from agent import preload
 from eval import cli as eval_cli
 from kg.console import group, stderr
 from kg.errors import TurnwiseError
@@ -109,7 +109,7 @@ def main() -> None:
 
 def program() -> None:
     """`main` as the program `agent`, whose process is its own."""
-    allocator.announce()
+    preload.announce()
     main()
 
 

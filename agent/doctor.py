@@ -13,7 +13,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Literal
 
-from agent import allocator
+from agent import preload
 from agent.settings import Settings
 from kg.errors import TurnwiseError, install_command
 
@@ -94,23 +94,25 @@ def _engines(settings: Settings) -> Iterator[Check]:
     deepspeed = _version("deepspeed")
     if deepspeed:
         yield Check("deepspeed", "ok", deepspeed)
-        yield from _allocator()
+        yield from _preloaded(preload.ALLOCATOR, "agent train")
     else:
         yield Check("deepspeed", "warn", "no training", install_command("train"))
+    yield from _preloaded(preload.OPENMP, "agent train, agent eval, agent collect")
 
 
-def _allocator() -> Iterator[Check]:
-    """Of training on CPU alone."""
-    if not allocator.wanted():
+def _preloaded(library: preload.Library, commands: str) -> Iterator[Check]:
+    """What these commands start themselves with where they compute on a CPU."""
+    if not preload.wanted():
         return
-    chosen = allocator.preloaded(os.environ)
-    if not chosen and allocator.declined(os.environ):
-        yield Check("allocator", "ok", f"the system's, as {allocator.VARIABLE} says")
-    elif path := chosen or allocator.installed():
-        yield Check("allocator", "ok", f"agent train allocates by {path}")
+    chosen = library.preloaded(os.environ)
+    if not chosen and library.declined(os.environ):
+        yield Check(library.kind, "ok", f"the system's, as {library.variable} says")
+    elif path := chosen or library.installed():
+        yield Check(library.kind, "ok", f"{commands}: {path}")
     else:
-        detail = "no jemalloc: updates of a training run on CPU can be slower"
-        yield Check("allocator", "warn", detail, "apt install libjemalloc2")
+        yield Check(
+            library.kind, "warn", f"the system's: {commands} can be slower", library.install
+        )
 
 
 def _policy(settings: Settings) -> Iterator[Check]:

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from agent import preload
 from agent.console.options import (
     Corpus,
     Data,
@@ -89,6 +90,7 @@ def eval_run(
     json_: AsJson = False,
 ) -> None:
     """Run question sets through the agent, score them and write a report."""
+    preload.start_with(preload.OPENMP)
     from eval.command import evaluate
 
     settings = settings_of(

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from agent import allocator
+from agent import preload
 from agent.console.options import (
     Corpus,
     Data,
@@ -82,6 +82,7 @@ def collect(
     json_: AsJson = False,
 ) -> None:
     """Collect groups of rollouts to train on; the same command goes on after a kill."""
+    preload.start_with(preload.OPENMP)
     from rl.command import collected
 
     settings = settings_of(policy=policy, corpus=corpus, tools=tools)
@@ -181,7 +182,7 @@ def train(
     on, 2 usage, 5 the policy is unavailable, 130 interrupted.
     """
     _require_heard(context, from_store)
-    allocator.preload()
+    preload.start_with(preload.ALLOCATOR, preload.OPENMP)
     from rl.train_command import retrained, trained
 
     settings = settings_of()
