@@ -97,12 +97,13 @@ def _engines(settings: Settings) -> Iterator[Check]:
         yield from _preloaded(preload.ALLOCATOR, "agent train")
     else:
         yield Check("deepspeed", "warn", "no training", install_command("train"))
-    yield from _preloaded(preload.OPENMP, "agent train, agent eval, agent collect")
+    if vllm or deepspeed:
+        yield from _preloaded(preload.OPENMP, "agent train, agent eval, agent collect")
 
 
 def _preloaded(library: preload.Library, commands: str) -> Iterator[Check]:
     """What these commands start themselves with where they compute on a CPU."""
-    if not preload.wanted():
+    if not library.wanted():
         return
     chosen = library.preloaded(os.environ)
     if not chosen and library.declined(os.environ):

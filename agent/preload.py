@@ -11,16 +11,18 @@ Torch computes with GNU's OpenMP, where each thread that computes has a team of 
 teams together have more threads than there are cores, none of their threads spins at the end of a loop
 any more, and each short loop pays for waking its team: an engine slows down as soon as a text encoder
 or a learner has computed in another thread, idle though that one be. Intel's, which comes with
-vLLM for CPUs, lets threads spin for a set time whatever their number.
+vLLM for CPUs, does the same unless it is told how long threads are to spin.
 """
 
 from __future__ import annotations
 
 import os
+import platform
 import shutil
 import site
 import subprocess
 import sys
+import sysconfig
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -28,6 +30,8 @@ from pathlib import Path
 
 _PRELOAD = "LD_PRELOAD"
 _FOLDERS = ("/usr/lib", "/usr/lib64", "/usr/local/lib", "/lib64")
+_STARTED = "AGENT_STARTED_ANEW"  # the process that was: what it was to get it has, or cannot have
+_LOADED = "import sys; sys.exit(sys.argv[1] not in open('/proc/self/maps').read())"
 _program = False  # whether this process is the command `agent` itself
 
 
@@ -42,6 +46,7 @@ class Library:
         options: environment variables that it is started with, where they are not set.
         candidates: where it may lie, best first.
         install: how to get it.
+        machine: the architecture that it is made for; "" for all.
     """
 
     kind: str
@@ -50,11 +55,16 @@ class Library:
     options: Mapping[str, str]
     candidates: Callable[[], Iterator[Path]]
     install: str
+    machine: str = ""
+
+    def wanted(self) -> bool:
+        """Whether it matters here: not on a GPU, where tensors lie and are computed elsewhere."""
+        linux = sys.platform.startswith("linux") and self.machine in ("", platform.machine())
+        return linux and shutil.which("nvidia-smi") is None
 
     def preloaded(self, environment: Mapping[str, str]) -> str:
         """The one that a process with this environment is started with; "" for the system's own."""
-        libraries = environment.get(_PRELOAD, "").replace(":", " ").split()
-        named = (path for path in libraries if any(name in path for name in self.files))
+        named = filter(self._of_kind, _preloads(environment))
         return next((path for path in named if "/" not in path or Path(path).is_file()), "")
 
     def declined(self, environment: Mapping[str, str]) -> bool:
@@ -66,22 +76,25 @@ class Library:
         return next((path for path in self.candidates() if self._works(path)), None)
 
     def added(self, path: Path, environment: Mapping[str, str]) -> dict[str, str]:
-        """The environment of a process that is to be started with this file."""
-        before = environment.get(_PRELOAD, "")
-        preload = f"{path}:{before}" if before else str(path)
-        return {**self.options, **environment, _PRELOAD: preload}
+        """The environment of a process that is to be started with this file; others of the kind are
+        left out."""
+        others = [one for one in _preloads(environment) if not self._of_kind(one)]
+        return {**self.options, **environment, _PRELOAD: ":".join([str(path), *others])}
+
+    def _of_kind(self, path: str) -> bool:
+        return any(name in Path(path).name for name in self.files)
 
     def _works(self, path: Path) -> bool:
-        """Whether Python starts with it: one built for another size of pages ends it at once."""
+        """Whether Python starts with it: one built for another size of pages ends it at once, and the
+        loader takes no path with a space or a colon."""
         if not path.is_file():
             return False
-        environment = self.added(path, os.environ)
-        tried = subprocess.run(
-            [sys.executable, "-S", "-c", ""], env=environment, capture_output=True
+        tried = subprocess.run(  # noqa: S603 - Python itself
+            [sys.executable, "-S", "-c", _LOADED, os.path.realpath(path)],
+            env=self.added(path, os.environ),
+            capture_output=True,
         )
-        return (
-            tried.returncode == 0 and os.fsencode(path) not in tried.stderr
-        )  # the loader names it
+        return tried.returncode == 0
 
 
 def announce() -> None:
@@ -90,15 +103,10 @@ def announce() -> None:
     _program = True
 
 
-def wanted() -> bool:
-    """Whether they matter here: not on a GPU, where tensors lie and are computed elsewhere."""
-    return sys.platform.startswith("linux") and shutil.which("nvidia-smi") is None
-
-
 def start_with(*libraries: Library) -> None:
-    """Start the program `agent` anew with those of the libraries that there are and of whose kind none
-    was chosen."""
-    if not _program or not wanted():
+    """Start the program `agent` anew, once, with those of the libraries that matter and are there and of
+    whose kind none was chosen."""
+    if not _program or os.environ.get(_STARTED) == str(os.getpid()):
         return
     environment = with_installed(os.environ, *libraries)
     if environment == os.environ:
@@ -106,17 +114,22 @@ def start_with(*libraries: Library) -> None:
     sys.stdout.flush()
     sys.stderr.flush()
     anew = [sys.executable, *sys.orig_argv[1:]]
-    os.execve(sys.executable, anew, environment)  # noqa: S606 - our own arguments
+    marked = {**environment, _STARTED: str(os.getpid())}
+    os.execve(sys.executable, anew, marked)  # noqa: S606 - our own arguments
 
 
 def with_installed(environment: Mapping[str, str], *libraries: Library) -> dict[str, str]:
-    """The environment with those of the libraries that there are and of whose kind none was chosen."""
+    """The environment with those of the libraries that `start_with` adds."""
     out = dict(environment)
     for library in libraries:
-        if not library.preloaded(out) and not library.declined(out):
+        if library.wanted() and not library.preloaded(out) and not library.declined(out):
             path = library.installed()
             out = library.added(path, out) if path else out
     return out
+
+
+def _preloads(environment: Mapping[str, str]) -> list[str]:
+    return environment.get(_PRELOAD, "").replace(":", " ").split()
 
 
 def _jemallocs() -> Iterator[Path]:
@@ -130,9 +143,9 @@ def _jemallocs() -> Iterator[Path]:
 
 def _intel_openmps() -> Iterator[Path]:
     """Where pip and conda put it."""
-    for prefix in (sys.prefix, site.USER_BASE):
-        if prefix:
-            yield Path(prefix) / "lib" / "libiomp5.so"
+    users = site.getuserbase() if site.ENABLE_USER_SITE else ""
+    for prefix in filter(None, (sysconfig.get_path("data"), sys.prefix, users)):
+        yield Path(prefix) / "lib" / "libiomp5.so"
 
 
 ALLOCATOR = Library(
@@ -150,8 +163,10 @@ OPENMP = Library(
     kind="OpenMP",
     variable="AGENT_OPENMP",
     files=("libiomp", "libomp", "libgomp"),
-    # milliseconds that a thread spins for its next loop; 200 by default, which takes others' cores
+    # milliseconds that a thread spins for its next loop: by default none as soon as there are more
+    # threads than cores, and else 200, in which others wait for the core
     options={"KMP_BLOCKTIME": "2"},
     candidates=_intel_openmps,
     install="pip install intel-openmp",
+    machine="x86_64",
 )

@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import os
 import statistics
 import sys
 import tempfile
@@ -106,6 +107,7 @@ def main() -> None:
     search = min(bare_search(searched) for _ in range(2))
     row = {
         "engine": args.engine,
+        "openmp": "Intel's" if preload.OPENMP.preloaded(os.environ) else "PyTorch's",
         "questions": len(requests),
         "concurrency": args.concurrency,
         "tokens": tokens,

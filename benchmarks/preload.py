@@ -1,9 +1,10 @@
 """What a library that `agent train` starts itself with does on CPU, step by step.
 
 The same recipe is run from the same start without and with it, in processes of their own, in the order
-without, with, with, without. Told for each step: how many times as fast the rollouts and the update are
-with it, over both runs of each; the same and the whole step over the second half of the steps; and the
-peak memory of the processes. The machine should do nothing else:
+without, with, with, without; rollouts and update one after the other, so that each has its own time.
+Told for each step: how many times as fast it and its parts are with the library, over both runs of each;
+the same over the second half of the steps; how far the numbers of the four runs are apart; and the peak
+memory of the processes. The machine should do nothing else:
 
     python benchmarks/preload.py allocator|openmp [RECIPE] [--steps 8] [--data DATA] [--set key=value]
 """
@@ -13,12 +14,12 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import statistics
 import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import fmean
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[0] = str(ROOT)
@@ -28,6 +29,7 @@ from agent import preload  # noqa: E402
 LIBRARIES = {"allocator": preload.ALLOCATOR, "openmp": preload.OPENMP}
 ORDER = (False, True, True, False)
 PARTS = ("seconds/collect", "seconds/update", "seconds")
+NUMBERS = ("reward", "gap_mean", "loss", "grad_norm")
 
 Step = dict[str, float]
 
@@ -36,7 +38,8 @@ def run(used: bool, out: Path, args: argparse.Namespace) -> tuple[list[Step], fl
     """Metrics of each step, and the process's peak memory in MiB."""
     command = [sys.executable, str(ROOT / "cli.py"), "train", args.recipe, "--out", str(out)]
     command += ["--data", str(args.data)] if args.data else []
-    changes = [f"steps={args.steps}", "validation.every=0", "validation.misled=false", *args.set]
+    changes = [f"steps={args.steps}", "validation.every=0", "validation.misled=false"]
+    changes += ["rollouts.ahead=false", *args.set]
     command += [part for change in changes for part in ("--set", change)]
     without = {LIBRARIES[args.library].variable: "system"}
     with subprocess.Popen(
@@ -50,11 +53,16 @@ def run(used: bool, out: Path, args: argparse.Namespace) -> tuple[list[Step], fl
     return rows, usage.ru_maxrss / 1024
 
 
-def seconds(runs: Sequence[Sequence[Step]], part: str) -> list[float]:
-    """Mean over runs, by step; a part that did not happen took none."""
-    return [
-        statistics.mean(step.get(part, 0.0) for step in steps) for steps in zip(*runs, strict=True)
-    ]
+def apart(runs: Sequence[Sequence[Step]]) -> dict[str, float]:
+    """The largest difference of a metric between runs at any step."""
+    return {
+        name: max(max(values) - min(values) for values in by_step(runs, name)) for name in NUMBERS
+    }
+
+
+def by_step(runs: Sequence[Sequence[Step]], name: str) -> list[list[float]]:
+    """A metric of each step in each run; what did not happen is 0."""
+    return [[step.get(name, 0.0) for step in steps] for steps in zip(*runs, strict=True)]
 
 
 def ratio(without: float, used: float) -> str:
@@ -74,7 +82,7 @@ def main() -> None:
     library = LIBRARIES[args.library]
     if library.preloaded(os.environ) or library.declined(os.environ):
         parser.error(f"a choice was made already: unset LD_PRELOAD and {library.variable}")
-    if not preload.wanted() or library.installed() is None:
+    if not library.wanted() or library.installed() is None:
         parser.error(f"a GPU, or none of the kind: {library.install}")
     runs: dict[bool, list[list[Step]]] = {False: [], True: []}
     peaks: dict[bool, list[float]] = {False: [], True: []}
@@ -85,7 +93,10 @@ def main() -> None:
             steps, peak = run(used, Path(folder) / f"run-{number}", args)
             runs[used].append(steps)
             peaks[used].append(peak)
-    took = {used: {part: seconds(runs[used], part) for part in PARTS} for used in runs}
+    took = {
+        used: {part: [fmean(times) for times in by_step(runs[used], part)] for part in PARTS}
+        for used in runs
+    }
     print(f"{args.library}: times as fast with it\n")
     print("| step | rollouts | update | whole step |\n| --- | --- | --- | --- |")
     for step in range(args.steps):
@@ -94,7 +105,10 @@ def main() -> None:
     later = slice(args.steps // 2, None)
     cells = (ratio(sum(took[False][part][later]), sum(took[True][part][later])) for part in PARTS)
     print(f"| second half | {' | '.join(cells)} |")
-    print(f"\npeak memory, MiB: {max(peaks[False]):,.0f} without, {max(peaks[True]):,.0f} with")
+    differences = apart([*runs[False], *runs[True]])
+    print("\nlargest difference between the runs: ", end="")
+    print(", ".join(f"{name} {value:.2g}" for name, value in differences.items()))
+    print(f"peak memory, MiB: {max(peaks[False]):,.0f} without, {max(peaks[True]):,.0f} with")
 
 
 if __name__ == "__main__":

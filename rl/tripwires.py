@@ -15,7 +15,7 @@ import math
 from abc import abstractmethod
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from statistics import fmean, median
+from statistics import fmean, median, variance
 
 from pydantic import Field
 
@@ -78,11 +78,12 @@ class RewardWithoutValidation(Wire):
 
     Looked at after every validation. The last `patience` validations must each lie below the best one
     before them by `fall` or more, with a 95 % interval of the paired difference that excludes 0. The
-    reward of the last `window` steps must lie above that of the `window` steps up to the one whose
-    rollouts the weights of the best validation drew, which is the step after it, by more than twice the
-    standard error of the difference. The error is that of each step's rollouts, clustered by task
-    (`reward_error`): steps that differ since the policy changes tell no error, and a policy that is
-    ruined within two steps would hide behind them.
+    reward of the last `window` steps must lie above that of as many steps (fewer at the start) up to
+    the one whose rollouts the weights of the best validation drew, which is the step after it, by more
+    than twice the standard error of the difference. The error is that of each step's rollouts, clustered
+    by task (`reward_error`): steps that differ since the policy changes tell no error, and a policy
+    that is ruined within two steps would hide behind them. Where a step does not tell it (one of a
+    single task) the spread between the steps has to do.
 
     Attributes:
         fall: of the share of questions answered rightly.
@@ -130,23 +131,26 @@ class RewardWithoutValidation(Wire):
     def _rise(self, seen: History, step: int) -> tuple[float, float] | None:
         """Mean rewards around the best validation and now; None unless they clearly rise."""
         rewards = [
-            (int(one["step"]), one["reward"], one["reward_error"])
+            (one["step"], one["reward"], one.get("reward_error", math.nan))
             for one in seen.steps
             if math.isfinite(one.get("reward", math.nan))
-            and math.isfinite(one.get("reward_error", math.nan))
         ]
-        old = [one for one in rewards if one[0] <= step + 1][-self.window :]
-        new = [one for one in rewards if one[0] > step + 1][-self.window :]
-        if not old or len(new) < self.window:
+        told = all(math.isfinite(error) for _, _, error in rewards)
+        until = sum(number <= step + 1 for number, _, _ in rewards)
+        until = max(until, 1 if told else self.window)  # one step has no spread
+        old, new = rewards[:until][-self.window :], rewards[until:][-self.window :]
+        if len(new) < self.window:
             return None
         (before, low), (after, high) = _mean_and_error(old), _mean_and_error(new)
         return (before, after) if after - before > 2 * math.hypot(low, high) else None
 
 
-def _mean_and_error(rewards: Sequence[tuple[int, float, float]]) -> tuple[float, float]:
+def _mean_and_error(rewards: Sequence[tuple[float, float, float]]) -> tuple[float, float]:
     """Mean of steps' rewards and its standard error, from (step, reward, its error)."""
-    errors = [error for _, _, error in rewards]
-    return fmean(reward for _, reward, _ in rewards), math.hypot(*errors) / len(errors)
+    values, errors = [reward for _, reward, _ in rewards], [error for _, _, error in rewards]
+    if all(map(math.isfinite, errors)):
+        return fmean(values), math.hypot(*errors) / len(errors)
+    return fmean(values), math.sqrt(variance(values) / len(values))
 
 
 def difference(one: Measured, other: Measured) -> Interval:

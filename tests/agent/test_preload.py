@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+import cli
 from agent import doctor, preload
 from agent.preload import ALLOCATOR, OPENMP
 from tests.conftest import ROOT
@@ -22,7 +24,7 @@ PROGRAM = """
 import json, os, sys
 from agent import preload
 print(os.getpid(), file=sys.stderr)
-preload.wanted = lambda: True
+preload.Library.wanted = lambda self: True
 {announce}
 preload.start_with(preload.ALLOCATOR, preload.OPENMP)
 maps = open("/proc/self/maps").read()
@@ -126,6 +128,52 @@ def test_a_library_with_which_python_does_not_start_is_not_taken(tmp_path, monke
     assert replace(ALLOCATOR, candidates=lambda: found).installed() is None
 
 
+def test_a_library_that_the_loader_cannot_name_is_not_taken(jemalloc, tmp_path):
+    """It reads a space in LD_PRELOAD as the end of a path: the program would start itself for ever."""
+    apart = tmp_path / "a folder"
+    apart.mkdir()
+    copied = Path(shutil.copy(jemalloc, apart / "libjemalloc.so.2"))
+    assert replace(ALLOCATOR, candidates=lambda: iter([copied])).installed() is None
+    assert replace(ALLOCATOR, candidates=lambda: iter([copied, jemalloc])).installed() == jemalloc
+
+
+@pytest.mark.usefixtures("both")
+def test_a_process_is_started_anew_once_whatever_it_finds_then(tmp_path):
+    dropped = "os.environ.pop('LD_PRELOAD', None); preload.announce()"
+    (_, used, _), ids = started(tmp_path, "train", announce=dropped)
+    assert used == [True, True]
+    assert len(ids) == 2
+
+
+def test_each_library_matters_on_its_machines(monkeypatch):
+    monkeypatch.setattr("shutil.which", lambda _: None)
+    for machine, expected in (("x86_64", [True, True]), ("aarch64", [True, False])):
+        monkeypatch.setattr("platform.machine", lambda machine=machine: machine)
+        assert [library.wanted() for library in (ALLOCATOR, OPENMP)] == expected
+    monkeypatch.setattr("shutil.which", lambda _: "/usr/bin/nvidia-smi")
+    assert not ALLOCATOR.wanted()
+
+
+@pytest.mark.parametrize(
+    ("command", "libraries"),
+    [
+        (["train", "nosuch"], (ALLOCATOR, OPENMP)),
+        (["eval", "run", "nosuch"], (OPENMP,)),
+        (["collect", "nosuch"], (OPENMP,)),
+    ],
+)
+def test_the_commands_that_compute_for_long_start_with_them(
+    tmp_path, monkeypatch, command, libraries
+):
+    asked = []
+    monkeypatch.setattr(preload, "start_with", lambda *given: asked.append(given))
+    monkeypatch.setattr(sys, "argv", ["agent", *command, "--out", str(tmp_path / "out")])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == 2
+    assert asked == [libraries]
+
+
 def test_another_library_that_does_not_load_is_no_reason(jemalloc, monkeypatch):
     monkeypatch.setenv("LD_PRELOAD", "/nowhere/libother.so")
     assert ALLOCATOR.installed() == jemalloc
@@ -141,6 +189,11 @@ def test_what_was_preloaded_stays_preloaded_and_options_of_ones_own_stay(tmp_pat
     assert made["HOME"] == "/h"
     assert ALLOCATOR.preloaded(made) == str(library)
     assert ALLOCATOR.preloaded(given) == ""
+    elsewhere = {"LD_PRELOAD": "/opt/jemalloc-5/libother.so /gone/libtcmalloc.so"}
+    assert ALLOCATOR.preloaded(elsewhere) == ""
+    assert ALLOCATOR.added(library, elsewhere)["LD_PRELOAD"] == (
+        f"{library}:/opt/jemalloc-5/libother.so"
+    )
     assert ALLOCATOR.preloaded({"LD_PRELOAD": "/nowhere/libjemalloc.so.2"}) == ""
 
 
@@ -154,7 +207,7 @@ def test_the_doctor_tells_which_it_will_be(tmp_path, monkeypatch):
         [check] = doctor._preloaded(ALLOCATOR, "agent train")
         return check.status, check.detail
 
-    monkeypatch.setattr(preload, "wanted", lambda: True)
+    monkeypatch.setattr(preload.Library, "wanted", lambda _: True)
     assert told() == ("ok", "agent train: /found/libjemalloc.so.2")
     monkeypatch.setenv("AGENT_ALLOCATOR", "system")
     assert told() == ("ok", "the system's, as AGENT_ALLOCATOR says")
@@ -163,5 +216,5 @@ def test_the_doctor_tells_which_it_will_be(tmp_path, monkeypatch):
     monkeypatch.delenv("LD_PRELOAD")
     monkeypatch.delenv("AGENT_ALLOCATOR")
     assert told("") == ("warn", "the system's: agent train can be slower")
-    monkeypatch.setattr(preload, "wanted", lambda: False)
+    monkeypatch.setattr(preload.Library, "wanted", lambda _: False)
     assert list(doctor._preloaded(ALLOCATOR, "agent train")) == []

@@ -86,8 +86,18 @@ def test_a_policy_ruined_at_once_is_seen():
     assert "the reward rose from -0.300 to 0.000" in trip.said
     noisy = history(4, validations=fell, reward_error=lambda step: 0.2, **course)
     assert tripped(noisy) == []
-    untold = history(4, validations=fell, reward_error=lambda step: math.nan, **course)
-    assert tripped(untold) == []
+
+
+@pytest.mark.parametrize(
+    ("reward", "trips"),
+    [(RISING["reward"], True), (lambda step: 0.3 + 0.01 * (step % 2), False)],
+)
+def test_where_no_step_tells_its_error_the_spread_between_steps_does(reward, trips):
+    untold = {"reward": reward, "reward_error": lambda step: math.nan}
+    assert tripped(history(validations=FALLING, **untold)) == ["validation"] * trips
+    early = (measured(0, 63), measured(15, 50), measured(20, 40))
+    assert tripped(history(validations=early, **untold)) == ["validation"] * trips
+    assert tripped(history(4, validations=(measured(0, 63), measured(4, 40)), **untold)) == []
 
 
 def test_without_questions_whole_intervals_must_part():
