@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from agent.episode import Episode
-from agent.store.write_ahead import BUSY_SECONDS, write_ahead
+from agent.store.write_ahead import BUSY_SECONDS, PAUSE, attempts
 from agent.task import Task
 from agent.trajectory import Action, ActionKind, Span, Status, StopReason, Turn
 from kg import private_folder
@@ -47,7 +47,7 @@ async def checkpoints(path: Path | None) -> AsyncIterator[Any]:
     async with AsyncExitStack() as stack:
         try:
             private_folder.make(path.parent)
-            await asyncio.to_thread(_prepare, path)
+            await _prepare(path)
             connection = aiosqlite.connect(path, timeout=BUSY_SECONDS)
             saver = AsyncSqliteSaver(await stack.enter_async_context(connection), serde=strict)
             await saver.setup()
@@ -59,7 +59,9 @@ async def checkpoints(path: Path | None) -> AsyncIterator[Any]:
         yield saver
 
 
-def _prepare(path: Path) -> None:
-    """As the saver wants it, which does not wait for another process that makes the file too."""
-    with closing(sqlite3.connect(path, timeout=BUSY_SECONDS)) as file:
-        write_ahead(file)
+async def _prepare(path: Path) -> None:
+    """As the saver wants it, which does not wait for another process that makes the file too; Ctrl-C
+    does not wait for that process either."""
+    with closing(sqlite3.connect(path, timeout=0)) as file:
+        for _ in attempts(file):
+            await asyncio.sleep(PAUSE)

@@ -3,6 +3,7 @@
 import asyncio
 import sqlite3
 import threading
+import time
 
 import pytest
 
@@ -37,3 +38,15 @@ async def test_a_file_that_is_no_database_is_a_clear_error(tmp_path):
     with pytest.raises(UsageError, match="does not open: file is not a database"):
         async with checkpoints(path):
             pass
+
+
+async def test_waiting_for_a_locked_file_can_be_interrupted_at_once(tmp_path):
+    path = tmp_path / "threads.sqlite"
+    other = sqlite3.connect(path, isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    began = time.monotonic()
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.3), checkpoints(path):
+            pass
+    assert time.monotonic() - began < 5
+    other.close()
