@@ -146,13 +146,13 @@ def common(worlds: str, base: str, seed: int) -> list[str]:
         f"rollouts.tasks={TASKS}",
         f"rollouts.size={SIZE}",
         f"rollouts.concurrency={TASKS * SIZE}",
-        "rollouts.dtype=bfloat16",
+        "rollouts.dtype=native",
         f"rollouts.misled={0.3 if misled else 0.0}",
         "rollouts.agent={search: {mode: lexical, k: 3}, budgets: {tool_calls: 4, turns: 9}, "
         "sampling: {max_tokens: 64}}",
         "loss={kind: ppo_clip, low: 0.2, high: 0.2, aggregation: token-mean}",
         "update.optimizer={lr: 1.0e-4, warmup: 0.05, final: 0.1}",
-        "update.dtype=bfloat16",
+        "update.dtype=native",
         f"validation={{every: {STEPS}, temperature: 1.0, misled: {str(misled).lower()}, tasks: {held}}}",
         "checkpoints={every: 10, keep: 1}",
         # a run that is paused would be missing, and the strangest ones are paused

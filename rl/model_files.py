@@ -52,9 +52,7 @@ def write_model(
         partial.mkdir(parents=True)
         made = {name: tensor.to(dtype).contiguous() for name, tensor in weights.items()}
         save_tensors(made, partial / _WEIGHTS)
-        config = json.loads((like / "config.json").read_text("utf-8"))
-        config["dtype"] = str(dtype).removeprefix("torch.")
-        (partial / "config.json").write_text(json.dumps(config, indent=2) + "\n", "utf-8")
+        _write_config(like / "config.json", partial / "config.json", dtype)
         if (like / "generation_config.json").is_file():
             shutil.copyfile(like / "generation_config.json", partial / "generation_config.json")
         copy_tokenizer(like, partial)
@@ -66,6 +64,27 @@ def write_model(
         told = getattr(error, "strerror", None) or error
         raise UsageError(f"cannot write {folder}: {told}", "free some space") from error
     return folder
+
+
+def convert(folder: Path, dtype: torch.dtype) -> None:
+    """Turn the weights that lie in a folder, of a model or an adapter, into another type."""
+    from safetensors.torch import load_file
+
+    for file in sorted(folder.glob("*.safetensors")):
+        made = {name: tensor.to(dtype) for name, tensor in load_file(file).items()}
+        partial = file.with_suffix(".part")
+        save_tensors(made, partial)
+        partial.replace(file)
+    config = folder / "config.json"
+    if config.is_file():
+        _write_config(config, config, dtype)
+
+
+def _write_config(source: Path, out: Path, dtype: torch.dtype) -> None:
+    """A model's configuration, with its weights in this type."""
+    config = json.loads(source.read_text("utf-8"))
+    config["dtype"] = str(dtype).removeprefix("torch.")
+    out.write_text(json.dumps(config, indent=2) + "\n", "utf-8")
 
 
 def _write_adapter(adapter: Adapter, folder: Path, like: Path) -> None:

@@ -16,6 +16,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from kg.errors import UsageError
+from rl.precision import Precision
 
 
 class Strict(BaseModel):
@@ -202,6 +203,8 @@ class Fit(Recipe):
         holdout: share of the rows' sources that is measured and not trained on.
         save_every: optimizer steps.
         max_seconds: stop (and save) after this much training time; 0 for no limit.
+        dtype: of the weights while they are trained; `native` is bfloat16 where this machine's GPU or
+            processor computes in it, float32 elsewhere. The optimizer's states are float32 in either.
         zero: DeepSpeed's ZeRO stage.
     """
 
@@ -212,7 +215,7 @@ class Fit(Recipe):
     holdout: float = Field(0.02, ge=0, lt=0.5)
     save_every: int = Field(20, ge=1)
     max_seconds: float = Field(0, ge=0)
-    dtype: Literal["bfloat16", "float32"] = "bfloat16"
+    dtype: Precision = Field("native", validate_default=True)
     zero: Literal[0, 1, 2, 3] = 0
     seed: int = 0
 
@@ -225,6 +228,7 @@ class SftRecipe(Fit):
         lora: adapters; null trains all weights.
         init: folder of an adapter to go on from; its own rank counts.
         demonstrations: made when no trajectories are given on the command line.
+        save_dtype: of the weights or the adapter that is written; null is the one trained in.
     """
 
     command = "agent sft"
@@ -233,6 +237,7 @@ class SftRecipe(Fit):
     lora: Lora | None = Lora()
     init: str | None = None
     demonstrations: Demonstrations | None = None
+    save_dtype: Literal["bfloat16", "float32"] | None = None
 
 
 class PretrainRecipe(Fit):

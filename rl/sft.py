@@ -18,7 +18,7 @@ from kg.errors import UsageError
 from rl import ranks
 from rl.engine import load_trainable, whole
 from rl.fit import FitReport, Progress, fit
-from rl.model_files import copy_tokenizer, note_base
+from rl.model_files import convert, copy_tokenizer, note_base
 from rl.packing import Row, rows
 from rl.recipe import SftRecipe
 
@@ -56,7 +56,7 @@ def train(
         train_rows,
         held,
         run,
-        lambda engine: _export(engine, run, recipe.base, base),
+        lambda engine: _export(engine, run, recipe, base),
         progress,
     )
 
@@ -75,16 +75,18 @@ def _rows(recipe: SftRecipe, demonstrations: Iterable[Trajectory]) -> tuple[list
     return train_rows, held
 
 
-def _export(engine: Any, run: Path, base: str, folder: Path) -> Path:
+def _export(engine: Any, run: Path, recipe: SftRecipe, folder: Path) -> Path:
     """Write the adapter, or the whole model, as transformers and peft read it."""
     model = engine.module.model
     for config in getattr(model, "peft_config", {}).values():
-        config.base_model_name_or_path = base  # a name, not a folder of this machine
+        config.base_model_name_or_path = recipe.base  # a name, not a folder of this machine
     out = run / ("adapter" if hasattr(model, "peft_config") else "model")
     with whole(engine):
         if ranks.is_main():
             shutil.rmtree(out, ignore_errors=True)
             model.save_pretrained(str(out))
+            if recipe.save_dtype not in (None, recipe.dtype):
+                convert(out, getattr(torch, recipe.save_dtype))
             if out.name == "model":
                 copy_tokenizer(folder, out)
             else:

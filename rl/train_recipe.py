@@ -15,6 +15,7 @@ from pydantic import AfterValidator, Field, model_validator
 from eval.benchmarks import Split
 from rl.assessment_recipe import Assessment
 from rl.credit import find
+from rl.precision import Precision
 from rl.recipe import Lora, Offload, Optimizer, Strict, Worlds, load, resolved, validated
 from rl.rewards import Need
 from rl.tripwires import Tripwires
@@ -98,7 +99,7 @@ class Rollouts(Strict):
         engine: what samples: vLLM or transformers in this process, or a vLLM `server`, which does not
             wait for all episodes: its runs do not repeat to the last bit.
         server: of the engine `server`.
-        dtype: of the engine; `auto` is float32 on a CPU and bfloat16 on a GPU.
+        dtype: of the engine; `auto` is float32 on a CPU and bfloat16 on a GPU, `native` as in `update`.
         gpu_memory: share of a GPU's memory for the weights and the cache of vLLM in this process; the
             learner is on the same GPU.
         context: tokens of prompt and reply together that vLLM in this process reads; 0 for the model's
@@ -124,7 +125,7 @@ class Rollouts(Strict):
     concurrency: int = Field(64, ge=1)
     engine: Literal["vllm", "transformers", "server"] = "vllm"
     server: Server | None = None
-    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    dtype: Literal["auto"] | Precision = "auto"
     gpu_memory: float = Field(0.35, gt=0, lt=1)
     context: int = Field(0, ge=0)
     tensor_parallel: int = Field(1, ge=1)
@@ -173,7 +174,8 @@ class Update(Strict):
         checkpointing: compute activations again in the backward pass instead of keeping them.
         entropy: report the exact entropy of what is learnt from where no bonus needs it; costs a little.
             The estimate over all rollouts is always there.
-        dtype, zero: of the DeepSpeed engine.
+        dtype, zero: of the DeepSpeed engine; the type `native` is bfloat16 where this machine's GPU or
+            processor computes in it, float32 elsewhere.
         offload: to the host's memory: the `optimizer`'s states (ZeRO 1 and above), or `all`, the weights
             too (ZeRO 3); slow.
         bad_steps: updates in a row whose loss is not a number before the run stops.
@@ -186,7 +188,7 @@ class Update(Strict):
     tree_tokens: int = Field(8192, ge=64)
     checkpointing: bool = False
     entropy: bool = True
-    dtype: Literal["bfloat16", "float32"] = "float32"
+    dtype: Precision = "float32"
     zero: Literal[0, 1, 2, 3] = 0
     offload: Offload = "none"
     bad_steps: int = Field(3, ge=1)

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from agent.policies.base import Sampling
 from agent.task import Task
@@ -95,6 +96,24 @@ def test_packed_rows_have_the_logprobs_they_have_alone(tiny):
     np.testing.assert_allclose(chunked, expected, atol=1e-5)
 
 
+@pytest.mark.parametrize("lora", [None, Lora(rank=2)], ids=["model", "adapter"])
+def test_weights_are_written_in_the_type_that_is_asked_for(tiny, tmp_path, lora):
+    found = {}
+    for saved in (None, "bfloat16"):
+        run = tmp_path / str(saved)
+        report = train(recipe(epochs=1, lora=lora, save_dtype=saved), tiny, demonstrations(), run)
+        [file] = report.out.glob("*.safetensors")
+        found[saved] = load_file(file)
+        if lora is None:
+            config = json.loads((report.out / "config.json").read_text())
+            assert config["dtype"] == (saved or "float32")
+        assert not list(report.out.glob("*.part"))
+    assert found[None].keys() == found["bfloat16"].keys()
+    for name, tensor in found[None].items():
+        assert tensor.dtype == torch.float32
+        assert torch.equal(found["bfloat16"][name], tensor.to(torch.bfloat16))
+
+
 def test_a_window_narrower_than_a_row_is_refused_though_a_pack_fits(tiny, tmp_path):
     """A row longer than a pack has a pass of its own, in which a bare window would be passed over."""
     from transformers import MistralConfig, MistralForCausalLM
@@ -145,7 +164,6 @@ def test_training_begins_anew_after_another_engine_has_ended_its_groups(tiny, tm
 
 
 def weights(folder):
-    from safetensors.torch import load_file
 
     return load_file(folder / "model.safetensors")
 
@@ -164,7 +182,6 @@ def test_the_size_of_a_pack_does_not_change_the_loss(tiny, tmp_path):
 def test_zero_3_exports_whole_tensors(tiny, tmp_path, lora):
     report = train(recipe(zero=3, lora=lora, epochs=1), tiny, demonstrations(), tmp_path)
     [file] = report.out.glob("*.safetensors")
-    from safetensors.torch import load_file
 
     tensors = load_file(file)
     assert tensors
