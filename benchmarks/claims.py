@@ -247,6 +247,18 @@ def read_run(folder: Path, step: int = STEPS) -> Finished:
     return Finished(f"{folder.parent.name}/{name if step else BEFORE}", int(seed), curve, questions)
 
 
+def require_one_type(folders: Sequence[Path]) -> None:
+    """Refuse to compare runs in bfloat16 with others in float32: `native` may have changed meanwhile."""
+    found: dict[str, str] = {}
+    for folder in folders:
+        recipe = json.loads((folder / "recipe.json").read_text())
+        types = f"{recipe['update']['dtype']}, rollouts in {recipe['rollouts']['dtype']}"
+        found.setdefault(types, str(folder))
+    if len(found) > 1:
+        told = "; ".join(f"{folder} is in {types}" for types, folder in found.items())
+        raise SystemExit(f"these runs cannot be compared: {told}")
+
+
 def _known(folder: Path) -> set[str]:
     """Tasks of the run's held-out worlds all of whose facts were taught."""
     found = set()
@@ -470,6 +482,7 @@ def main() -> None:
     if args.what == "run":
         sys.exit(run_all(list(waiting(args.runs, args.arms, args.seeds)), args.jobs) > 0)
     folders = [f for f in sorted(args.runs.glob("*/*-*")) if f.is_dir() and _finished(f)]
+    require_one_type(folders)
     first = [folder for folder in folders if folder.name.startswith(f"{BASELINE}-")]
     before = [read_run(folder, 0) for folder in first]
     facts = report([*before, *map(read_run, folders)])

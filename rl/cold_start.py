@@ -50,11 +50,15 @@ def run(
     recipe = load_sft(recipe_name, overrides)
     _require(recipe, demonstrations, data)
     base = resolve(recipe.base, settings.models_dir, notify)
-    claim(out, recipe)
+    # torch and DeepSpeed, after the input is known to be good
+    from rl.precision import settled
+
+    recipe = settled(recipe, out)
+    notify(f"training in {recipe.dtype}")
+    claim(out, recipe, recipe.free)
     files = list(demonstrations) or [
         ranks.main_first(lambda: _demonstrated(recipe, base, out, data, settings, notify))
     ]
-    # torch and DeepSpeed, after the input is known to be good
     from rl.sft import train
 
     problems: list[str] = []
@@ -124,8 +128,11 @@ def run_pretraining(
     """
     recipe = load_pretrain(recipe_name, overrides)
     from agent.policies.transformers import TransformersPolicy
+    from rl.precision import settled
     from rl.pretrain import copied, pretrain
 
+    recipe = settled(recipe, out)
+    notify(f"training in {recipe.dtype}")
     report = pretrain(recipe, out, _told(notify), notify)
     if not ranks.is_main():
         return _facts(report, recipe)

@@ -33,6 +33,7 @@ from rl.checkup import HeadWatch
 from rl.critic import Critic, Floats
 from rl.curriculum import Drawn
 from rl.learner import Learner
+from rl.precision import settled
 from rl.question_sets import Notify, QuestionSet, load_sets, open_sets
 from rl.recipe import Worlds
 from rl.rewards import Part
@@ -85,6 +86,7 @@ def examine(recipe: TrainRecipe, settings: Settings, notify: Notify) -> list[Che
         UsageError: there is no such policy, or it is a server's, whose weights are not ours.
         PolicyUnavailableError: the policy cannot be had.
     """
+    recipe = settled(recipe)
     if "://" in recipe.base:
         raise UsageError(
             "a server's weights cannot be trained", "--policy NAME, or the folder of a model"

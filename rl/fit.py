@@ -126,14 +126,14 @@ def _fit(
     export: Callable[[Any], Path],
     progress: Progress,
 ) -> FitReport:
-    ranks.main_first(lambda: run_folder.claim(run, recipe))
+    ranks.main_first(lambda: run_folder.claim(run, recipe, recipe.free))
     ranks.main_first(lambda: run_folder.claim_rows(run, train_rows, held))
     torch.manual_seed(recipe.seed)
     steps = list(_steps(recipe, train_rows))
     dtype = getattr(torch, recipe.dtype)
     engine = start_engine(model(), recipe.optimizer, len(steps), dtype, recipe.zero)
     holdout = pack(held, recipe.pack_tokens)
-    checkpoint = Checkpoint(run, 1, Stamp.of(recipe))
+    checkpoint = Checkpoint(run, 1, Stamp.of(recipe, recipe.free))
     state = checkpoint.load(engine)
     start, before = int(state.get("step", 0)), float(state.get("before", math.nan))
     if start == 0:

@@ -38,6 +38,7 @@ from rl.interrupt import graceful
 from rl.learner import Learner, LearnerScorer
 from rl.leash import turn_kl
 from rl.observer import Observer
+from rl.precision import settled
 from rl.reward_models import functions
 from rl.rewards import RewardContext
 from rl.rewind import rewind
@@ -121,6 +122,7 @@ def train(
     """
     require_known(ignore)
     ranks.join() if ranks.launched() else None
+    recipe = settled(recipe, run)
     torch.manual_seed(recipe.seed)
     with run_folder.held(run) if ranks.is_main() else nullcontext(), graceful() as interrupted:
         ranks.main_first(lambda: run_folder.claim(run, recipe, free=FREE))

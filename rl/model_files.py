@@ -67,14 +67,25 @@ def write_model(
 
 
 def convert(folder: Path, dtype: torch.dtype) -> None:
-    """Turn the weights that lie in a folder, of a model or an adapter, into another type."""
+    """Turn the weights that lie in a folder, of a model or an adapter, into another type.
+
+    Raises:
+        OSError, safetensors.SafetensorError: they cannot be read or written.
+    """
     from safetensors.torch import load_file
 
+    size = 0
     for file in sorted(folder.glob("*.safetensors")):
-        made = {name: tensor.to(dtype) for name, tensor in load_file(file).items()}
+        found = load_file(file).items()
+        made = {name: one.to(dtype) if one.is_floating_point() else one for name, one in found}
+        size += sum(one.nbytes for one in made.values())
         partial = file.with_suffix(".part")
         save_tensors(made, partial)
         partial.replace(file)
+    for path in folder.glob("*.safetensors.index.json"):
+        index = json.loads(path.read_text("utf-8"))
+        index["metadata"] = {**index.get("metadata", {}), "total_size": size}
+        path.write_text(json.dumps(index, indent=2) + "\n", "utf-8")
     config = folder / "config.json"
     if config.is_file():
         _write_config(config, config, dtype)

@@ -27,6 +27,7 @@ from rl.attention import NAME, register
 from rl.engine import TargetLogprobs, whole
 from rl.fit import FitReport, Progress, fit
 from rl.packing import Row
+from rl.precision import settled
 from rl.recipe import MicroShape, PretrainRecipe
 from rl.run_folder import claim
 from tools.base import Toolbox
@@ -63,6 +64,7 @@ def pretrain(
         UsageError: the folder belongs to another recipe.
         TrainingError: the loss became not a number.
     """
+    recipe = settled(recipe, run)
     folder = run / "tokenizer"
     claim(run, recipe)
 

@@ -16,7 +16,6 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from kg.errors import UsageError
-from rl.precision import Precision
 
 
 class Strict(BaseModel):
@@ -64,6 +63,9 @@ class Recipe(Strict):
 
     command: ClassVar[str]
 
+
+#: A type of weights by name; `rl.precision` says what `native` stands for.
+Precision = Literal["native", "bfloat16", "float32"]
 
 #: What of a learner lies in the host's memory: nothing, the optimizer's states, or the weights too.
 Offload = Literal["none", "optimizer", "all"]
@@ -197,16 +199,19 @@ class Fit(Recipe):
     """How a model is fitted to rows of tokens.
 
     Attributes:
+        free: keys that may change while a run goes on.
         epochs: passes over the rows, each in an order of its own.
         pack_tokens: tokens of one forward pass; a longer row has one of its own.
         batch_tokens: tokens of one optimizer step.
         holdout: share of the rows' sources that is measured and not trained on.
         save_every: optimizer steps.
         max_seconds: stop (and save) after this much training time; 0 for no limit.
-        dtype: of the weights while they are trained; `native` is bfloat16 where this machine's GPU or
-            processor computes in it, float32 elsewhere. The optimizer's states are float32 in either.
+        dtype: of the weights while they are trained; `native` is bfloat16 where this machine computes in
+            it and float32 elsewhere. The optimizer's states are float32 in either.
         zero: DeepSpeed's ZeRO stage.
     """
+
+    free: ClassVar[tuple[str, ...]] = ()
 
     optimizer: Optimizer
     epochs: int = Field(1, ge=1)
@@ -215,7 +220,7 @@ class Fit(Recipe):
     holdout: float = Field(0.02, ge=0, lt=0.5)
     save_every: int = Field(20, ge=1)
     max_seconds: float = Field(0, ge=0)
-    dtype: Precision = Field("native", validate_default=True)
+    dtype: Precision = "bfloat16"
     zero: Literal[0, 1, 2, 3] = 0
     seed: int = 0
 
@@ -228,10 +233,12 @@ class SftRecipe(Fit):
         lora: adapters; null trains all weights.
         init: folder of an adapter to go on from; its own rank counts.
         demonstrations: made when no trajectories are given on the command line.
-        save_dtype: of the weights or the adapter that is written; null is the one trained in.
+        save_dtype: of the weights or the adapter that is written, when all is measured; null is the one
+            trained in.
     """
 
     command = "agent sft"
+    free = ("save_dtype",)
 
     base: str
     lora: Lora | None = Lora()

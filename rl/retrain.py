@@ -45,6 +45,7 @@ from rl.logged import (
     played_under,
 )
 from rl.model_files import write_model
+from rl.precision import settled
 from rl.recipe import SftRecipe
 from rl.reward_models import functions
 from rl.rewards import Need, Part, RewardContext, missing, require
@@ -127,6 +128,7 @@ def retrain(
     wanted = wanted or Wanted()
     recipe = _off_policy(recipe, wanted) if way == "gradient" else recipe
     ranks.join() if ranks.launched() else None
+    recipe = settled(recipe, run)
     base = resolve(recipe.base, settings.models_dir, notify)
     template, problems = ChatTemplate.load(base), list[str]()
     select = demonstrations if way == "imitate" else comparable

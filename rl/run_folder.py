@@ -26,6 +26,7 @@ from rl.packing import Row
 from rl.recipe import Strict
 
 log = logging.getLogger(__name__)
+RECIPE = "recipe.json"
 METRICS, EVENTS = "metrics.jsonl", "events.jsonl"
 
 
@@ -62,7 +63,7 @@ def claim(run: Path, recipe: Strict, free: Sequence[str] = ()) -> None:
         except (ValueError, UsageError):
             return there
 
-    _keep(run, "recipe.json", value, "a run of another recipe", free, today)
+    _keep(run, RECIPE, value, "a run of another recipe", free, today)
 
 
 def claim_rows(run: Path, train: Sequence[Row], held: Sequence[Row]) -> None:
@@ -105,8 +106,11 @@ def _keep(
         there = today(json.loads(path.read_text("utf-8"))) if path.is_file() else None
     except (OSError, json.JSONDecodeError) as error:
         raise UsageError(f"{path} cannot be read: {error}", "choose another --out") from error
-    if there is not None and _without(there, free) != _without(value, free):
-        raise UsageError(f"{run} holds {other}", "choose another --out")
+    begun, wanted = _without(there, free), _without(value, free)
+    if there is not None and begun != wanted:
+        keys = sorted(_differing(begun, wanted))
+        which = f": {', '.join(keys[:3])}{', …' if keys[3:] else ''} differ" if all(keys) else ""
+        raise UsageError(f"{run} holds {other}{which}", "choose another --out")
     if there != value:
         write(path, value)
 
@@ -120,6 +124,15 @@ def _without(value: Any, free: Sequence[str]) -> Any:
         if key and isinstance(out.get(section), dict):
             out[section] = {k: inner for k, inner in out[section].items() if k != key}
     return out
+
+
+def _differing(one: Any, other: Any, name: str = "") -> Iterator[str]:
+    """The keys whose values differ, as `section.key`."""
+    if not (isinstance(one, dict) and isinstance(other, dict)):
+        yield from [name] if one != other else []
+        return
+    for key in one.keys() | other.keys():
+        yield from _differing(one.get(key), other.get(key), f"{name}.{key}" if name else str(key))
 
 
 def write(path: Path, value: Any) -> None:

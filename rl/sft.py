@@ -20,6 +20,7 @@ from rl.engine import load_trainable, whole
 from rl.fit import FitReport, Progress, fit
 from rl.model_files import convert, copy_tokenizer, note_base
 from rl.packing import Row, rows
+from rl.precision import settled
 from rl.recipe import SftRecipe
 
 
@@ -44,6 +45,7 @@ def train(
             window is narrower than a pack or the longest row.
         TrainingError: the loss became not a number.
     """
+    recipe = settled(recipe, run)
     train_rows, held = _rows(recipe, demonstrations)
     if not train_rows:
         raise UsageError("there is no demonstration to train on")

@@ -43,6 +43,9 @@ def trained(
     """
     recipe = load_train(name, overrides)
     from rl.loop import train
+    from rl.precision import settled
+
+    recipe = settled(recipe, run)
 
     if ranks.is_main():
         stderr(resolved_text(recipe))

@@ -15,8 +15,7 @@ from pydantic import AfterValidator, Field, model_validator
 from eval.benchmarks import Split
 from rl.assessment_recipe import Assessment
 from rl.credit import find
-from rl.precision import Precision
-from rl.recipe import Lora, Offload, Optimizer, Strict, Worlds, load, resolved, validated
+from rl.recipe import Lora, Offload, Optimizer, Precision, Strict, Worlds, load, resolved, validated
 from rl.rewards import Need
 from rl.tripwires import Tripwires
 
@@ -125,7 +124,7 @@ class Rollouts(Strict):
     concurrency: int = Field(64, ge=1)
     engine: Literal["vllm", "transformers", "server"] = "vllm"
     server: Server | None = None
-    dtype: Literal["auto"] | Precision = "auto"
+    dtype: Literal["auto", "native", "bfloat16", "float32"] = "auto"
     gpu_memory: float = Field(0.35, gt=0, lt=1)
     context: int = Field(0, ge=0)
     tensor_parallel: int = Field(1, ge=1)
@@ -174,8 +173,8 @@ class Update(Strict):
         checkpointing: compute activations again in the backward pass instead of keeping them.
         entropy: report the exact entropy of what is learnt from where no bonus needs it; costs a little.
             The estimate over all rollouts is always there.
-        dtype, zero: of the DeepSpeed engine; the type `native` is bfloat16 where this machine's GPU or
-            processor computes in it, float32 elsewhere.
+        dtype, zero: of the DeepSpeed engine; the type `native` is bfloat16 where this machine computes
+            in it and float32 elsewhere.
         offload: to the host's memory: the `optimizer`'s states (ZeRO 1 and above), or `all`, the weights
             too (ZeRO 3); slow.
         bad_steps: updates in a row whose loss is not a number before the run stops.

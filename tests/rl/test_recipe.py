@@ -103,27 +103,6 @@ def test_numbers_that_reverse_or_void_an_update_are_refused(override, where):
         load_train("lite_ppo", [override])
 
 
-@pytest.mark.parametrize(
-    ("found", "stands_for"),
-    [
-        ({"avx512_f": True, "avx512_bf16": False, "amx_bf16": False}, "float32"),
-        ({"avx512_f": True, "avx512_bf16": True}, "bfloat16"),
-        ({"amx_bf16": True}, "bfloat16"),
-        ({"neon": True, "bf16": False}, "float32"),
-        ({"neon": True, "bf16": True}, "bfloat16"),
-    ],
-)
-def test_native_is_the_type_that_this_machine_computes_in(found, stands_for, monkeypatch):
-    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    monkeypatch.setattr("torch.cpu.get_capabilities", lambda: found)
-    tuned, trained = load_sft("cold_start"), load_train("train_demo")
-    assert {tuned.dtype, trained.update.dtype, trained.rollouts.dtype} == {stands_for}
-    kept = load_sft("cold_start", ["dtype=float32"]), load_sft("cold_start", ["dtype=bfloat16"])
-    assert [recipe.dtype for recipe in kept] == ["float32", "bfloat16"]
-    assert tuned.digest == next(one for one in kept if one.dtype == stands_for).digest
-    assert load_train("grpo").rollouts.dtype == "auto"
-
-
 def test_bounds_of_the_correction_lie_on_either_side_of_one():
     found = load_train("lite_ppo", ["loss.correction={low: 0.5, high: 1, mode: mask}"])
     assert (found.loss.correction.low, found.loss.correction.high) == (0.5, 1.0)

@@ -114,6 +114,23 @@ def test_weights_are_written_in_the_type_that_is_asked_for(tiny, tmp_path, lora)
         assert torch.equal(found["bfloat16"][name], tensor.to(torch.bfloat16))
 
 
+def test_a_run_goes_on_in_the_type_it_was_begun_in(tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr("rl.precision.native", lambda: "bfloat16")
+    made = recipe(dtype="native", max_seconds=1e-9)
+    assert not train(made, tiny, demonstrations(), tmp_path / "run").finished
+    monkeypatch.setattr("rl.precision.native", lambda: "float32")
+    for saved in (None, "float32"):  # what is written may change while it goes on
+        one = made.model_copy(update={"save_dtype": saved})
+        report = train(one, tiny, demonstrations(), tmp_path / "run")
+        [file] = report.out.glob("*.safetensors")
+        assert {tensor.dtype for tensor in load_file(file).values()} == {
+            torch.float32 if saved else torch.bfloat16
+        }
+    assert report.steps == 3
+    with pytest.raises(UsageError, match=r"a run of another recipe: dtype, seed differ"):
+        train(recipe(max_seconds=1e-9, seed=1), tiny, demonstrations(), tmp_path / "run")
+
+
 def test_a_window_narrower_than_a_row_is_refused_though_a_pack_fits(tiny, tmp_path):
     """A row longer than a pack has a pass of its own, in which a bare window would be passed over."""
     from transformers import MistralConfig, MistralForCausalLM
@@ -164,7 +181,6 @@ def test_training_begins_anew_after_another_engine_has_ended_its_groups(tiny, tm
 
 
 def weights(folder):
-
     return load_file(folder / "model.safetensors")
 
 
