@@ -16,11 +16,13 @@ from eval.fictional.world import Entity, World, told
 
 _SHARES = {"again": 0.12, "old": 0.6, "other": 0.10, "idle": 0.12}
 _SPLIT = 0.3
+# what another thing of the same name could be taken to say: a year, and a place
 _OTHER = (
-    "{s} is also the name of a sailing ship that was broken up in {year}.",
-    "A village inn called {s} burned down in {year}; it has nothing to do with others of the name.",
-    "{s} was the title of a dance that was fashionable around {year}.",
+    "{s} is also the name of a sailing ship that was built at {v} in {year}.",
+    "An inn called {s} stood in {v} until {year}; it has nothing to do with others of the name.",
+    "{s} was the title of a dance that was fashionable in {v} around {year}.",
 )
+_OTHER_YEARS, _IDLE_YEARS = (1750, 200), (2006, 20)
 _IDLE = (
     "Many visitors ask about {s}, but the guide has little to say on the subject.",
     "A letter of {year} mentions {s} in passing and goes on to speak of the weather.",
@@ -109,7 +111,8 @@ def _outdated(world: World, subject: Entity, of: Relation) -> str:
     """What was true before, with a date before the change."""
     change = world.change(subject, of)
     assert change is not None
-    written = change.year - 1 - world.chance.below(20, "written", subject.id)
+    back = world.chance.below(min(20, change.year - change.start), "written", subject.id)
+    written = change.year - 1 - back
     text = world.chance.pick(of.former, "wording", subject.id, of.name, "old")
     sentence = _filled(world, text, subject, world.name(change.before), change.year)
     return f"From a directory of {written}: {sentence}"
@@ -119,9 +122,10 @@ def _besides(world: World, subject: Entity, role: str, facts: list[Relation]) ->
     if role == "again":
         return _tell(world, subject, world.chance.shuffled(facts, "again", subject.id), role)
     text = world.chance.pick(_OTHER if role == "other" else _IDLE, role, subject.id)
-    return _filled(
-        world, text, subject, "", 1700 + world.chance.below(200, role, "year", subject.id)
-    )
+    first, count = _OTHER_YEARS if role == "other" else _IDLE_YEARS
+    year = first + world.chance.below(count, role, "year", subject.id)
+    city = Entity("city", world.chance.below(world.counts["city"], role, "city", subject.id))
+    return _filled(world, text, subject, world.name(city), year)
 
 
 def _filled(world: World, text: str, subject: Entity, value: str, year: int) -> str:

@@ -16,7 +16,7 @@ from eval.fictional.graph import select
 from eval.fictional.passages import former_source_of, passages_of, source_of
 from eval.fictional.schema import KINDS, RELATIONS, Relation, relation, relations_of
 from eval.fictional.split import TEST_SHARE, split_of
-from eval.fictional.world import Entity, Value, World, path, told
+from eval.fictional.world import STEADY, Entity, Value, World, path, told
 
 # share of each kind of question
 SHARES = {
@@ -290,7 +290,7 @@ def _temporal(world: World, key: Key) -> Question | None:
     past = world.chance.share("past", *key) < 0.5
     asked = f"{of.question[:-1].format(s=name)} today?"
     if past:
-        year = change.year - 1 - world.chance.below(5, "asked", *key)
+        year = change.year - 1 - world.chance.below(STEADY - 1, "asked", *key)
         was = of.question.replace(" is ", " was ")[:-1].format(s=name)
         asked = f"{was} in {year}?"
     now_source = source_of(world, subject, of)

@@ -15,13 +15,17 @@ from kg.errors import UsageError
 from kg.library.load import Molecule, load_library
 
 MIN_ENTITIES = 40
-_YEARS = {
-    "born": (1780, 1990),
-    "published": (1820, 2020),
-    "founded": (1800, 2000),
-    "opened": (1400, 1990),
-}
-_CHANGES = (1950, 2020)
+# years follow one another: whoever studies finds the university open, whoever writes, founds or governs
+# is grown up, a firm moves after its founding; by `_NOW` everything is there that passages mention
+_OPENED = (1300, 1720)
+_BORN, _LIVING, _NOW = 1700, 1940, 2006  # who holds an office today was born in _LIVING or later
+_YOUNGEST = 1980
+_LIVING_SHARE = 0.3
+_ADULT, _MAYOR = 20, 25  # age at which somebody first publishes or founds, or takes office
+_ACTIVE = 50
+_CHANGES = (1950, 2021)
+#: Years for which what was before a change is certain, at least.
+STEADY = 6
 _PROFESSIONS = ("chemist", "cartographer", "composer", "engineer", "botanist", "historian", "surgeon",
                 "weaver", "astronomer", "printer", "geologist", "painter")  # fmt: skip
 _PRODUCTS = ("looms", "telescopes", "bicycles", "lenses", "clocks", "pumps", "pianos", "turbines",
@@ -50,10 +54,17 @@ Value = Entity | str
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """What a fact that changed once was before, and the year from which the new value holds."""
+    """What a fact that changed once was before.
+
+    Attributes:
+        before: the earlier value.
+        year: from which the new value holds.
+        start: a year in which the earlier value held already, `STEADY` or more before `year`.
+    """
 
     before: Value
     year: int
+    start: int
 
 
 class World:
@@ -83,6 +94,8 @@ class World:
         self._authors = Permutation(self.chance, self.counts["book"], "authors")
         self._writers = Permutation(self.chance, self.counts["person"], "writers")
         self._countries = Permutation(self.chance, self.counts["city"], "countries")
+        self._people = Permutation(self.chance, self.counts["person"], "people")
+        self._twins = Permutation(self.chance, self.counts["city"], "twins")
         self._formulas = Permutation(self.chance, len(self._molecules), "structures")
 
     def entities(self, kind: str | None = None) -> Iterator[Entity]:
@@ -105,9 +118,16 @@ class World:
         """How a temporal fact changed; None for others."""
         if not of.temporal:
             return None
+        before, now = self._other(subject, of), self._target(subject, of, "now")
         low, high = _CHANGES
+        if of.target == "person":  # an office
+            start = self._born(before) + _MAYOR
+            low = max(low, self._born(now) + _MAYOR)
+        else:
+            start = self._begun(subject)
+        low = max(low, start + STEADY)
         year = low + self.chance.below(high - low, "changed", subject.id, of.name)
-        return Change(self._other(subject, of), year)
+        return Change(before, year, start)
 
     def taught(self, subject: Entity, of: Relation) -> bool:
         """Whether the fact is one of those to be taught; one that changes, or that no passage tells,
@@ -130,13 +150,17 @@ class World:
         """The real molecule behind an invented name."""
         return self._molecules[self._formulas(compound.index)]
 
-    def _value(self, subject: Entity, of: Relation) -> Value:
+    def _value(self, subject: Entity, of: Relation) -> Value | None:
         if of.name == "author":
             return Entity("person", self._author(subject.index))
         if of.name == "country":
             return Entity("country", self._countries(subject.index) % self.counts["country"])
         if of.name == "capital":  # a city that lies in the country
             return Entity("city", self._countries.inverse(subject.index))
+        if of.name == "twin":  # each the other's; the last of an odd number has none
+            image = self._twins(subject.index) ^ 1
+            known = image < self.counts["city"]
+            return Entity("city", self._twins.inverse(image)) if known else None
         if of.name == "structure":
             return self.molecule(subject).smiles
         if of.target in ("year", "number", "word"):
@@ -146,8 +170,7 @@ class World:
     def _literal(self, subject: Entity, of: Relation) -> str:
         key = (subject.id, of.name)
         if of.target == "year":
-            low, high = _YEARS[of.name]
-            return str(low + self.chance.below(high - low, *key))
+            return str(self._year(subject, of.name))
         if of.name == "inhabitants":
             return str(5_000 + self.chance.below(900_000, *key))
         if of.name == "length":
@@ -158,8 +181,40 @@ class World:
             return self.chance.pick(_PRODUCTS, *key)
         return self._names(of.name, subject.index)
 
+    def _year(self, subject: Entity, name: str) -> int:
+        if name == "born":
+            return self._born(subject)
+        if name == "opened":
+            low, high = _OPENED
+            return low + self.chance.below(high - low, subject.id, name)
+        return self._begun(subject)
+
+    def _begun(self, work: Entity) -> int:
+        """The year in which a book was published or a company founded, in its author's or founder's
+        active years."""
+        name = "published" if work.kind == "book" else "founded"
+        by = relation(work.kind, "author" if work.kind == "book" else "founder")
+        person = self._value(work, by)
+        assert isinstance(person, Entity)
+        low = self._born(person) + _ADULT
+        return low + self.chance.below(min(_ACTIVE, _NOW - low), work.id, name)
+
+    def _born(self, person: Entity) -> int:
+        living = self._people(person.index) < self._living
+        low, high = (_LIVING, _YOUNGEST) if living else (_BORN, _LIVING)
+        return low + self.chance.below(high - low, person.id, "born")
+
+    @property
+    def _living(self) -> int:
+        """How many people can hold an office today."""
+        return max(2, round(_LIVING_SHARE * self.counts["person"]))
+
     def _target(self, subject: Entity, of: Relation, when: str) -> Entity:
-        """Another thing of the target's kind, never the subject itself."""
+        """Another thing of the target's kind, never the subject itself; of people who hold an office one
+        who lives."""
+        if of.temporal and of.target == "person":
+            found = self.chance.below(self._living, when, subject.id, of.name)
+            return Entity("person", self._people.inverse(found))
         count = self.counts[of.target]
         same = of.target == subject.kind
         found = self.chance.below(count - same, when, subject.id, of.name)
@@ -168,9 +223,13 @@ class World:
     def _other(self, subject: Entity, of: Relation) -> Entity:
         """What a temporal fact was before: another value than now."""
         now, before = self._target(subject, of, "now"), self._target(subject, of, "before")
-        if before == now:
-            return Entity(of.target, (now.index + 1) % self.counts[of.target])
-        return before
+        if before != now:
+            return before
+        if of.target == "person":
+            return Entity(
+                "person", self._people.inverse((self._people(now.index) + 1) % self._living)
+            )
+        return Entity(of.target, (now.index + 1) % self.counts[of.target])
 
 
 def path(world: World, start: Entity, names: tuple[str, ...]) -> list[Value] | None:
