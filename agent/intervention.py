@@ -81,6 +81,7 @@ class _Given(Policy):
 
     def __init__(self, policy: Policy, reply: Completion) -> None:
         self.name, self.version = policy.name, policy.version
+        self.config_version = policy.config_version
         self.template = policy.template
         self.context_length = policy.context_length
         self.native_tools = policy.native_tools

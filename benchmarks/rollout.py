@@ -84,6 +84,7 @@ class Recorder(Policy):
         told = self.policy
         self.name, self.version, self.engine = told.name, told.version, told.engine
         self.template, self.context_length = told.template, told.context_length
+        self.config_version = told.config_version
         self.native_tools = told.native_tools
 
     async def generate(self, requests: Sequence[Request]) -> list[Completion]:

@@ -114,12 +114,15 @@ class Policy(ABC):
         template: how messages become tokens; None for a hosted API.
         context_length: the most tokens of prompt and completion together; 0 when unknown.
         native_tools: whether requests may carry tool schemas instead of prompt text.
+        config_version: digest of what lies beside the weights and shapes a reply, such as the chat
+            template; see `agent.policies.model_folder.config_version`. Empty for a hosted API.
         engine: what computes and in which number format, such as `vllm float32`: the same weights give
-            other tokens under another. Empty where it is not known.
+            other tokens under another. Of a hosted API its address. Empty where it is not known.
     """
 
     name: str
     version: str
+    config_version: str = ""
     template: ChatTemplate | None = None
     context_length: int = 0
     native_tools: bool = False

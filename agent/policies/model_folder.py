@@ -26,6 +26,11 @@ Progress = Callable[[str], None]
 
 MANIFEST = "turnwise.json"
 _WEIGHT_PATTERNS = ("*.safetensors", "*.bin")
+_CONFIG_PATTERNS = (
+    *("config.json", "generation_config.json", "tokenizer*", "special_tokens_map.json"),
+    *("added_tokens.json", "chat_template*", "additional_chat_templates/*"),
+    *("vocab.*", "merges.txt", "*.model", "*.tiktoken"),
+)
 _LOCK_SECONDS = 1800.0
 
 
@@ -151,6 +156,20 @@ def weights_version(folder: Path) -> str:
     stamps = known | fresh
     lines = "".join(f"{path.name} {stamps[path.name].sha256}\n" for path in paths)
     return hashlib.sha256(lines.encode()).hexdigest()[:12]
+
+
+def config_version(folder: Path) -> str:
+    """Twelve hex digits that name what of `folder`, beside the weights, shapes a reply.
+
+    SHA-256 over the names and contents of the model's configuration, its generation settings (they say
+    which tokens end a reply), its tokenizer and its chat templates. A model card, a licence and any
+    other file do not count.
+    """
+    paths = {
+        path for pattern in _CONFIG_PATTERNS for path in folder.glob(pattern) if path.is_file()
+    }
+    lines = (f"{path.relative_to(folder)} {sha256_of(path)}\n" for path in sorted(paths))
+    return hashlib.sha256("".join(lines).encode()).hexdigest()[:12]
 
 
 def _compare(folder: Path, manifest: Manifest, fresh: dict[str, FileStamp]) -> None:

@@ -85,6 +85,7 @@ class OpenAIPolicy(Policy):
         self.name = model
         self.version = "remote"
         self._to = endpoint(base_url, "/chat/completions", api_key)
+        self.engine = f"server {self._to.shown.removesuffix('/chat/completions')}"
         self._http = client(connect, read)
         self._total = total
         self._gate = asyncio.Semaphore(concurrency)

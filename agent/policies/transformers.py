@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from agent.policies.base import Completion, FinishReason, Policy, Request, Sampling
-from agent.policies.catalog import weights_version
 from agent.policies.chat import ChatTemplate, does_not_load
 from agent.policies.fingerprint import Fingerprint, dtype_name, fingerprint
+from agent.policies.model_folder import config_version, weights_version
 from kg.cores import CORES
 from kg.errors import PolicyUnavailableError, UsageError
 
@@ -75,6 +75,7 @@ class TransformersPolicy(Policy):
         self.name = name or folder.name
         self.template = ChatTemplate.load(folder)
         self.version = weights_version(folder)
+        self.config_version = config_version(folder)
         self.model = _load_model(folder, dtype)
         self.engine = f"transformers {dtype_name(self.model)}"
         self.context_length = int(self.model.config.max_position_embeddings)

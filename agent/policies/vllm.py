@@ -18,9 +18,9 @@ from queue import Empty, SimpleQueue
 from typing import Any
 
 from agent.policies.base import Completion, FinishReason, Policy, Request
-from agent.policies.catalog import weights_version
 from agent.policies.chat import ChatTemplate
 from agent.policies.fingerprint import Fingerprint
+from agent.policies.model_folder import config_version, weights_version
 from agent.policies.vllm_engine import Delta, Engine, EngineOptions
 from kg.errors import PolicyUnavailableError
 
@@ -87,6 +87,7 @@ class VllmPolicy(Policy):
         self.name = name or folder.name
         self.template = ChatTemplate.load(folder)
         self.version = weights_version(folder)
+        self.config_version = config_version(folder)
         options = EngineOptions(
             dtype,
             max_model_len,

@@ -22,9 +22,9 @@ from pydantic import SecretStr
 from agent.http import PassingError, Retry, client, complaint, endpoint, persist, post, together
 from agent.policies import weight_reader
 from agent.policies.base import Completion, FinishReason, Policy, Request
-from agent.policies.catalog import weights_version
 from agent.policies.chat import ChatTemplate
 from agent.policies.fingerprint import Fingerprint
+from agent.policies.model_folder import config_version, weights_version
 from agent.policies.vllm_worker import WorkerExtension, told_by
 from kg.errors import PolicyUnavailableError
 
@@ -81,6 +81,7 @@ class VllmServerPolicy(Policy):
         self.name = name or folder.name
         self.template = ChatTemplate.load(folder)
         self.version = weights_version(folder)
+        self.config_version = config_version(folder)
         self._folder, self._transfer = folder, transfer
         self._tied = _tied(folder)
         self._url, self._key = url.rstrip("/"), api_key

@@ -13,10 +13,12 @@ import pytest
 import torch
 
 import agent
+from agent.policies.bundled import BUNDLED
 from agent.policies.model_folder import (
     CorruptModelError,
     Manifest,
     build,
+    config_version,
     locked,
     verify,
     weights_version,
@@ -162,3 +164,20 @@ def test_the_lock_makes_the_second_wait_and_say_so(tmp_path: Path) -> None:
     thread.join(timeout=10)
     assert order == ["first", "second"]
     assert said == ["waiting for another process that is making m"]
+
+
+def test_the_files_beside_the_weights_have_a_version_without_the_words_about_them(tmp_path):
+    shutil.copytree(BUNDLED["micro"], tmp_path / "a")
+    before = config_version(tmp_path / "a")
+    (tmp_path / "a" / "README.md").write_text("Other words.")
+    (tmp_path / "a" / "LICENSE").write_text("Some terms.")
+    assert weights_version(tmp_path / "a")  # it writes its hashes there
+    assert config_version(tmp_path / "a") == before
+    for name in (
+        *("chat_template.jinja", "generation_config.json", "tokenizer.json", "config.json"),
+        *("tokenizer_config.json", "special_tokens_map.json"),
+    ):
+        shutil.copytree(tmp_path / "a", tmp_path / name)
+        with (tmp_path / name / name).open("a") as file:
+            file.write("\n")
+        assert config_version(tmp_path / name) != before

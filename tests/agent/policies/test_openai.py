@@ -528,3 +528,8 @@ async def test_cancelling_closes_the_connection():
         with pytest.raises(asyncio.CancelledError):
             await task
         await asyncio.wait_for(gone.wait(), 5)
+
+
+def test_the_engine_is_the_server_without_what_is_secret():
+    policy = OpenAIPolicy("http://me:sk-secret@host:8000/v1/?key=sk-other", "m")
+    assert policy.engine == "server http://host:8000/v1"
