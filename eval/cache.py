@@ -12,15 +12,16 @@ from agent.settings import Settings
 from agent.store import Filter, TrajectoryStore
 from agent.task import Task
 from agent.trajectory import Status, StopReason, Trajectory
-from eval.folder import shape_of
+from eval.folder import computed_by, shape_of
 
 
 class EpisodeCache:
     """The cache, for one setup.
 
-    The key holds the question, the seed, the policy's weights, engine, number format and context length,
-    sampling, prompt, format, budgets, the tools' data versions and turnwise's own version; use
-    `--no-cache` while changing its code.
+    The key holds the question, the seed, the policy's weights, configuration, tokenizer and chat
+    template, engine, number format and context length, sampling, prompt, format, budgets, the tools'
+    data versions, and the versions of turnwise and of the packages that compute; use `--no-cache` while
+    changing its code.
     """
 
     def __init__(self, store: TrajectoryStore, setup: Setup) -> None:
@@ -52,6 +53,7 @@ class EpisodeCache:
         self._store.close()
 
     def _key(self, task: Task, seed: int) -> str:
-        parts = {"question": task.question, "seed": seed, **shape_of(self._setup)}
-        text = json.dumps({**parts, "policy": self._setup.policy_id}, sort_keys=True)
+        parts = {"question": task.question, "seed": seed, "policy": self._setup.policy_id}
+        parts |= {**shape_of(self._setup), "packages": computed_by(self._setup)}
+        text = json.dumps(parts, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()

@@ -22,7 +22,7 @@ from eval.judge import judge_run, lines, read_judged
 from eval.metrics import scorer
 from eval.regressions import origin_of
 from eval.report import markdown, write_reports
-from eval.run import EvalRequest, run
+from eval.run import EvalRequest, PolicyFailedError, run
 from eval.score import score_run
 from kg.errors import UsageError
 from tools.progress import bar
@@ -40,14 +40,20 @@ def evaluate(
 
     Raises:
         UsageError: an option out of range, or as `run`.
+        PolicyFailedError: as `run`; the report of what there is has been written.
     """
     try:
         request = EvalRequest(benchmarks=tuple(benchmarks), **options)
     except ValidationError as error:
         problem = error.errors()[0]
         raise UsageError(f"--{problem['loc'][0]}: {problem['msg']}") from error
-    with bar(lines=True) as advance:
-        run(request, settings, out, notify, advance)
+    try:
+        with bar(lines=True) as advance:
+            run(request, settings, out, notify, advance)
+    except PolicyFailedError:
+        score(out, "", as_json)
+        notify(f"report of what there is: {out / 'report.html'}")
+        raise
     text = score(out, "", as_json)
     notify(f"report: {out / 'report.html'}")
     return text

@@ -1,19 +1,23 @@
 """Two runs on the same questions: differences with intervals, exact tests, and a correction.
 
-Only questions that both runs scored are compared; the others are counted. Runs that were scored by
-different scorers, or whose ids stand for different questions, are refused.
+Only questions that both runs scored are compared; the others are counted, each with the reason, those
+of a set that only one run holds included. Runs that were scored by different scorers, or whose ids stand
+for different questions, are refused.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from eval.analyses.given import OF
+from eval.folder import read_tasks
 from eval.sample import Sample, whole
-from eval.score import score_run
-from eval.stats import Interval, holm, mcnemar_p, paired, permutation_p
+from eval.score import NOT_RUN, RunScores, score_run
+from eval.stats import Interval, estimate, holm, mcnemar_p, paired, permutation_p
 from kg.errors import UsageError
 
 ALPHA = 0.05
@@ -29,6 +33,8 @@ class Comparison:
         n: questions that both scored.
         a, b: headline score of each, 0 to 1.
         declined_a, declined_b: mean over questions of the share of replies that decline, 0 to 1.
+        errors: questions on which an episode of A or of B failed; they count as wrong in all figures but
+            `without_errors`, the headline's difference over the other questions.
         difference: of the headline, B - A, with its paired-bootstrap interval.
         f1_difference: the same for F1.
         won, lost: questions that only B, or only A, has right (single samples).
@@ -36,10 +42,12 @@ class Comparison:
 
     name: str
     n: int
-    a: float
-    b: float
-    declined_a: float
-    declined_b: float
+    a: Interval
+    b: Interval
+    declined_a: Interval
+    declined_b: Interval
+    errors: int
+    without_errors: Interval | None
     difference: Interval
     f1_difference: Interval
     won: int
@@ -74,14 +82,40 @@ class SetComparison(Comparison):
 
 
 @dataclass(frozen=True)
+class Side:
+    """One of the runs: its folder, `name@version` of its policy, and how that was asked."""
+
+    run: str
+    policy: str
+    engine: str
+    temperature: float
+    samples: int
+    given: str
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """Questions of a set that are not compared, and why."""
+
+    name: str
+    n: int
+    why: str
+
+
+@dataclass(frozen=True)
 class RunComparison:
     """Two runs, B against A.
 
     Attributes:
+        a, b: what they are.
+        left_out: questions of either run that are not compared.
         sets: the sets that both hold.
         together: all their questions, each counting once, where there is more than one set; not tested.
     """
 
+    a: Side
+    b: Side
+    left_out: tuple[LeftOut, ...]
     sets: tuple[SetComparison, ...]
     together: Comparison | None
 
@@ -106,10 +140,14 @@ def compare(a: Path, b: Path, scorer: str = "") -> RunComparison:
     Raises:
         UsageError: as `paired_sets`.
     """
-    found = paired_sets(a, b, scorer)
+    first, second = score_run(a, scorer), score_run(b, scorer)
+    found = _paired_sets(first, second, a, b)
     sets = [_set(one) for one in found]
     adjusted = holm({one.name: one.p for one in sets})
     return RunComparison(
+        _side(first, a),
+        _side(second, b),
+        tuple(_left_out(_standing(first, a), _standing(second, b))),
         tuple(replace(one, adjusted=adjusted[one.name]) for one in sets),
         _compared("all", [pair for one in found for pair in _pairs(one)]) if found[1:] else None,
     )
@@ -122,45 +160,76 @@ def paired_sets(a: Path, b: Path, scorer: str = "") -> list[PairedSet]:
         UsageError: not runs, they have no scored question in common, a set is scored by different
             scorers, or the same id stands for different questions.
     """
-    ran = score_run(a, scorer), score_run(b, scorer)
-    scorers = [{one.name: one.scorer for one in run.sets} for run in ran]
-    first, second = (_by_set(run.samples) for run in ran)
+    return _paired_sets(score_run(a, scorer), score_run(b, scorer), a, b)
+
+
+def _paired_sets(ran_a: RunScores, ran_b: RunScores, a: Path, b: Path) -> list[PairedSet]:
+    scorers = [{one.name: one.scorer for one in run.sets} for run in (ran_a, ran_b)]
+    first, second = _by_set(ran_a.samples), _by_set(ran_b.samples)
     shared = [name for name in first if set(first[name]) & set(second.get(name, {}))]
     if not shared:
         raise UsageError(f"{a} and {b} have no scored question in common")
     for name in shared:
         _require_one_scorer(name, scorers[0][name], scorers[1][name], a, b)
-        _require_one_gold(
-            name, first[name], second[name], ran[0].header.given == ran[1].header.given
-        )
+        same_words = ran_a.header.given == ran_b.header.given
+        _require_one_gold(name, first[name], second[name], same_words)
     return [PairedSet(name, scorers[0][name], first[name], second[name]) for name in shared]
 
 
 def table(found: RunComparison) -> str:
-    """The comparison as Markdown: a row a set, below it those of its halves; all sets at the end."""
+    """The comparison as Markdown: what the runs are; a row a set, below it those of its halves; all sets
+    at the end; the same without questions that failed, where some did; and what is left out."""
     columns = (
-        *("set", "scorer", "n", "A", "B", "B - A (95 %)", "F1: B - A", "declined: A, B"),
-        *("won / lost", "test", "p", "p (Holm)", "differs"),
+        *("set", "scorer", "n", "A (95 %)", "B (95 %)", "B - A (95 %)", "F1: B - A"),
+        *("declined: A", "declined: B", "won / lost", "test", "p", "p (Holm)", "differs"),
     )
-    lines = [_row(columns), "|" + " --- |" * len(columns)]
+    rows, every = [], []
     for one in found.sets:
         tested = one.test, f"{one.p:.3g}", f"{one.adjusted:.3g}", "yes" if one.differs else "no"
-        lines.append(_row(_cells(one, one.scorer, _alone(one), tested)))
-        lines += [_row(_cells(half)) for half in one.halves]
+        rows.append(_cells(one, one.scorer, _alone(one), tested))
+        rows += [_cells(half) for half in one.halves]
+        every += [one, *one.halves]
     if found.together:
-        lines.append(_row(_cells(found.together)))
-    return "\n".join(lines)
+        rows.append(_cells(found.together))
+        every.append(found.together)
+    failed = [_without_errors(one) for one in every if one.errors]
+    left = [[one.name, str(one.n), one.why] for one in found.left_out]
+    parts = [f"{_named('A', found.a)}\n{_named('B', found.b)}", _table(columns, rows)]
+    if failed:
+        head = ("without questions that failed", "n", "left out", "B - A (95 %)")
+        parts.append(_table(head, failed))
+    if left:
+        parts.append(_table(("left out", "n", "why"), left))
+    return "\n\n".join(parts)
+
+
+def _named(letter: str, side: Side) -> str:
+    given = f", given {side.given}" if side.given else ""
+    engine = f" on {side.engine}" if side.engine else ""
+    return (
+        f"- {letter}: {side.run}, policy {side.policy}{engine}, temperature {side.temperature:g}, "
+        f"{side.samples} episode(s) a question{given}"
+    )
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    return "\n".join([_row(head), "|" + " --- |" * len(head), *map(_row, rows)])
 
 
 def _cells(
     one: Comparison, scorer: str = "", alone: str = "", tested: Sequence[str] = ("",) * 4
 ) -> list[str]:
     return [
-        *(one.name, scorer, f"{one.n}{alone}", f"{100 * one.a:.1f}", f"{100 * one.b:.1f}"),
-        *(str(one.difference).strip(), str(one.f1_difference).strip()),
-        *(f"{100 * one.declined_a:.1f}, {100 * one.declined_b:.1f}", f"{one.won} / {one.lost}"),
+        *(one.name, scorer, f"{one.n}{alone}", one.a.shown, one.b.shown),
+        *(one.difference.shown, one.f1_difference.shown),
+        *(one.declined_a.shown, one.declined_b.shown, f"{one.won} / {one.lost}"),
         *tested,
     ]
+
+
+def _without_errors(one: Comparison) -> list[str]:
+    rest = one.without_errors.shown if one.without_errors else ""
+    return [one.name, str(one.n - one.errors), str(one.errors), rest]
 
 
 def _row(cells: Sequence[str]) -> str:
@@ -169,6 +238,46 @@ def _row(cells: Sequence[str]) -> str:
 
 def _alone(one: SetComparison) -> str:
     return f" (+{one.only_a} only A, +{one.only_b} only B)" if one.only_a or one.only_b else ""
+
+
+def _side(run: RunScores, path: Path) -> Side:
+    setup = run.header.setup
+    return Side(
+        run=str(path),
+        policy=run.header.policy,
+        engine=setup.get("engine", ""),
+        temperature=setup["sampling"]["temperature"],
+        samples=run.header.samples,
+        given=run.header.given,
+    )
+
+
+def _standing(run: RunScores, path: Path) -> dict[str, dict[str, str]]:
+    """By set and question of a run why it has no score; empty where it has one."""
+    out: dict[str, dict[str, str]] = {}
+    for name, task in read_tasks(path):
+        out.setdefault(name, {})[str(task.meta.get(OF, task.id))] = NOT_RUN
+    for sample in whole(run.samples):
+        mine = out[sample.benchmark]
+        mine[sample.task] = mine[sample.task] and sample.excluded
+    return out
+
+
+def _left_out(
+    a: Mapping[str, Mapping[str, str]], b: Mapping[str, Mapping[str, str]]
+) -> Iterator[LeftOut]:
+    """The questions of two runs' standings that one of them has no score for."""
+    for name in {**a, **b}:
+        sides = [side.get(name) for side in (a, b)]
+        tasks = {task: None for side in sides for task in side or ()}
+        reasons = Counter(tuple(_reason(side, task) for side in sides) for task in tasks)
+        for (in_a, in_b), n in reasons.items():
+            if in_a or in_b:
+                yield LeftOut(name, n, f"A: {in_a or 'scored'}; B: {in_b or 'scored'}")
+
+
+def _reason(side: Mapping[str, str] | None, task: str) -> str:
+    return "has no such set" if side is None else side.get(task, "was not asked it")
 
 
 def _by_set(samples: Sequence[Sample]) -> dict[str, dict[str, list[Sample]]]:
@@ -260,17 +369,20 @@ def _tested(pairs: Sequence[Pair]) -> tuple[str, float]:
 
 
 def _compared(name: str, pairs: Sequence[Pair]) -> Comparison:
-    n = len(pairs)
     a, b = _scores(pairs, "right")
     f1_a, f1_b = _scores(pairs, "f1")
-    declined = [math.fsum(side) / n for side in _scores(pairs, "abstained")]
+    declined = [estimate(side) for side in _scores(pairs, "abstained")]
+    sound = [pair for pair in pairs if not any(s.failed for side in pair for s in side)]
+    rest_a, rest_b = _scores(sound, "right")
     return Comparison(
         name=name,
-        n=n,
-        a=math.fsum(a) / n,
-        b=math.fsum(b) / n,
+        n=len(pairs),
+        a=estimate(a),
+        b=estimate(b),
         declined_a=declined[0],
         declined_b=declined[1],
+        errors=len(pairs) - len(sound),
+        without_errors=paired(rest_b, rest_a) if sound else None,
         difference=paired(b, a),
         f1_difference=paired(f1_b, f1_a),
         won=sum(x == 0 and y == 1 for x, y in zip(a, b, strict=True)),

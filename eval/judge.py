@@ -213,7 +213,7 @@ def _save(run: Path, judge: str, digest: str, verdicts: dict[str, str]) -> None:
 def lines(found: Judged) -> Iterable[str]:
     """The summary for people."""
     yield f"judge {found.judge}, prompt {found.prompt}, n={found.accuracy.n}"
-    yield f"judged correct {str(found.accuracy).strip()} %, {found.unread} replies unread"
+    yield f"judged correct {found.accuracy.shown} %, {found.unread} replies unread"
     yield (
         f"agrees with exact match on {100 * found.agreement:.1f} % (kappa {found.kappa:.2f}); "
         f"right by the judge alone {found.only_judge}, by exact match alone {found.only_match}"

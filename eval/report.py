@@ -7,9 +7,11 @@ Markdown.
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from html import escape
+from itertools import islice, zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -53,12 +55,31 @@ def write_reports(scores: RunScores, run: Path) -> list[Path]:
 
 
 def markdown(scores: RunScores, judged: Judged | None = None) -> str:
-    """The whole report as Markdown, with what a judge said."""
+    """The whole report as Markdown, with what a judge said and where the plots and traces lie."""
     head = [f"# Evaluation of {_line(scores.header.policy)}", "", _facts(scores), ""]
     parts = [_markdown_table(table) for table in tables(scores)]
     if judged is not None:
         parts += ["## Judge", "", *(f"- {_line(line)}" for line in judge_lines(judged)), ""]
-    return "\n".join([*head, *parts])
+    return "\n".join([*head, *parts, *_places(scores)])
+
+
+def _places(scores: RunScores) -> list[str]:
+    """Lines on what a table does not hold, and where it is."""
+    wrong, episodes = _wrong(scores.samples), Counter(s.benchmark for s in scores.samples)
+    count = Counter(s.benchmark for s in wrong)
+    return [
+        "## Wrong answers and plots",
+        "",
+        *(
+            f"- {_line(name)}: {count[name]} of {n} episodes are wrong"
+            for name, n in episodes.items()
+        ),
+        f"- [report.html](report.html): plots, and the wrong answers{_few(wrong)} with their traces",
+        "- [traces.html](traces.html): those traces, turn by turn",
+        "- [samples.jsonl](samples.jsonl): every episode with its scores",
+        "- trajectories.sqlite: every episode whole, for agent trace --store",
+        "",
+    ]
 
 
 def page(scores: RunScores, judged: Judged | None = None) -> str:
@@ -153,6 +174,10 @@ def _left_out(sets: Sequence[SetScores]) -> list[Table]:
     rows: list[Sequence[str]] = []
     for one in sets:
         rows += [(one.name, str(count), reason) for reason, count in one.excluded.items()]
+        if one.no_evidence:
+            rows.append((one.name, str(one.questions), one.no_evidence))
+        if one.asked_again:
+            rows.append((one.name, str(one.asked_again), "attempts failed and were asked again"))
         if one.incomplete:
             lack = f"lack {one.missing} sample(s) in all; averaged over those that are there"
             rows.append((one.name, str(one.incomplete), lack))
@@ -189,16 +214,15 @@ def _wrong_answers(samples: Sequence[Sample]) -> str:
     wrong = _wrong(samples)
     rows = [
         (s.benchmark, s.id, s.question[:200], ", ".join(s.gold[:3]) or "(none)", _said(s)[:200])
-        for s in wrong[:_TRACES]
+        for s in _traced(wrong)
     ]
     lines = [
         f'<tr><td>{escape(name)}</td><td><a href="traces.html#{escape(id)}">{escape(question)}</a>'
         f'</td><td>{escape(gold)}</td><td class="bad">{escape(said)}</td></tr>'
         for name, id, question, gold, said in rows
     ]
-    shown = f", the first {_TRACES}" if len(wrong) > _TRACES else ""
     return (
-        f"<h2>Wrong answers ({len(wrong)}{shown})</h2>"
+        f"<h2>Wrong answers ({len(wrong)}{_few(wrong)})</h2>"
         "<table><tr><th>set</th><th>question</th><th>gold</th><th>said</th></tr>"
         f"{''.join(lines)}</table>"
     )
@@ -213,17 +237,35 @@ def _wrong(samples: Iterable[Sample]) -> list[Sample]:
     return [sample for sample in samples if not sample.excluded and sample.right < 1]
 
 
+def _few(wrong: Sequence[Sample]) -> str:
+    """What to say where not all wrong answers are shown."""
+    return f", {_TRACES} of them, of each set alike" if len(wrong) > _TRACES else ""
+
+
+def _traced(wrong: Sequence[Sample]) -> list[Sample]:
+    """The wrong answers that are shown, in their order: the first of each set, the second of each, and
+    so on, until there are as many as a page takes."""
+    sets: dict[str, list[Sample]] = {}
+    for sample in wrong:
+        sets.setdefault(sample.benchmark, []).append(sample)
+    turns = (one for row in zip_longest(*sets.values()) for one in row if one is not None)
+    chosen = {sample.id for sample in islice(turns, _TRACES)}
+    return [sample for sample in wrong if sample.id in chosen]
+
+
 def _traces(scores: RunScores, run: Path) -> str:
     with open_store(run) as store:
-        chosen = [store.get(sample.id) for sample in _wrong(scores.samples)[:_TRACES]]
+        chosen = [store.get(sample.id) for sample in _traced(_wrong(scores.samples))]
     return render_html(chosen, None)
 
 
 def _facts(scores: RunScores) -> str:
     header = scores.header
     sampling = header.setup["sampling"]
+    limit = f", at most {header.limit} questions a set" if header.limit else ""
     return (
-        f"{header.created}; {header.samples} episode(s) a question from seed {header.seed}, "
+        f"{header.created} to {header.finished or '(not finished)'}; "
+        f"{header.samples} episode(s) a question from seed {header.seed}{limit}, "
         f"temperature {sampling['temperature']}, format {header.setup['format']}, "
         f"turnwise {header.packages.get('turnwise', '?')}{_revision(header.source)}."
     )
@@ -245,23 +287,17 @@ def _markdown_table(table: Table) -> str:
 
 
 def _interval(value: Interval | None) -> str:
-    """In percent; a figure that came out the same in every draw has no interval to show."""
-    if value is None:
-        return ""
-    return f"{100 * value.mean:.1f} (no spread)" if _alike(value) else str(value).strip()
+    """In percent."""
+    return value.shown if value is not None else ""
 
 
 def _plain(value: Interval | None) -> str:
     """In the figure's own unit."""
     if value is None:
         return ""
-    if _alike(value):
+    if value.low == value.high:
         return f"{value.mean:.2f} (no spread)"
     return f"{value.mean:.2f} [{value.low:.2f}, {value.high:.2f}]"
-
-
-def _alike(value: Interval) -> bool:
-    return value.low == value.high
 
 
 def _line(text: str) -> str:

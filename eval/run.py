@@ -33,8 +33,11 @@ from eval.folder import (
     RunHeader,
     SetHeader,
     claim,
+    computed_by,
     digest_of,
+    finish,
     group_of,
+    keep_failed,
     open_store,
     packages,
     shape_of,
@@ -45,9 +48,14 @@ from kg import lock
 from kg.errors import PolicyUnavailableError, UsageError
 
 _GIVE_UP = 8  # policy failures in a row that end a run
+_LAST = 2  # as many at its end mean that the policy is gone, too
 
 Notify = Callable[[str], None]
 Advance = Callable[[str, int, int], None]
+
+
+class PolicyFailedError(PolicyUnavailableError):
+    """The policy failed while a run was under way; what there is can be scored."""
 
 
 class EvalRequest(BaseModel):
@@ -97,9 +105,71 @@ class _Set:
             tasks=len(self.tasks),
             skipped=list(self.benchmark.skipped),
             tools=dict(self.setup.tools.versions),
-            corpus=[str(path.resolve()) for path in self.corpus],
+            corpus=_resolved(self.corpus),
+            other_corpus=_resolved(self.corpus) != _resolved(self.benchmark.corpus),
             digest=digest_of(self.tasks),
+            data=self.benchmark.origin,
         )
+
+
+@dataclass
+class _Failures:
+    """How often the policy failed in a run, over all of its sets.
+
+    Attributes:
+        out: folder of the run.
+        asked, failed: episodes that were played, and those of them that failed.
+        row: failures since the last episode that did not fail.
+        cause: of the last one.
+    """
+
+    out: Path
+    asked: int = 0
+    failed: int = 0
+    row: int = 0
+    cause: str = ""
+
+    def note(self, found: Trajectory) -> None:
+        """Count an episode.
+
+        Raises:
+            PolicyFailedError: it is one failure too many.
+        """
+        self.asked += 1
+        if found.stop_reason is not StopReason.POLICY_ERROR:
+            self.row = 0
+            return
+        self.failed, self.row, self.cause = self.failed + 1, self.row + 1, found.error
+        if self.row == _GIVE_UP:
+            raise self._error(f"{self.row} times in a row")
+
+    def settle(self) -> None:
+        """See at the end of a run whether the policy was still there.
+
+        Raises:
+            PolicyFailedError: it failed on all that it was asked, or on the last of it.
+        """
+        if self.failed and self.failed == self.asked:
+            raise self._error(f"on all that it was asked ({self.asked} episodes)")
+        if self.row >= _LAST:
+            raise self._error(f"on the last {self.row} of {self.asked} episodes")
+
+    def _error(self, how: str) -> PolicyFailedError:
+        return PolicyFailedError(
+            f"the policy failed {how}: {self.cause}",
+            f"the same command again to go on; what is there: agent eval score {self.out}",
+        )
+
+
+@dataclass(frozen=True)
+class _Run:
+    """What the sets of a run share."""
+
+    request: EvalRequest
+    settings: Settings
+    store: TrajectoryStore
+    failures: _Failures
+    advance: Advance
 
 
 def run(
@@ -121,8 +191,9 @@ def run(
     Raises:
         UsageError: unknown names, no question, or `out` holds another run, or another process is
             evaluating there.
-        PolicyUnavailableError: the policy cannot be had, or failed many times in a row; what is
-            finished is kept.
+        PolicyUnavailableError: the policy cannot be had.
+        PolicyFailedError: it failed many times in a row (whatever the set), on all that it was asked, or
+            on the last of it; what is finished is kept.
     """
     if request.samples > 1 and settings.sampling.temperature == 0:
         raise UsageError("several samples at temperature 0 are all the same", "--temperature 1.0")
@@ -158,35 +229,36 @@ async def _run(
                 out, _header(sets, request, settings), [(s.name, t) for s in sets for t in s.tasks]
             )
             with open_store(out) as store:
+                failures = _Failures(out)
+                shared = _Run(request, settings, store, failures, advance)
                 for one in sets:
-                    await _play(one, store, request, settings, advance)
+                    await _play(one, shared)
+            failures.settle()
+            if failures.asked or not header.finished:
+                header = finish(out, header, _now())
+            if failures.failed:
+                notify(f"{failures.failed} of {failures.asked} episodes failed: see the report")
         return header
     finally:
         await policy.aclose()
 
 
-async def _play(
-    one: _Set, store: TrajectoryStore, request: EvalRequest, settings: Settings, advance: Advance
-) -> None:
+async def _play(one: _Set, shared: _Run) -> None:
     """Run what a set still lacks."""
+    request, store = shared.request, shared.store
     total = len(one.tasks) * request.samples
     with ExitStack() as stack:
-        cache = EpisodeCache.open(one.setup, settings) if request.cache else None
+        cache = EpisodeCache.open(one.setup, shared.settings) if request.cache else None
         if cache is not None:
             stack.callback(cache.close)
-        missing = _uncached(_missing(one, store, request, settings), one.name, store, cache)
-        done, failures = total - len(missing), 0
-        advance(one.name, done, total)
+        missing = _uncached(_missing(one, shared), one.name, store, cache)
+        done = total - len(missing)
+        shared.advance(one.name, done, total)
         async for found in rollout(missing, one.setup, request.concurrency):
             await asyncio.to_thread(_keep, found, one.name, store, cache)
             done += 1
-            advance(one.name, done, total)
-            failures = failures + 1 if found.stop_reason is StopReason.POLICY_ERROR else 0
-            if failures == _GIVE_UP:
-                raise PolicyUnavailableError(
-                    f"the policy failed {failures} times in a row: {found.error}",
-                    "run the same command again to go on from here",
-                )
+            shared.advance(one.name, done, total)
+            shared.failures.note(found)
 
 
 def _keep(found: Trajectory, name: str, store: TrajectoryStore, cache: EpisodeCache | None) -> None:
@@ -195,21 +267,20 @@ def _keep(found: Trajectory, name: str, store: TrajectoryStore, cache: EpisodeCa
         cache.add(found)
 
 
-def _missing(
-    one: _Set, store: TrajectoryStore, request: EvalRequest, settings: Settings
-) -> list[Episode]:
+def _missing(one: _Set, shared: _Run) -> list[Episode]:
     """Episodes that are not in the store; failed ones are removed from it and asked again."""
+    store, first = shared.store, shared.settings.seed
     known = store.keys()
-    seeds = range(settings.seed, settings.seed + request.samples)
     out, failed = [], []
     for task in one.tasks:
-        for seed in seeds:
+        for seed in range(first, first + shared.request.samples):
             id, status = known.get((group_of(one.name, task), seed), ("", ""))
             if status == Status.FAILED:
                 failed.append(id)
             if status in ("", Status.FAILED):
                 out.append(Episode(task, seed=seed))
     if failed:
+        keep_failed(shared.failures.out, one.name, map(store.get, failed))
         store.delete(failed)
     return out
 
@@ -270,15 +341,24 @@ def setup_of(settings: Settings, policy: Policy, benchmark: Benchmark, notify: N
 
 
 def _header(sets: Sequence[_Set], request: EvalRequest, settings: Settings) -> RunHeader:
-    shape = shape_of(sets[0].setup)
+    shape = {**shape_of(sets[0].setup), "packages": computed_by(sets[0].setup)}
     return RunHeader(
-        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        created=_now(),
         policy=sets[0].setup.policy_id,
         sets=[one.header for one in sets],
         samples=request.samples,
+        limit=request.limit,
         given=request.given,
         seed=settings.seed,
         setup={key: value for key, value in shape.items() if key != "tools"},
         packages=packages(),
         source=source(),
     )
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def _resolved(paths: Sequence[Path]) -> list[str]:
+    return [str(path.resolve()) for path in paths]

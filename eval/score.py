@@ -11,13 +11,21 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from agent.task import Task
 from eval.analyses.given import OF
-from eval.folder import RunHeader, group_of, open_store, read_header, read_tasks
+from eval.folder import (
+    RunHeader,
+    SetHeader,
+    group_of,
+    open_store,
+    read_failed,
+    read_header,
+    read_tasks,
+)
 from eval.metrics import scorer as named
 from eval.metrics import weighted
 from eval.metrics.abstention import Reply, reliability, risk_coverage
@@ -52,6 +60,8 @@ class SetScores:
         usage: counts and seconds, means and percentiles.
         stop_reasons: of episodes; `stop_shares` are their shares.
         skipped: rows of the data that gave no question.
+        asked_again: attempts that failed and whose question was asked again.
+        no_evidence: why `retrieval` and `support` are left out; empty where they are not.
     """
 
     name: str
@@ -77,6 +87,8 @@ class SetScores:
     stop_reasons: dict[str, int]
     stop_shares: dict[str, Interval]
     skipped: list[str]
+    asked_again: int = 0
+    no_evidence: str = ""
 
 
 @dataclass(frozen=True)
@@ -110,6 +122,7 @@ def score_run(run: Path, scorer: str = "") -> RunScores:
     scorers = {one.name: named(scorer or one.scorer).name for one in header.sets}
     with open_store(run) as store:
         found = {(one.group, one.seed): one for one in store.query()}
+    again = Counter(row["benchmark"] for row in read_failed(run))
     samples: list[Sample] = []
     sets = []
     for one in header.sets:
@@ -122,8 +135,23 @@ def score_run(run: Path, scorer: str = "") -> RunScores:
             if (key := (group_of(name, task), seed)) in found
         ]
         samples += scored
-        sets.append(set_scores(name, chosen, mine, scored, header.samples, one.skipped))
+        found_here = set_scores(name, chosen, mine, scored, header.samples, one.skipped)
+        sets.append(replace(_with_evidence(found_here, one), asked_again=again[name]))
     return RunScores(header, tuple(sets), tuple(samples))
+
+
+def _with_evidence(found: SetScores, header: SetHeader) -> SetScores:
+    """Without figures of retrieval and support where no gold passage could be shown: they would be zero
+    whatever the policy did."""
+    hit = found.retrieval.get("hit")
+    if hit is None or hit.mean > 0:
+        return found
+    why = ""
+    if not set(header.tools) - {"judge"}:
+        why = "no retrieval and support: asked closed-book"
+    elif header.other_corpus:
+        why = "no retrieval and support: another corpus than the set's own showed no gold passage"
+    return replace(found, retrieval={}, support={}, no_evidence=why) if why else found
 
 
 def set_scores(

@@ -28,6 +28,14 @@ class Interval:
     def __str__(self) -> str:
         return f"{100 * self.mean:5.1f} [{100 * self.low:5.1f}, {100 * self.high:5.1f}]"
 
+    @property
+    def shown(self) -> str:
+        """In percent, for a cell of a table; one that came out the same in every draw has no interval to
+        show."""
+        if self.low == self.high:
+            return f"{100 * self.mean:.1f} (no spread)"
+        return f"{100 * self.mean:.1f} [{100 * self.low:.1f}, {100 * self.high:.1f}]"
+
     def excludes(self, value: float) -> bool:
         """Whether `value` lies outside."""
         return not self.low <= value <= self.high

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 
@@ -59,12 +60,18 @@ def load(name: str, data: DataFolder, split: Split = "test") -> Benchmark:
     Raises:
         UsageError: no such benchmark (the nearest name is suggested), or its files are missing.
     """
+    data.origin = ""
+    found = _load(name, data, split)
+    return replace(found, origin=data.origin or found.origin)
+
+
+def _load(name: str, data: DataFolder, split: Split) -> Benchmark:
     if "://" in name or name.endswith(_OWN):
         return _own(name, data)
     if name not in _MODULES and (Path(name) / "world.json").is_file():
         from eval.benchmarks.world import load_world
 
-        return load_world(Path(name), split)
+        return replace(load_world(Path(name), split), origin=str(Path(name).resolve()))
     if name not in _MODULES:
         near = difflib.get_close_matches(name, NAMES, 1)
         hint = f"did you mean '{near[0]}'?" if near else f"there are: {', '.join(NAMES)}"
@@ -79,7 +86,7 @@ def _own(name: str, data: DataFolder) -> Benchmark:
     from eval.benchmarks.own import load_file
 
     if "://" not in name:
-        return load_file(Path(name))
+        return replace(load_file(Path(name)), origin=str(Path(name).resolve()))
     if not name.endswith(_OWN):
         raise UsageError(
             f"'{masked(name)}' is no file of questions: its name ends in neither {' nor '.join(_OWN)}",

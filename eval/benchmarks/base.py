@@ -42,6 +42,7 @@ class Benchmark:
         skipped: rows that were left out, each with its place and the reason.
         graph: files of triples that the questions are asked over.
         needs: tools without which the questions make no sense; a closed-book run needs none.
+        origin: where the data came from, see `eval.data.DataFolder`; empty for the bundled library.
     """
 
     name: str
@@ -51,6 +52,7 @@ class Benchmark:
     skipped: tuple[str, ...] = ()
     graph: tuple[Path, ...] = ()
     needs: tuple[str, ...] = ()
+    origin: str = ""
 
     def require(self, tools: Sequence[str], setting: str) -> None:
         """Refuse tools without one that the questions need; no tools at all are a closed-book run.

@@ -13,14 +13,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from agent.trajectory import Status, StopReason, Trajectory
-from eval.folder import open_store
+from eval.folder import RunHeader, SetHeader, open_store
 from eval.inspect.messages import messages_of, usage_of
+from eval.judge import Judged, read_judged
 from eval.sample import Sample
 from eval.score import RunScores, SetScores, score_run
+from eval.stats import Interval
 from kg.errors import MissingExtraError, UsageError
 
 if TYPE_CHECKING:
-    from inspect_ai.log import EvalLog, EvalSample
+    from inspect_ai.log import EvalLog, EvalSample, EvalScore, EvalSpec
 
 _FIGURES = ("right", "em", "f1", "cover")
 _LIMITS = {
@@ -74,60 +76,88 @@ def logs_of(run: Path, scorer: str = "") -> Iterator[EvalLog]:
     with open_store(run) as store:
         for one in scores.sets:
             mine = [s for s in scores.samples if s.benchmark == one.name]
-            yield _log(scores, one, [(s, store.get(s.id)) for s in mine])
+            yield _log(scores, one, [(s, store.get(s.id)) for s in mine], read_judged(run, mine))
 
 
 def _log(
-    scores: RunScores, one: SetScores, episodes: Sequence[tuple[Sample, Trajectory]]
+    scores: RunScores,
+    one: SetScores,
+    episodes: Sequence[tuple[Sample, Trajectory]],
+    judged: Judged | None,
 ) -> EvalLog:
-    from inspect_ai.log import EvalConfig, EvalDataset, EvalLog, EvalResults, EvalSpec, EvalStats
+    from inspect_ai.log import EvalLog, EvalResults, EvalStats
 
     header = scores.header
-    [tasks] = [s.tasks for s in header.sets if s.name == one.name]  # the steps of one question each
-    ended = [_ended(done) for _, done in episodes]
+    [mine] = [s for s in header.sets if s.name == one.name]
+    tasks = mine.tasks  # the steps of one question each
+    ended = header.finished or max((_ended(done) for _, done in episodes), default="")
+    verdicts = judged.verdicts if judged else {}
     return EvalLog(
         status="success" if one.episodes == tasks * header.samples else "cancelled",
-        eval=EvalSpec(
-            created=header.created,
-            task=one.name,
-            dataset=EvalDataset(name=one.name, samples=tasks),
-            model=header.policy,
-            config=EvalConfig(epochs=header.samples),
-            packages=header.packages,
-            metadata={"setup": header.setup, "given": header.given, "seed": header.seed},
-        ),
+        eval=_spec(header, mine),
         results=EvalResults(
             total_samples=tasks * header.samples,
             completed_samples=one.episodes - one.errors,
-            scores=_results(one),
+            scores=_results(one, judged),
         ),
-        stats=EvalStats(started_at=header.created, completed_at=max(ended, default="")),
-        samples=[_sample(sample, done, header) for sample, done in episodes],
+        stats=EvalStats(started_at=header.created, completed_at=ended),
+        samples=[_sample(s, done, header, verdicts.get(s.id)) for s, done in episodes],
     )
 
 
-def _results(one: SetScores) -> list[Any]:
-    """One score a figure, with the interval's ends beside the mean."""
+def _spec(header: RunHeader, mine: SetHeader) -> EvalSpec:
+    from inspect_ai.log import EvalConfig, EvalDataset, EvalRevision, EvalSpec
+
+    source = header.source
+    revision = EvalRevision(
+        type="git",
+        origin="",
+        commit=str(source.get("revision", "")),
+        dirty=bool(source.get("dirty")),
+    )
+    facts = ("setup", "given", "seed", "limit", "source", "finished")
+    return EvalSpec(
+        created=header.created,
+        task=mine.name,
+        dataset=EvalDataset(name=mine.name, location=mine.data or None, samples=mine.tasks),
+        model=header.policy,
+        config=EvalConfig(epochs=header.samples),
+        revision=revision if source else None,
+        packages=header.packages,
+        metadata={
+            **{name: getattr(header, name) for name in facts},
+            **{name: getattr(mine, name) for name in ("tools", "corpus", "digest", "skipped")},
+        },
+    )
+
+
+def _results(one: SetScores, judged: Judged | None) -> list[EvalScore]:
+    """One score a figure: answers under the set's scorer, the others under what they are figures of."""
+    found = [_score(name, one.scorer, value, one) for name, value in one.answers.items()]
+    for kind, values in (("retrieval", one.retrieval), ("support", one.support)):
+        found += [_score(name, kind, value, one) for name, value in values.items()]
+    if judged is not None:
+        facts = {"prompt": judged.prompt, "agreement": judged.agreement, "kappa": judged.kappa}
+        made = _score("judged", judged.judge, judged.accuracy, one)
+        found.append(made.model_copy(update={"metadata": {**facts, "unread": judged.unread}}))
+    return found
+
+
+def _score(name: str, scorer: str, value: Interval, one: SetScores) -> EvalScore:
+    """A figure of a set, the interval's ends beside the mean."""
     from inspect_ai.log import EvalMetric, EvalScore
 
-    out = []
-    for name, interval in one.answers.items():
-        values = {"mean": interval.mean, "low_95": interval.low, "high_95": interval.high}
-        metrics = {key: EvalMetric(name=key, value=value) for key, value in values.items()}
-        left_out = one.questions - interval.n
-        out.append(
-            EvalScore(
-                name=name,
-                scorer=one.scorer,
-                scored_samples=interval.n,
-                unscored_samples=left_out,
-                metrics=metrics,
-            )
-        )
-    return out
+    values = {"mean": value.mean, "low_95": value.low, "high_95": value.high}
+    return EvalScore(
+        name=name,
+        scorer=scorer,
+        scored_samples=value.n,
+        unscored_samples=one.questions - value.n,
+        metrics={key: EvalMetric(name=key, value=number) for key, number in values.items()},
+    )
 
 
-def _sample(sample: Sample, done: Trajectory, header: Any) -> EvalSample:
+def _sample(sample: Sample, done: Trajectory, header: RunHeader, verdict: str | None) -> EvalSample:
     from inspect_ai.log import EvalError, EvalSample, EvalSampleLimit
     from inspect_ai.model import ModelOutput
 
@@ -143,7 +173,7 @@ def _sample(sample: Sample, done: Trajectory, header: Any) -> EvalSample:
         messages=messages_of(done),
         output=ModelOutput.from_content(done.policy, sample.answer),
         scores=None if sample.excluded else _scores(sample),
-        metadata=_metadata(sample),
+        metadata=_metadata(sample, verdict),
         model_usage={done.policy: usage},
         started_at=done.created,
         completed_at=_ended(done),
@@ -161,14 +191,16 @@ def _scores(sample: Sample) -> dict[str, Any]:
     return {name: Score(value=getattr(sample, name), answer=sample.answer) for name in _FIGURES}
 
 
-def _metadata(sample: Sample) -> dict[str, Any]:
+def _metadata(sample: Sample, verdict: str | None) -> dict[str, Any]:
     facts = {
         "kind": sample.kind,
         "answerable": sample.answerable,
         "status": sample.status,
         "stop_reason": sample.stop_reason,
         "excluded": sample.excluded,
-        "evidence_recall": sample.retrieval.get("recall"),
+        "retrieval": sample.retrieval,
+        "support": sample.support,
+        "judge": verdict,
         "confidence": sample.confidence,
     }
     return {

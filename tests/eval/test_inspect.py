@@ -21,6 +21,8 @@ from agent.trajectory import Status, StopReason, Trajectory
 from eval.benchmarks import DataFolder, load
 from eval.command import exported
 from eval.inspect.messages import messages_of
+from eval.judge import CORRECT
+from eval.revision import source
 from eval.run import EvalRequest, run
 from eval.score import score_run
 from kg.errors import PolicyUnavailableError, UsageError
@@ -45,18 +47,29 @@ def finished(template, monkeypatch, tmp_path):
 
 
 def test_a_run_becomes_a_log_that_inspect_reads(finished, tmp_path):
+    ours = score_run(finished)
+    answered = [s.id for s in ours.samples if s.answerable]
+    said = {"judge": "j@1", "prompt": "p", "verdicts": dict.fromkeys(answered, CORRECT)}
+    (finished / "judge.json").write_text(json.dumps(said))
     [path] = map(Path, exported(finished, tmp_path / "logs", "").split("\n"))
-    log, ours = read_eval_log(str(path)), score_run(finished)
+    log = read_eval_log(str(path))
     [one] = ours.sets
     assert (log.status, log.eval.task, log.eval.model) == ("success", "library", ours.header.policy)
-    assert {s.name: s.metrics["mean"].value for s in log.results.scores} == pytest.approx(
-        {name: interval.mean for name, interval in one.answers.items()}
-    )
+    means = {(s.scorer, s.name): s.metrics["mean"].value for s in log.results.scores}
+    figures = {one.scorer: one.answers, "retrieval": one.retrieval, "support": one.support}
+    told = {(kind, name): i.mean for kind, values in figures.items() for name, i in values.items()}
+    assert means == pytest.approx({**told, ("j@1", "judged"): 1.0})
+    assert (log.eval.metadata["source"], log.eval.metadata["limit"]) == (ours.header.source, 12)
+    assert (log.eval.revision.commit if log.eval.revision else None) == source().get("revision")
+    assert log.stats.completed_at == ours.header.finished
     mine = {sample.task: sample for sample in ours.samples}
     assert len(log.samples) == len(mine) == 12
     for sample in log.samples:
         expected = mine[sample.id]
         assert sample.scores["em"].value == expected.em
+        assert sample.metadata["retrieval"] == pytest.approx(expected.retrieval)
+        assert sample.metadata["support"] == pytest.approx(expected.support)
+        assert sample.metadata["judge"] == said["verdicts"].get(expected.id)
         assert sample.output.completion == expected.answer
         assert sample.messages[0].text == expected.question
         assert sample.model_usage[ours.header.policy].output_tokens == expected.usage.sampled_tokens

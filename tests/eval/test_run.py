@@ -15,10 +15,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import eval.folder as eval_folder
 import eval.run as eval_run
+from agent.episode import ContextRule
 from agent.exchange import read
 from agent.policies.base import Sampling
-from agent.settings import Settings, load_settings
+from agent.settings import SearchSettings, Settings, load_settings
 from agent.store import TrajectoryStore
 from agent.task import Task
 from agent.trajectory import Status, StopReason, Trajectory
@@ -83,6 +85,12 @@ def settings(tmp_path):
 
 
 @pytest.fixture
+def lexical(settings):
+    """Without an encoder, which takes the longest to start."""
+    return settings.model_copy(update={"search": SearchSettings(mode="lexical")})
+
+
+@pytest.fixture
 def policy(template, monkeypatch):
     made = []
 
@@ -129,7 +137,7 @@ def test_reports_hold_every_set_and_escape_what_was_said(policy, settings, tmp_p
     assert len(heads) >= 5
     assert all("| n |" in head for head in heads)
     [coverage] = re.findall(r"\| set \| n \| coverage .*\n.*\n\| library \| 12 \| (.*?) \|", text)
-    assert re.fullmatch(r"\d+\.\d \[ *\d+\.\d, *\d+\.\d\]", coverage)
+    assert re.fullmatch(r"\d+\.\d \[\d+\.\d, \d+\.\d\]", coverage)
     with TrajectoryStore.open(out / "trajectories.sqlite") as store:
         first = next(store.query())
         store.delete([first.id])
@@ -185,6 +193,55 @@ def test_going_on_asks_only_what_is_missing_and_what_failed(policy, settings, tm
     assert policy.made[-1].calls == 0
 
 
+@pytest.mark.parametrize("limit", [5, 2])
+def test_a_policy_that_is_gone_is_no_accuracy_of_zero(policy, lexical, tmp_path, limit):
+    """Fewer questions than failures that end a run at once."""
+    mine, out = own_questions(tmp_path / "mine.jsonl"), tmp_path / "a"
+    policy.after, told = 0, []
+    with pytest.raises(PolicyUnavailableError, match=r"on all that .* is gone") as caught:
+        evaluate([mine], {"limit": limit}, lexical, out, False, told.append)
+    assert caught.value.exit_code == 5
+    assert f"agent eval score {out}" in caught.value.hint
+    assert "| mine | squad2 | " in (out / "report.md").read_text()
+    assert (out / "report.html").is_file()
+    assert str(out / "report.html") in told[-1]
+    policy.after = None
+    assert "accuracy" in evaluate([mine], {"limit": limit}, lexical, out, False, told.append)
+    assert score_run(out).sets[0].errors == 0
+
+
+def test_failures_in_a_row_count_across_sets(policy, lexical, tmp_path):
+    sets = [own_questions(tmp_path / f"{name}.jsonl") for name in "abc"]
+    policy.after = 0
+    with pytest.raises(PolicyUnavailableError, match="8 times in a row"):
+        evaluate(sets, {"limit": 5, "concurrency": 1}, lexical, tmp_path / "r", False, print)
+    assert [one.episodes for one in score_run(tmp_path / "r").sets] == [5, 3, 0]
+    assert (tmp_path / "r" / "report.html").is_file()
+
+
+def test_a_policy_that_is_gone_at_the_end_is_told(policy, lexical, tmp_path):
+    mine = own_questions(tmp_path / "mine.jsonl")
+    options = {"limit": 6, "concurrency": 1, "cache": False}
+    evaluate([mine], options, lexical, tmp_path / "a", False, print)
+    calls = policy.made[-1].calls
+    policy.after, told = calls // 2, []
+    with pytest.raises(PolicyUnavailableError, match=r"on the last [2-5] of 6 episodes"):
+        evaluate([mine], options, lexical, tmp_path / "b", False, print)
+    policy.after = calls - 1
+    evaluate([mine], options, lexical, tmp_path / "c", False, told.append)
+    assert any("1 of 6 episodes failed" in line for line in told)
+
+
+def own_questions(path, count=6):
+    """A file of library questions; gives its path."""
+    tasks = load("library", DataFolder("", Path()), "test").tasks
+    rows = [
+        {"id": t.id, "question": t.question, "answers": list(t.answers)} for t in tasks if t.answers
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows[:count]))
+    return str(path)
+
+
 def outcome(scores):
     return sorted(
         (s.benchmark, s.task, s.seed, s.answer, s.right, s.usage.turns) for s in scores.samples
@@ -198,12 +255,50 @@ def test_the_cache_knows_everything_that_shapes_an_episode(policy, settings, tmp
     assert policy.made[-1].calls == 0
     assert outcome(first) == outcome(second)
     assert compare(tmp_path / "a", tmp_path / "b").sets[0].p == 1
-    other = settings.model_copy(update={"observation_chars": 3000})
-    ask(other, tmp_path / "c")
+
+
+def changed(settings, section, **values):
+    """Settings with other values in one of their sections."""
+    inner = getattr(settings, section).model_copy(update=values)
+    return settings.model_copy(update={section: inner})
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda s: s.model_copy(update={"observation_chars": 3000}),
+        lambda s: s.model_copy(update={"seed": 5}),
+        lambda s: s.model_copy(update={"system": "Answer."}),
+        lambda s: s.model_copy(update={"format": "tool_call"}),
+        lambda s: s.model_copy(update={"rule": ContextRule.SOFT}),
+        lambda s: s.model_copy(update={"tools": ("search",)}),
+        lambda s: changed(s, "budgets", turns=7),
+        lambda s: changed(s, "sampling", max_tokens=99),
+        lambda s: changed(s, "sampling", temperature=0.5),
+        lambda s: changed(s, "search", k=2),
+    ],
+)
+def test_a_setting_that_shapes_an_episode_is_in_the_cache_s_key(policy, lexical, tmp_path, change):
+    ask(lexical, tmp_path / "a", limit=1)
+    ask(change(lexical), tmp_path / "b", limit=1)
     assert policy.made[-1].calls > 0
-    seeded = settings.model_copy(update={"seed": 5})
-    ask(seeded, tmp_path / "d")
+    ask(lexical, tmp_path / "c", limit=1)
+    assert policy.made[-1].calls == 0
+
+
+def test_other_packages_compute_other_episodes(policy, lexical, tmp_path, monkeypatch):
+    monkeypatch.setattr(Failing, "engine", "vllm float32")
+    ask(lexical, tmp_path / "a", limit=1)
+    monkeypatch.setattr(eval_folder, "_version", lambda package: f"{package} 99")
+    ask(lexical, tmp_path / "b", limit=1)
     assert policy.made[-1].calls > 0
+    with pytest.raises(UsageError, match=r"another setup\.\w+"):
+        ask(lexical, tmp_path / "a", limit=1)
+    told = read_header(tmp_path / "b").setup["packages"]
+    assert {"torch", "vllm", "bm25s"} <= set(told)
+    monkeypatch.setattr(Failing, "engine", "server http://127.0.0.1/v1")
+    ask(lexical, tmp_path / "c", limit=1)
+    assert set(read_header(tmp_path / "c").setup["packages"]) == {"faiss-cpu", "bm25s"}
 
 
 def test_an_episode_in_which_a_tool_broke_is_not_cached(policy, settings, tmp_path, monkeypatch):
@@ -227,7 +322,13 @@ def test_an_episode_in_which_a_tool_broke_is_not_cached(policy, settings, tmp_pa
 
 
 @pytest.mark.parametrize(
-    ("what", "value"), [("engine", "vllm bfloat16"), ("engine", "vllm"), ("context_length", 512)]
+    ("what", "value"),
+    [
+        ("engine", "vllm bfloat16"),
+        ("engine", "server http://b/v1"),
+        ("context_length", 512),
+        ("config_version", "0123"),
+    ],
 )
 def test_the_same_weights_under_another_engine_are_asked_anew(
     policy, settings, tmp_path, monkeypatch, what, value
@@ -344,7 +445,9 @@ def test_comparisons_say_what_each_run_has_alone(policy, settings, tmp_path):
     assert one.n + one.only_a == 24
     assert one.n + one.only_b == 12
     assert not one.differs
-    assert "McNemar" in compared(tmp_path / "a", tmp_path / "b", "", False)
+    text = compared(tmp_path / "a", tmp_path / "b", "", False)
+    assert "McNemar" in text
+    assert f"| library | {one.only_a} | A: scored; B: was not asked it |" in text
     told = json.loads(compared(tmp_path / "a", tmp_path / "b", "", True))
     assert (told["sets"][0]["n"], told["sets"][0]["differs"], told["together"]) == (
         one.n,
@@ -446,19 +549,54 @@ def test_a_comparison_tells_answering_from_declining(tmp_path):
     ]
     found = compare(*runs)
     mixed, other = found.sets
-    assert [(one.name, one.n, one.a, one.b) for one in mixed.halves] == [
+    assert [(one.name, one.n, one.a.mean, one.b.mean) for one in mixed.halves] == [
         ("mixed, with an answer", 9, 1, 1 / 9),
         ("mixed, without one", 3, 0, 1 / 3),
     ]
-    assert [(one.declined_a, one.declined_b) for one in mixed.halves] == [(0, 8 / 9), (0, 1 / 3)]
+    declined = [(one.declined_a.mean, one.declined_b.mean) for one in mixed.halves]
+    assert declined == [(0, 8 / 9), (0, 1 / 3)]
+    assert mixed.a.low < mixed.a.mean < mixed.a.high
     assert (mixed.won, mixed.lost, other.halves) == (1, 8, ())
-    assert (found.together.n, found.together.a, found.together.b) == (13, 10 / 13, 2 / 13)
-    rows = [row.strip("|").split(" | ") for row in compared(*runs, "", False).splitlines()[2:]]
+    together = found.together
+    assert (together.n, together.a.mean, together.b.mean) == (13, 10 / 13, 2 / 13)
+    lines = compared(*runs, "", False).splitlines()
+    rows = [row.strip("|").split(" | ") for row in lines if row[:1] == "|"][2:]
     names = [row[0].strip() for row in rows]
     assert names == ["mixed", "mixed, with an answer", "mixed, without one", "other", "all"]
     assert [bool(row[-3].strip()) for row in rows] == [True, False, False, True, False]
     assert mixed.p == pytest.approx(2 * (1 + 9) / 2**9)
     assert mixed.adjusted == 2 * mixed.p  # two sets are tested, and nothing else
+
+
+def test_a_comparison_says_what_it_leaves_out_and_of_whom_it_speaks(tmp_path):
+    def said(task):
+        return "x" * (task.id != "q1")
+
+    def of(task):
+        return "one" if task.id < "q2" else "two"
+
+    blank = Task("b", "Blank?", ())
+    a = run_folder(tmp_path / "a", [*questions(4), blank], said, of=of)
+    b = run_folder(tmp_path / "b", [*questions(2), blank], said, of=of, policy="other@2")
+    with open_store(b) as store:
+        done = next(one for one in store.query() if one.task.id == "q0")
+        store.replace(replace(done, status=Status.FAILED, error="boom"))
+    found = compare(a, b)
+    assert {(one.name, one.n, one.why) for one in found.left_out} == {
+        ("two", 2, "A: scored; B: has no such set"),
+        ("one", 1, "A: no gold answer; B: no gold answer"),
+    }
+    [one] = found.sets
+    assert (one.n, one.errors, one.difference.mean, one.without_errors.mean) == (2, 1, -0.5, 0)
+    text = compared(a, b, "", False)
+    for part in (
+        f"- A: {a}, policy p@1, temperature 0, 1 episode(s) a question\n",
+        f"- B: {b}, policy other@2",
+        "| one | 1 | 1 | 0.0 (no spread) |",
+        "| two | 2 | A: scored; B: has no such set |",
+        "| 50.0 [9.5, 90.5] | 0.0 [0.0, 65.8] |",
+    ):
+        assert part in text
 
 
 def test_runs_that_mean_different_things_are_not_compared(tmp_path):

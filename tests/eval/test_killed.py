@@ -1,0 +1,98 @@
+"""Evaluations that are killed where it hurts: with the cache on, and between two files of a report."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from eval.command import score
+from eval.score import score_run
+from tests.eval.test_run import outcome, questions, run_folder
+
+ROOT = Path(__file__).resolve().parents[2]
+CACHED = """
+import asyncio, sys
+from pathlib import Path
+sys.path.insert(0, {root!r})
+import eval.run as eval_run
+from agent.policies.chat import ChatTemplate
+from agent.settings import load_settings
+from eval.run import EvalRequest, run
+from tests.eval.test_run import Failing, expert
+
+class Slow(Failing):
+    async def generate(self, requests):
+        await asyncio.sleep(0.02)
+        print("asked", flush=True)
+        return await super().generate(requests)
+
+template = ChatTemplate.load(Path({model!r}))
+eval_run.policy_of = lambda *a, **k: expert(template, Slow)
+run(EvalRequest(benchmarks=("library",), limit=30, concurrency=4), load_settings(), Path({out!r}))
+"""
+REPORTS = """
+import os, sys, time
+from pathlib import Path
+sys.path.insert(0, {root!r})
+from eval.command import score
+
+replace, files = os.replace, [0]
+
+def stopping(partial, path):
+    files[0] += 1
+    if files[0] == {stop_at}:
+        print("written", flush=True)
+        time.sleep(600)
+    replace(partial, path)
+
+os.replace = stopping
+score(Path('{out}'), "", False)
+"""
+FILES = ("scores.json", "samples.jsonl", "report.md", "report.html", "traces.html")
+
+
+def lines_of(code, kill_at=None, **environment):
+    """How many lines a script prints; killed by the system at one of them, if that is given."""
+    command = [sys.executable, "-c", code]
+    environment = {**os.environ, **environment}
+    printed = 0
+    with subprocess.Popen(command, stdout=-1, text=True, env=environment) as process:
+        for printed, _ in enumerate(process.stdout, 1):
+            if printed == kill_at:
+                process.send_signal(signal.SIGKILL)
+        assert process.wait(timeout=300) == (-signal.SIGKILL if kill_at else 0)
+    return printed
+
+
+def test_a_run_that_is_killed_with_the_cache_on_loses_and_doubles_nothing(base_model, tmp_path):
+    def code(out):
+        return CACHED.format(root=str(ROOT), model=str(base_model), out=str(tmp_path / out))
+
+    own = {"AGENT_HOME": str(tmp_path / "home"), "AGENT_SEARCH__MODE": "lexical"}
+    for kill_at in (15, 40):
+        lines_of(code("a"), kill_at, **own)
+    assert lines_of(code("a"), **own) > 0
+    assert lines_of(code("b"), **own) == 0  # the cache knows them all
+    apart = {**own, "AGENT_HOME": str(tmp_path / "other")}
+    assert lines_of(code("c"), **apart) > 0
+    killed, cached, whole = (score_run(tmp_path / name) for name in "abc")
+    assert outcome(killed) == outcome(cached) == outcome(whole)
+    assert len({(s.task, s.seed) for s in killed.samples}) == len(killed.samples) == 30
+
+
+@pytest.mark.parametrize("stop_at", [1, 4])
+def test_reports_that_were_cut_off_are_whole_or_not_there(tmp_path, stop_at):
+    out, code = tmp_path / "a", REPORTS.format(root=str(ROOT), out=tmp_path / "a", stop_at=stop_at)
+    for folder in (out, tmp_path / "b"):
+        run_folder(folder, questions(5), said=lambda task: "y")
+    score(tmp_path / "b", "", False)
+    lines_of(code, 1)
+    assert [name for name in FILES if (out / name).exists()] == list(FILES[: stop_at - 1])
+    score(out, "", False)
+    lines_of(code, 1)  # now over files that are there
+    for name in ("scores.json", "report.md"):
+        assert (out / name).read_text() == (tmp_path / "b" / name).read_text()
+    assert all((out / name).stat().st_size for name in FILES)
