@@ -10,6 +10,7 @@ import tracemalloc
 from functools import partial
 from pathlib import Path
 
+import huggingface_hub
 import numpy as np
 import pytest
 
@@ -319,6 +320,7 @@ def served(tmp_path):
 def test_files_of_a_web_folder_are_fetched_once(served, tmp_path):
     data = DataFolder(served, tmp_path / "cache")
     path = data.file("nq_open/qa.jsonl.gz")
+    assert data.origin == served
     assert [row["question"] for _, row in rows(path, [])] == ["Who?"]
     path.write_bytes(gzip.compress(b"{}"))
     assert data.file("nq_open/qa.jsonl.gz").read_bytes() == gzip.compress(b"{}")
@@ -414,6 +416,7 @@ def test_questions_at_a_url_are_fetched_and_name_no_local_file(served, tmp_path)
     own = {"question": "Who?", "answers": ["x"], "id": "a"}
     written(tmp_path / "web", "my set/q.jsonl", [own, {**own, "id": "b", "corpus": ["/etc"]}])
     found = load(f"{served}my%20set/q.jsonl", data)
+    assert found.origin == f"{served}my%20set/q.jsonl"
     assert (found.name, [task.id for task in found.tasks], found.corpus) == ("q", ["a"], ())
     assert "a fetched file may not" in found.skipped[0]
     for wrong, message in (
@@ -432,6 +435,18 @@ def test_questions_at_a_url_are_fetched_and_name_no_local_file(served, tmp_path)
     ):
         with pytest.raises(UsageError, match=message):
             load(wrong, data)
+
+
+def test_a_set_says_where_its_data_came_from(tmp_path, monkeypatch):
+    place = tmp_path / "datasets--owner--name" / "snapshots" / "0123abcd"
+    own = written(place, "q.jsonl", [{"question": "Who?", "answers": ["x"]}])
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", lambda _, name, **__: str(place / name))
+    hub = DataFolder("hf://owner/name@main", tmp_path)
+    hub.file("q.jsonl")
+    assert hub.origin == "hf://owner/name@0123abcd"
+    assert load("library", hub).origin == ""
+    assert load("hf://owner/name/q.jsonl", hub).origin == "hf://owner/name@0123abcd/q.jsonl"
+    assert load(str(own), hub).origin == str(own.resolve())
 
 
 # what a row may hold, by field; `#` stands for the number of the row

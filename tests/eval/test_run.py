@@ -29,7 +29,17 @@ from eval.benchmarks import DataFolder, load
 from eval.benchmarks.base import choices
 from eval.command import compared, evaluate, exported, score
 from eval.compare import compare
-from eval.folder import RunHeader, SetHeader, claim, digest_of, group_of, open_store, read_header
+from eval.folder import (
+    RunHeader,
+    SetHeader,
+    claim,
+    digest_of,
+    group_of,
+    keep_failed,
+    open_store,
+    read_failed,
+    read_header,
+)
 from eval.metrics import SCORERS, exact_match
 from eval.regressions import Origin, add_regression, origin_of, searched_elsewhere
 from eval.revision import source
@@ -205,9 +215,28 @@ def test_a_policy_that_is_gone_is_no_accuracy_of_zero(policy, lexical, tmp_path,
     assert "| mine | squad2 | " in (out / "report.md").read_text()
     assert (out / "report.html").is_file()
     assert str(out / "report.html") in told[-1]
+    assert read_header(out).finished == ""
+    again = f"| mine | {limit} | attempts failed and were asked again |"
     policy.after = None
-    assert "accuracy" in evaluate([mine], {"limit": limit}, lexical, out, False, told.append)
-    assert score_run(out).sets[0].errors == 0
+    for _ in range(2):  # the second has nothing to ask
+        assert again in evaluate([mine], {"limit": limit}, lexical, out, False, told.append)
+    [one] = score_run(out).sets
+    assert (one.errors, one.asked_again) == (0, limit)
+    header = read_header(out)
+    assert header.created <= header.finished
+    assert (header.limit, header.sets[0].data) == (limit, mine)
+
+
+def test_a_failed_attempt_is_kept_once_however_often_it_is_written(tmp_path):
+    with open_store(run_folder(tmp_path / "a", questions(2))) as store:
+        episodes = list(store.query())
+    for some in (episodes[:1], episodes):  # killed before the first was removed from the store
+        keep_failed(tmp_path / "a", "set", some)
+    assert [row["id"] for row in read_failed(tmp_path / "a")] == [one.id for one in episodes]
+    assert score_run(tmp_path / "a").sets[0].asked_again == 2
+    (tmp_path / "a" / "failed.jsonl").write_text("{")
+    with pytest.raises(UsageError, match="damaged"):
+        read_failed(tmp_path / "a")
 
 
 def test_failures_in_a_row_count_across_sets(policy, lexical, tmp_path):

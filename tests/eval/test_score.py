@@ -1,15 +1,17 @@
 """Scores of episodes built by hand: what counts, how often, and how sure it is."""
 
 import math
+from dataclasses import replace
 
 import pytest
 
 from agent.graph import SPENT as SPENT_TEXT
 from agent.trajectory import Status, StopReason
+from eval.folder import SetHeader
 from eval.metrics.usage import usage
 from eval.report import _markdown_table, _wrong_answers, tables
 from eval.sample import score_one
-from eval.score import RunScores, set_scores
+from eval.score import RunScores, _with_evidence, set_scores
 from tests.rl.rewards.episodes import abstain, answer, call, episode, malformed, search, task
 from tools.base import Observation
 
@@ -193,3 +195,44 @@ def test_what_a_document_wrote_is_one_cell_of_markdown_and_loads_nothing():
         :-1
     ]
     assert row == (r"| ![x]\(https://host/seen.png) a\\\|b &lt;img src=x> | 1 [0.2, 0.4] (n=3) |")
+
+
+def own_set(name, samples):
+    return [replace(one, benchmark=name, id=f"{name}-{n}") for n, one in enumerate(samples)]
+
+
+def test_wrong_answers_of_a_later_set_are_shown_too():
+    wrong = [sample(answer("Oslo")) for _ in range(120)]
+    many, few = own_set("many", wrong), own_set("few", wrong[:7])
+    page = _wrong_answers([*many, *few])
+    assert page.count("<td>few</td>") == 7
+    assert page.count("<td>many</td>") == 93
+    assert "(127, 100 of them, of each set alike)" in page
+    assert "Wrong answers (7)" in _wrong_answers(few)
+
+
+@pytest.mark.parametrize(
+    ("tools", "other_corpus", "shown", "why"),
+    [
+        ({"judge": "1"}, False, [], "closed-book"),
+        ({"search": "1"}, True, [], "another corpus"),
+        ({"search": "1"}, False, [], ""),
+        ({"search": "1"}, True, ["g"], ""),
+    ],
+)
+def test_a_table_of_zeros_that_no_policy_could_have_changed_is_left_out(
+    tools, other_corpus, shown, why
+):
+    one = task(evidence=("g",))
+    turns = [search("x", "text", ids=shown or ["p"])] if "search" in tools else []
+    scored = of([one], [sample(*turns, answer("Oslo"), of=one)])
+    header = SetHeader(
+        name="own", scorer="squad2", tasks=1, skipped=[], tools=tools, other_corpus=other_corpus
+    )
+    found = _with_evidence(scored, header)
+    titles = [title for title, _, _ in tables_of(found)]
+    assert any("Retrieval" in title for title in titles) is not bool(why)
+    assert any("Support" in title for title in titles) is not bool(why)
+    assert why in found.no_evidence
+    assert bool(found.no_evidence) is bool(why)
+    assert found.no_evidence in str(tables_of(found)[-1])
