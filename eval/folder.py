@@ -151,10 +151,8 @@ def read_failed(run: Path) -> list[dict[str, Any]]:
     path = run / "failed.jsonl"
     try:
         lines = path.read_text("utf-8").splitlines() if path.is_file() else []
-        rows: list[dict[str, Any]] = [json.loads(line) for line in lines]
-        for row in rows:
-            row["id"], row["benchmark"]
-        return rows
+        rows = [json.loads(line) for line in lines]
+        return [{**row, "id": row["id"], "benchmark": row["benchmark"]} for row in rows]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UsageError(f"{path} is damaged: {error}", "delete it") from error
 
