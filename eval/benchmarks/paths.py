@@ -47,8 +47,8 @@ def _task(line: str, kind: str) -> Task:
         raise ValueError(f"{len(columns)} columns where three are the least")
     question, answer, gold = columns[:3]
     steps = [[step for step in path.split("#") if step != _END] for path in gold.split("*")]
-    named = columns[3] if len(columns) > 3 else answer.partition("(")[2].removesuffix(")")
-    answers = [part for part in named.split("/") if part] or [answer]
+    named = columns[3].split("/") if len(columns) > 3 else _answer_set(answer)
+    answers = [part for part in named if part] or [answer]
     return Task(
         id=f"{kind}-{hashlib.sha256(question.encode()).hexdigest()[:12]}",
         question=question.replace("_", " ").replace(" ?", "?"),
@@ -57,3 +57,19 @@ def _task(line: str, kind: str) -> Task:
         kind=kind,
         meta={"topics": [path[0] for path in steps], "paths": steps},
     )
+
+
+def _answer_set(column: str) -> list[str]:
+    """All answers of `one(one/other/)`; a name may hold brackets, so the one is told by standing in the
+    set.
+
+    Raises:
+        ValueError: there is a set without the one answer.
+    """
+    if not column.endswith("/)"):
+        return [column]
+    for place, sign in enumerate(column):
+        names = column[place + 1 : -1].split("/")
+        if sign == "(" and column[:place] in names:
+            return names
+    raise ValueError(f"the answers '{column:.80}' are no answer and its set in brackets")
