@@ -6,22 +6,18 @@ import math
 import re
 from collections.abc import Collection, Sequence
 
+from eval.metrics.letters import behind, stated
 from eval.metrics.text import Normaliser, Overlap, normalise, set_overlap
 
-# What stands behind a letter that names a choice. A space alone does not: "A fracture" is no answer A,
-# and neither is the genus of "E. coli", whose next word is not capitalised.
-_END = (
-    r"""(?:\s*$|\s*[)\]:*}]|["'”’](?!\w)|\.(?:\s*$|\s+[^a-z\s])|\s*\n|\s+[-–—]\s|"""
-    r"""\s*,(?!\s*[A-Za-z](?!\w))|\s+(?:because|since|as)\b)"""
-)
-_LEADING = re.compile(rf"\W*(?:(?i:option|answer|choice)\W+)?([A-Za-z]){_END}")
-_STATED = re.compile(
-    r"(?i:\b(?:answer|option|choice)\s+(?:is|would\s+be)\b|\banswer\s*:)\W*"
-    rf"(?i:(?:option|choice)\W+)?(?:([A-Za-z]){_END}|([B-HJ-Z])(?![\w.'’]))"
-)
 _WITH_TEXT = re.compile(r"\W*([A-Za-z])[).:]?\s+(.+)", re.DOTALL)
 # begins where a run of signs does, and takes whole words: a long run of either is read once
 _SAYS = re.compile(r"(?i)(?<!\W)\W*(?:\b\w+\W+){0,2}?the\s+(?:\b\w+\s+)?answer\s+is\b[\s:]*")
+_BOXED = re.compile(r"\\boxed\{\s*(?:\\\w+\{)?([^{}]*)\}")
+_VERDICTS = frozenset(("yes", "no", "maybe", "true", "false"))
+_VERDICT = re.compile(
+    r"(?i)(?:^|[.,;:!?\n]\s{0,3}|\s[-–—]\s{1,3})\W{0,3}\b(yes|no|maybe|true|false)\b[*_)]{0,3}"
+    r"(?=\s*(?:$|[,;:!\n]|\.(?!\s*\d)|(?:because|since|as)\b)|\s[-–—]\s)"
+)
 _MINUS = re.compile(r"(?<!\w)[-−](?=\.?\d)")
 _POINT = re.compile(r"(?<=\d)\.(?=\d)")
 _LIST = re.compile(r"[,;\n]|\band\b")
@@ -32,8 +28,10 @@ def multiple_choice(prediction: str, choices: Sequence[str], right: int) -> floa
 
     A text counts before a letter, so that the choice "A" of another letter is not taken for one. Texts
     are compared after normalisation, signs and decimal points of numbers kept; where several choices are
-    then the same, or one is nothing, as they are written. A letter stands alone, before a delimiter or
-    its own text, or behind "the answer is"; a reply that states two letters names none.
+    then the same, or one is nothing, as they are written. Where all choices are yes, no, maybe, true or
+    false, one that begins a clause of its own is enough ("Yes, because ..."). A letter stands alone,
+    before a delimiter or its own text, in brackets behind that, in a box, or in a statement ("the answer
+    is B", "I choose B", "B is correct"); a reply that states two letters names none.
 
     Raises:
         ValueError: `right` is not the index of a choice.
@@ -41,11 +39,12 @@ def multiple_choice(prediction: str, choices: Sequence[str], right: int) -> floa
     if not 0 <= right < len(choices):
         raise ValueError(f"choice {right} of {len(choices)}")
     said = prediction.strip()
-    for text in (said, _SAYS.sub("", said, count=1)):
-        named = _named_by_text(text, choices)
+    bare, boxes = _SAYS.sub("", said, count=1), {box.strip() for box in _BOXED.findall(said)}
+    for text in (said, bare, *(boxes if len(boxes) == 1 else ())):
+        named = _named_by_text(text, choices) or _named_by_clause(text, choices)
         if named:
             return float(right in named)
-    return float(_named_by_letter(said, choices) == right)
+    return float(_named_by_letter(said, bare, choices) == right)
 
 
 def _named_by_text(said: str, choices: Sequence[str]) -> list[int]:
@@ -57,16 +56,34 @@ def _named_by_text(said: str, choices: Sequence[str]) -> list[int]:
     return [place for place in found if _raw(choices[place]) == _raw(said) != ""]
 
 
-def _named_by_letter(said: str, choices: Sequence[str]) -> int | None:
-    """Place of the choice whose letter the text gives; None when it gives none, or several."""
+def _named_by_clause(said: str, choices: Sequence[str]) -> list[int]:
+    """Places of the one verdict that a text gives, first of all, before it says why."""
+    verdicts = [_plain(choice) for choice in choices]
+    if not _VERDICTS.issuperset(verdicts):
+        return []
+    given = list(_VERDICT.finditer(said))
+    words = {match[1].lower() for match in given}
+    if len(words) != 1 or given[0].start():
+        return []
+    return [place for place, verdict in enumerate(verdicts) if verdict in words]
+
+
+def _named_by_letter(said: str, bare: str, choices: Sequence[str]) -> int | None:
+    """Place of the choice whose letter the text gives; None when it gives none, or several.
+
+    Args:
+        said: the text.
+        bare: without "the answer is".
+        choices: as of `multiple_choice`.
+    """
     with_text = _WITH_TEXT.match(said)
     if with_text and _place(with_text[1]) in _named_by_text(with_text[2].strip(), choices):
         return _place(with_text[1])
-    leading = _LEADING.match(said)
-    if leading:
-        return _place(leading[1])
-    stated = {_place(match[1] or match[2]) for match in _STATED.finditer(said)}
-    return stated.pop() if len(stated) == 1 else None
+    bracketed = behind(bare)
+    if bracketed and _place(bracketed[1]) in _named_by_text(bracketed[0], choices):
+        return _place(bracketed[1])
+    letters = stated(said)
+    return _place(letters.pop()) if len(letters) == 1 else None
 
 
 def _place(letter: str) -> int:

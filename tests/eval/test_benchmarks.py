@@ -108,7 +108,13 @@ def test_every_row_is_a_question_of_one_split_or_is_told(name, data):
 
 def test_a_question_that_the_graph_does_not_answer_is_told_with_its_place(tmp_path):
     data = lay_out(tmp_path, "metaqa")
-    row = {"id": "x", "hop": 1, "question": "what did [E] do", "topic_entity": "E", "answers": ["y"]}
+    row = {
+        "id": "x",
+        "hop": 1,
+        "question": "what did [E] do",
+        "topic_entity": "E",
+        "answers": ["y"],
+    }
     bad = [{**row, "qtype": "actor_to_movie", "answers_match_kb": value} for value in (False, "no")]
     written(tmp_path, "metaqa/qa_1hop.jsonl.gz", bad)
     skipped = load("metaqa", data).skipped

@@ -78,10 +78,14 @@ def test_multiple_choice(said, score):
     assert multiple_choice(said, ["red", "blue", "green"], 1) == score
 
 
-@pytest.mark.parametrize("run", ["!", "- ", "x", "(", "x. "])
+@pytest.mark.parametrize(
+    "run",
+    ["!", "- ", "x", "(", "x. ", "\n", "(x)", "\\boxed{", "I choose ", "B is ", "so B ", "(B "],
+)
 def test_a_reply_of_one_sign_without_end_is_scored_in_no_time(run):
     began = time.process_time()
-    assert multiple_choice(20_000 * run + "?", ["red", "blue"], 1) == 0
+    for choices in (["red", "blue"], ["yes", "no"]):
+        assert multiple_choice(20_000 * run + "?", choices, 1) == 0
     assert time.process_time() - began < 1
 
 
@@ -101,17 +105,67 @@ SIX = ["fracture", "-20", "20", "2.5", "E. coli", "a"]
      ("The answer is a bone", None), ("The answer is not B", None), ("Answer: **D**", 3),
      ("It is cold, so the answer is B.", 1), ("The answer is B. No, the answer is C.", None),
      ("The answer is -20", 1), ("The final answer is 20", 2), ("**B**", 1), ('"B"', 1),
-     ("B -20", 1), ("option b", 1), ("Choice C", 2), ("Z", None), ("", None), ("B's", None)],
+     ("B -20", 1), ("option b", 1), ("Choice C", 2), ("Z", None), ("", None), ("B's", None),
+     ("Option B is correct", 1), ("B is correct", 1), ("B is the best answer.", 1),
+     ("(B) is right because it is cold", 1), ("A is correct.", 0), ("So B is the answer", 1),
+     ("It is cold. Therefore, option B is correct.", 1), ("I think that B is correct", 1),
+     ("I choose B", 1), ("I'd go with option B.", 1), ("I would pick (A)", 0), ("I choose B - -20", 1),
+     ("\\boxed{B}", 1), ("It is cold: $\\boxed{\\text{B}}$.", 1), ("\\boxed{(b)}", 1),
+     ("\\boxed{-20}", 1),
+     ("The correct choice: B", 1), ("Correct option: (B) cold", 1), ("-20 (B)", 1), ("2.5 [D].", 3),
+     ("The answer is -20 (B).", 1), ("E. coli (E)", 4), ("Both B and C are correct", None),
+     ("B or C is correct", None), ("A and B is correct", None), ("B is incorrect", None),
+     ("B is not correct", None), ("B is right-sided", None), ("B is right atrial failure", None),
+     ("B is correct? No.", None), ("If B is correct, the rest is wrong", None),
+     ("I don't think B is correct", None), ("Nobody says B is correct", None),
+     ("Vitamin B is best", None), ("Hepatitis B is correct", None), ("I choose a bone", None),
+     ("I choose not B", None), ("I would not choose B", None), ("I choose B or C", None),
+     ("Option B is correct. Option C is correct.", None), ("B. The answer is C.", None),
+     ("\\boxed{B} \\boxed{C}", None), ("\\boxed{A bone}", None),
+     ("The answer is B or C", None), ("The answer is (B), (C)", None), ("The answer is B, C", None),
+     ("(A) or (B)", None), ("(B), (C)", None), ("B) and C)", None), ("A) B cells", 0),
+     ("The answer is B. C is wrong.", 1), ("The answer is B, a cold one", 1),
+     ("The wrong answer is B", None), ("Incorrect option: B", None), ("-20 (C)", None),
+     ("a statin (B)", None), ("not -20 (B)", None), ("Vitamin (B)", None), ("I", None),
+     ("I think so", None), ("It is correct", None), ("That's correct", None), ("A is a letter", None)],
 )  # fmt: skip
 def test_what_names_a_choice(said, named):
     found = [place for place in range(6) if multiple_choice(said, SIX, place)]
     assert found == ([] if named is None else [named])
 
 
+VERDICTS = ["yes", "no", "maybe"]
+
+
+@pytest.mark.parametrize(
+    ("said", "named"),
+    [("Yes, because it heals", 0), ("Yes - it does", 0), ("yes, it does.", 0), ("Yes. It heals.", 0),
+     ("No: nothing was found", 1), ("No because of it", 1), ("Maybe, if it is cold", 2),
+     ("Maybe\nWhy", 2),
+     ("Yes, because no harm was found", 0), ("Yes, no harm was found", 0), ("**No**, it does not", 1),
+     ("The answer is yes, because it heals", 0), ("A) Yes, because it heals", 0), ("(B) no", 1),
+     ("Yes, no", None), ("Yes. No, it does not.", None), ("Yes and no", None), ("yes/no", None),
+     ("No - maybe", None), ("No. 5 was best", None), ("No harm was found", None),
+     ("Yesterday, it did", None), ("It heals, yes", None), ("There is no, or little, harm", None),
+     ("Maybe not", None)],
+)  # fmt: skip
+def test_a_verdict_may_say_why(said, named):
+    found = [place for place in range(3) if multiple_choice(said, VERDICTS, place)]
+    assert found == ([] if named is None else [named])
+    assert multiple_choice("Red, because it is warm", ["red", "blue"], 0) == 0
+
+
 FORMS = (
     *("{letter}", "({letter})", "{letter})", "{letter}.", "{letter}) {text}", "{letter}: {text}"),
     *("{letter}. {text}", "{letter} {text}", "{text}", "{text}.", "The answer is {letter}."),
     *("the answer is {text}", "Answer: {letter}", "Option {letter}", "**{letter}**", "[{letter}]"),
+    *(
+        "Option {letter} is correct",
+        "{letter} is correct",
+        "I choose {letter}",
+        "\\boxed{{{letter}}}",
+    ),
+    *("The correct choice: {letter}", "{text} ({letter})", "The answer is {text} ({letter})."),
 )
 
 
