@@ -29,10 +29,12 @@ def interval_bars(title: str, values: Mapping[str, Interval]) -> str:
 
 
 def risk_coverage(title: str, points: Sequence[tuple[float, float]]) -> str:
-    """Risk (share of wrong answers) against coverage (share answered, most confident first)."""
+    """Risk (share of wrong ones) against coverage (share of the answers kept, most confident first)."""
     figure, axes = _axes(title)
     axes.step([c for c, _ in points], [r for _, r in points], where="post", color=_COLOUR)
-    axes.set(xlim=(0, 1), ylim=(0, 1), xlabel="coverage", ylabel="risk")
+    axes.set(
+        xlim=(0, 1), ylim=(0, 1), xlabel="share of the answers kept", ylabel="share of them wrong"
+    )
     return _svg(figure)
 
 

@@ -26,8 +26,8 @@ from eval.folder import (
     read_header,
     read_tasks,
 )
+from eval.metrics import normalise, weighted
 from eval.metrics import scorer as named
-from eval.metrics import weighted
 from eval.metrics.abstention import Reply, reliability, risk_coverage
 from eval.metrics.sampling import majority, pass_at_k
 from eval.sample import Sample, score_one, whole
@@ -35,6 +35,8 @@ from eval.stats import Interval, bootstrap, estimate, quantile, resampled
 from kg.strict_json import finite
 
 NOT_RUN = "not run"
+_LABELS = {("yes",): True, ("no",): False}
+_SIGNS = {"yes": 1, "no": -1}
 
 
 @dataclass(frozen=True)
@@ -52,7 +54,9 @@ class SetScores:
         retrieval: name to interval, over questions with gold evidence.
         support: cited passages against gold ones, and jointly with the answer; see `Sample.support`.
         abstention: coverage and the rest, each over the questions that it is about.
-        calibration: AUROC, area under risk-coverage and ECE of the confidence; empty without one.
+        calibration: AUROC, area under risk-coverage and ECE of the confidence of answers, and the share
+            of questions that were answered with one, without which they mean little; of yes-or-no sets
+            the ROC-AUC of the label, too; empty without a confidence.
         risk_coverage, reliability: the curves behind it over all answers, see `eval.metrics.abstention`.
         several: pass@k and maj@n of the samples that the run was to have, over the questions that have
             them all; empty for single samples.
@@ -260,10 +264,30 @@ def _reply(sample: Sample) -> Reply:
 
 
 def _calibration(samples: Sequence[Sample]) -> dict[str, Interval]:
-    known = [s for s in samples if s.answer and s.confidence is not None]
+    known = [s for s in samples if _sure(s)]
+    if not known:
+        return {}
     replies, units = [_reply(s) for s in known], [s.unit for s in known]
     makers = {"AUROC": weighted.auroc, "AURC": weighted.aurc, "ECE": weighted.ece}
-    return _kept({k: resampled(make(replies), units) for k, make in makers.items() if replies})
+    found = {name: resampled(make(replies), units) for name, make in makers.items()}
+    share = _interval(samples, lambda s: float(_sure(s)))
+    return _kept({"share answered": share, **found, "ROC-AUC of yes": _label_auc(known)})
+
+
+def _sure(sample: Sample) -> bool:
+    return bool(sample.answer) and sample.confidence is not None
+
+
+def _label_auc(samples: Sequence[Sample]) -> Interval | None:
+    """ROC-AUC of the label of yes-or-no questions: a sure yes ranks first and a sure no last; None for
+    other sets. Answers that are neither are left out."""
+    asked = [s for s in samples if s.answerable]
+    if {s.gold for s in asked} - _LABELS.keys():
+        return None
+    said = [(s, sign) for s in asked if (sign := _SIGNS.get(normalise(s.answer)))]
+    ranks = [sign * (s.confidence or 0.0) for s, sign in said]
+    figure = weighted.roc_auc([_LABELS[s.gold] for s, _ in said], ranks)
+    return resampled(figure, [s.unit for s, _ in said]) if said else None
 
 
 def _abstention(samples: Sequence[Sample]) -> dict[str, Interval]:

@@ -1,6 +1,7 @@
 """Knowing when not to answer: coverage, selective accuracy, calibration. Pure.
 
-A question of unknown answerability counts as answerable.
+A question of unknown answerability counts as answerable. Figures of confidence are over the answers
+that a policy gave: what it declined has no answer that could be ranked.
 """
 
 from __future__ import annotations
@@ -88,10 +89,12 @@ def confidence_auroc(replies: Sequence[Reply]) -> float:
 
 
 def risk_coverage(replies: Sequence[Reply]) -> list[tuple[float, float]]:
-    """(coverage, risk) when the k most confident answers are given, for each k.
+    """(coverage, risk) when the k most confident answers are kept, for each k.
 
-    Risk is the share of wrong ones among them. Answers of equal confidence enter together: their
-    order is not the policy's doing.
+    Coverage is the share of the policy's *answers* that are kept, risk the share of wrong ones among
+    them. Selective classification (Geifman and El-Yaniv 2017) ranks a prediction for every input; a
+    policy that declines has none for some, so that its curve is over the others. Answers of equal
+    confidence enter together: their order is not the policy's doing.
     """
     known = sorted(_confident(replies), key=lambda reply: -(reply.confidence or 0.0))
     points: list[tuple[float, float]] = []
@@ -104,7 +107,11 @@ def risk_coverage(replies: Sequence[Reply]) -> list[tuple[float, float]]:
 
 
 def aurc(replies: Sequence[Reply]) -> float:
-    """Area under the risk-coverage curve as the mean risk over coverages; lower is better."""
+    """Area under `risk_coverage` as the mean risk over coverages; lower is better.
+
+    It says nothing of what was declined: policies that answer different shares of the questions, or
+    other ones, are not comparable by it.
+    """
     area, before = 0.0, 0.0
     for coverage, risk in risk_coverage(replies):
         area, before = area + (coverage - before) * risk, coverage

@@ -43,13 +43,18 @@ def simpleqa_f1(replies: Sequence[Reply]) -> Figure:
 
 def auroc(replies: Sequence[Reply]) -> Figure:
     """`confidence_auroc`; NaN with one kind only."""
-    confidence = np.asarray([r.confidence for r in replies], dtype=float)
-    order = np.argsort(confidence, kind="stable")
-    right = np.asarray([r.right for r in replies], dtype=float)[order]
-    _, first, group = np.unique(confidence[order], return_index=True, return_inverse=True)
+    return roc_auc([r.right for r in replies], [r.confidence or 0.0 for r in replies])
+
+
+def roc_auc(labels: Sequence[bool], scores: Sequence[float]) -> Figure:
+    """Area under the ROC curve; NaN with one class only."""
+    values = np.asarray(scores, dtype=float)
+    order = np.argsort(values, kind="stable")
+    positive = np.asarray(labels, dtype=float)[order]
+    _, first, group = np.unique(values[order], return_index=True, return_inverse=True)
 
     def figure(weights: Weights) -> Weights:
-        good, bad = weights[:, order] * right, weights[:, order] * (1 - right)
+        good, bad = weights[:, order] * positive, weights[:, order] * (1 - positive)
         ties = np.add.reduceat(bad, first, axis=1)  # of each distinct confidence
         beaten = np.cumsum(ties, axis=1) - ties / 2
         pairs = good.sum(axis=1) * bad.sum(axis=1)

@@ -130,6 +130,36 @@ def test_a_figure_of_questions_that_are_not_there_is_left_out():
     assert "answerable F1" not in found
 
 
+def sure(confidence, *turns, of):
+    return replace(sample(*turns, of=of), confidence=confidence)
+
+
+def test_the_share_answered_stands_beside_the_figures_of_confidence():
+    """Two policies of the same answers, one of which declines more: only the share tells them apart."""
+    tasks = [asked(n) for n in range(6)]
+    given = [sure(0.9, answer("Rome"), of=tasks[0]), sure(0.4, answer("Oslo"), of=tasks[1])]
+    silent = [sample(abstain(), of=one) for one in tasks[2:]]
+    few, all_ = of(tasks, [*given, *silent]), of(tasks[:2], given)
+    assert few.calibration["AURC"].mean == all_.calibration["AURC"].mean == pytest.approx(0.25)
+    shares = [one.calibration["share answered"] for one in (few, all_)]
+    assert [(share.mean, share.n) for share in shares] == [(pytest.approx(1 / 3), 6), (1, 2)]
+    assert few.risk_coverage[-1][0] == 1
+    assert not of(tasks, silent).calibration
+
+
+def test_yes_or_no_questions_have_the_roc_auc_of_their_label():
+    said = [("yes", "yes", 0.9), ("yes", "no", 0.3), ("no", "yes", 0.2), ("no", "No.", 0.8)]
+    tasks = [task(f"Q{n}?", answers=(gold,), id=f"q{n}") for n, (gold, _, _) in enumerate(said)]
+    samples = [sure(c, answer(a), of=t) for t, (_, a, c) in zip(tasks, said, strict=True)]
+    vague = task("Q9?", answers=("no",), id="q9")
+    found = of([*tasks, vague], [*samples, sure(0.7, answer("perhaps"), of=vague)])
+    auc = found.calibration["ROC-AUC of yes"]
+    assert (auc.mean, auc.n) == (3 / 4, 4)
+    assert "ROC-AUC of yes" in str(tables_of(of(tasks, samples)))
+    other = sure(0.7, answer("Rome"), of=asked(9))
+    assert "ROC-AUC of yes" not in of([*tasks, asked(9)], [*samples, other]).calibration
+
+
 def test_a_wrong_answer_that_is_none_says_how_the_episode_ended():
     wrong = [sample(abstain()), sample(malformed(), **SPENT), sample(answer("Oslo"))]
     page = _wrong_answers(wrong)
