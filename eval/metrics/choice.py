@@ -40,11 +40,16 @@ def multiple_choice(prediction: str, choices: Sequence[str], right: int) -> floa
         raise ValueError(f"choice {right} of {len(choices)}")
     said = prediction.strip()
     bare, boxes = _SAYS.sub("", said, count=1), {box.strip() for box in _BOXED.findall(said)}
+    bracketed = behind(bare)
+    if bracketed and _raw(bare) not in map(_raw, choices):
+        named = _named_by_text(bracketed[0], choices)
+        if named:
+            return float(right in named and right == _place(bracketed[1]))
     for text in (said, bare, *(boxes if len(boxes) == 1 else ())):
         named = _named_by_text(text, choices) or _named_by_clause(text, choices)
         if named:
             return float(right in named)
-    return float(_named_by_letter(said, bare, choices) == right)
+    return float(_named_by_letter(said, choices) == right)
 
 
 def _named_by_text(said: str, choices: Sequence[str]) -> list[int]:
@@ -68,20 +73,11 @@ def _named_by_clause(said: str, choices: Sequence[str]) -> list[int]:
     return [place for place, verdict in enumerate(verdicts) if verdict in words]
 
 
-def _named_by_letter(said: str, bare: str, choices: Sequence[str]) -> int | None:
-    """Place of the choice whose letter the text gives; None when it gives none, or several.
-
-    Args:
-        said: the text.
-        bare: without "the answer is".
-        choices: as of `multiple_choice`.
-    """
+def _named_by_letter(said: str, choices: Sequence[str]) -> int | None:
+    """Place of the choice whose letter the text gives; None when it gives none, or several."""
     with_text = _WITH_TEXT.match(said)
     if with_text and _place(with_text[1]) in _named_by_text(with_text[2].strip(), choices):
         return _place(with_text[1])
-    bracketed = behind(bare)
-    if bracketed and _place(bracketed[1]) in _named_by_text(bracketed[0], choices):
-        return _place(bracketed[1])
     letters = stated(said)
     return _place(letters.pop()) if len(letters) == 1 else None
 

@@ -109,6 +109,22 @@ def substring_em(prediction, golds):
     return any(squad_normal(g) in squad_normal(prediction) for g in golds)
 
 
+def cover(prediction, golds, normal=squad_normal):
+    """Whether the words of a gold answer stand one behind the other somewhere in the prediction."""
+    ours = normal(prediction).split()
+    for gold in golds:
+        theirs = normal(gold).split()
+        if theirs and theirs in [ours[at : at + len(theirs)] for at in range(len(ours))]:
+            return True
+    return False
+
+
+def squad2_cover(prediction, golds):
+    if any(squad_normal(gold) for gold in golds):
+        return cover(prediction, golds)
+    return squad_normal(prediction) == ""
+
+
 def hotpot_support(predicted, gold):
     ours, theirs = {tuple(x) for x in predicted}, {tuple(x) for x in gold}
     right = len([x for x in ours if x in theirs])
@@ -119,9 +135,52 @@ def hotpot_support(predicted, gold):
     return float(wrong == 0), p, r, f1
 
 
-def hotpot_joint(answer, support):
-    em, p, r = answer[0] * support[0], answer[1] * support[1], answer[2] * support[2]
+def musique_support(predicted, gold):
+    """Exact match and F1 of numbers of paragraphs; both empty is right."""
+    if len(predicted) == len(gold) == 0:
+        return 1.0, 1.0
+    em, _, _, f1 = hotpot_support([(i,) for i in predicted], [(i,) for i in gold])
+    return em, f1
+
+
+def two_wiki_support(predicted, gold):
+    """HotpotQA's after the titles are in lower case."""
+    return hotpot_support(*([(t.lower(), n) for t, n in facts] for facts in (predicted, gold)))
+
+
+def two_wiki_evidence(predicted, gold):
+    """Each distinct predicted triple that is a spelling of some gold one is a match; the matches are
+    counted over the predicted for precision and over the gold for recall, which may so exceed 1."""
+
+    def flat(triple):
+        return "|".join(
+            " ".join("".join(c for c in part.lower() if c not in PUNCTUATION).split())
+            for part in triple
+        )
+
+    ours = sorted({flat(triple) for triple in predicted})
+    spelled = [flat(triple) for spellings in gold for triple in spellings]
+    matches = sum(one in spelled for one in ours)
+    p = matches / len(ours) if ours else 0.0
+    r = matches / len(gold) if gold else 0.0
+    em = float(matches == len(ours) and matches == len(gold))
+    return em, p, r, 2 * p * r / (p + r) if p + r > 0 else 0.0
+
+
+def joint_of(*parts):
+    """Products of the (em, precision, recall) of each part, and the F1 of the products."""
+    em = p = r = 1.0
+    for part in parts:
+        em, p, r = em * part[0], p * part[1], r * part[2]
     return em, p, r, (2 * p * r / (p + r) if p + r > 0 else 0.0)
+
+
+def retrieval(ranked, relevant, k):
+    """Hit and recall among the first k, and 1 over the rank of the first relevant one, all of them."""
+    first = ranked[:k]
+    found = [d for d in relevant if d in first]
+    ranks = [i for i, d in enumerate(ranked) if d in relevant]
+    return float(len(found) > 0), len(found) / len(relevant), 1 / (ranks[0] + 1) if ranks else 0.0
 
 
 def ndcg(ranked, relevant, k):

@@ -89,6 +89,32 @@ def test_three_thousand_fuzzed_pairs_score_as_the_reference(name):
         assert close(ours, theirs), (prediction, golds, ours, theirs)
 
 
+NORMAL = {
+    "triviaqa": ref.trivia_normal,
+    "nq_open": ref.nq_normal,
+    "igpo": ref.igpo_normal,
+}
+
+
+@pytest.mark.parametrize("name", [name for name, one in SCORERS.items() if not one.substring])
+def test_cover_on_token_boundaries_is_as_the_reference(name):
+    """Half of the pairs wrap a gold answer in other words, or cut into its first word."""
+    chance, told = random.Random(name), []
+    for prediction, golds in fuzzed(3000, seed=f"cover {name}"):
+        said = prediction
+        if chance.random() < 0.5:
+            around = [" ".join(chance.choices(WORDS, k=chance.randint(0, 2))) for _ in range(2)]
+            mark = chance.choice([" ", " ", "", ", "])
+            said = mark.join((around[0], chance.choice(golds), around[1]))
+        if name == "squad2":
+            expected = ref.squad2_cover(said, golds)
+        else:
+            expected = ref.cover(said, golds, NORMAL.get(name, ref.squad_normal))
+        assert SCORERS[name](said, golds).cover == expected, (said, golds)
+        told.append(expected)
+    assert 500 < sum(told) < 2500
+
+
 @pytest.mark.parametrize("name", ["search_r1", "flashrag"])
 def test_papers_that_match_substrings_do_so_here(name):
     for prediction, golds in fuzzed(2000, seed=1):
@@ -205,8 +231,61 @@ def test_supporting_facts_and_joint_scores_equal_the_reference():
         assert close((ours.em, ours.overlap.precision, ours.overlap.recall, ours.f1), theirs)
         answer = SCORERS["hotpotqa"](prediction, golds[:1])
         both = joint(_as_support(answer), ours)
-        expected = ref.hotpot_joint(ref.hotpot_one(prediction, golds[0])[:3], theirs[:3])
+        expected = ref.joint_of(ref.hotpot_one(prediction, golds[0])[:3], theirs[:3])
         assert close((both.em, both.overlap.precision, both.overlap.recall, both.f1), expected)
+
+
+def numbers(score):
+    return score.em, score.overlap.precision, score.overlap.recall, score.f1
+
+
+def test_musiques_support_equals_the_reference():
+    chance, empty = random.Random(7), 0
+    for _ in range(3000):
+        predicted, gold = (chance.choices(range(6), k=chance.randint(0, 4)) for _ in range(2))
+        ours = supporting_facts(predicted, gold, both_empty_is_right=True)
+        assert close((ours.em, ours.f1), ref.musique_support(set(predicted), set(gold)))
+        empty += not predicted and not gold
+    assert empty > 50
+
+
+SPELLINGS = {
+    "Ann": ("Ann Lee", "A. Lee", "ann lee!"),
+    "Leeds": ("Leeds", "City of Leeds", " leeds "),
+}
+
+
+def spellings(chance):
+    """All ways to write one triple."""
+    first, last = (chance.choice([*SPELLINGS, "x", "Y."]) for _ in range(2))
+    word = chance.choice(["born in", "Born  in", "died in"])
+    return [
+        (a, word, b) for a in SPELLINGS.get(first, (first,)) for b in SPELLINGS.get(last, (last,))
+    ]
+
+
+def test_evidence_and_the_joint_of_three_equal_the_reference():
+    """2WikiMultihopQA's answer, supporting facts and evidence, each alone and all together."""
+    chance, right, over = random.Random(11), 0, 0
+    for prediction, golds in fuzzed(3000, seed="evidence"):
+        gold = [spellings(chance) for _ in range(chance.randint(0, 3))]
+        predicted = [chance.choice(one) for one in gold if chance.random() < 0.7]
+        predicted += [chance.choice(spellings(chance)) for _ in range(chance.choice([0, 0, 1, 3]))]
+        evidence, expected = (
+            evidence_triples(predicted, gold),
+            ref.two_wiki_evidence(predicted, gold),
+        )
+        assert close(numbers(evidence), expected), (predicted, gold)
+        titles = [[(t.lower(), n) for t, n in facts(chance)] for _ in range(2)]
+        support, sp = supporting_facts(*titles), ref.two_wiki_support(*titles)
+        assert close(numbers(support), sp)
+        answer = SCORERS["2wikimultihopqa"](prediction, golds)
+        em, p, r, _ = ref.two_wiki(prediction, golds)
+        three = joint(_as_support(answer), support, evidence)
+        assert close(numbers(three), ref.joint_of((em, p, r), sp, expected))
+        right, over = right + bool(evidence.em), over + (evidence.overlap.recall > 1)
+    assert right > 200
+    assert over > 20
 
 
 def _as_support(answer):

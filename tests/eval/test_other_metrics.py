@@ -46,6 +46,18 @@ def test_ndcg_equals_the_definition_and_is_1_for_the_best_ranking(ranked, releva
     assert ndcg_at_k(best, relevant, k) == pytest.approx(1)
 
 
+def test_three_thousand_fuzzed_rankings_score_as_the_reference():
+    chance = random.Random(0)
+    for _ in range(3000):
+        ranked = chance.sample("abcdefghij", chance.randint(0, 10))
+        relevant = chance.sample("abcdefghijxyz", chance.randint(1, 4))
+        k = chance.randint(1, 10)
+        hit, recall, rank = ref.retrieval(ranked, relevant, k)
+        assert (hit_at_k(ranked, relevant, k), recall_at_k(ranked, relevant, k)) == (hit, recall)
+        assert mrr(ranked, relevant) == rank
+        assert ndcg_at_k(ranked, relevant, k) == pytest.approx(ref.ndcg(ranked, relevant, k))
+
+
 def test_a_repeated_document_counts_once():
     assert recall_at_k(["a", "a", "a", "b"], ["b"], 2) == 1
     assert ndcg_at_k(["a", "a"], ["a"], 2) == 1
@@ -184,6 +196,34 @@ def test_each_way_to_name_a_choice_names_it_alone(options, drawn):
         return
     scores = [multiple_choice(said, options, right) for right in range(len(options))]
     assert scores == [float(right == place) for right in range(len(options))]
+
+
+SILENT = (
+    *(
+        "If {letter} is correct, so be it",
+        "{letter} or {other}",
+        "({letter}), ({other})",
+        "not {letter}",
+    ),
+    *("{text} ({other})", "{letter}. The answer is {other}.", "{letter} is incorrect", "perhaps"),
+    *("\\boxed{{{letter}}} \\boxed{{{other}}}", "I would not choose {letter}", "{letter} {word}"),
+)
+
+
+def test_three_thousand_fuzzed_replies_name_what_they_were_written_to_name():
+    """Options are invented words, so that nothing but the form of a reply can name one."""
+    chance = random.Random(2)
+    for _ in range(3000):
+        words = ["".join(chance.choices("bcdfglmnoprtu", k=6)) for _ in range(6)]
+        options, place = words[: chance.randint(2, 5)], chance.randrange(2)
+        form, named = chance.choice(
+            [(form, True) for form in FORMS] + [(form, False) for form in SILENT]
+        )
+        said = form.format(
+            letter="ABCDE"[place], other="BA"[place], text=options[place], word=words[5]
+        )
+        scores = [multiple_choice(said, options, right) for right in range(len(options))]
+        assert scores == [float(named and right == place) for right in range(len(options))], said
 
 
 def test_choices_that_are_written_alike_are_one():
