@@ -21,7 +21,7 @@ sys.path[0] = str(
 
 from eval.fictional.make import make_world  # noqa: E402
 
-PASSAGES_PER_ENTITY = 1.5
+PASSAGES_PER_ENTITY = 1.7
 QUESTIONS = 2000
 
 

@@ -1,6 +1,6 @@
 """Write a world: `corpus.jsonl`, `graph.nt`, `tasks-train.jsonl`, `tasks-test.jsonl`, `taught.jsonl`,
-`world.json`. The same seed and sizes give the same bytes on every machine, in memory that does not grow
-with the world.
+`world.json`. The same seed and sizes give the same bytes on every machine. Memory grows with the number
+of questions, which are held until they are written, and not with the number of things or passages.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def make_world(
         out: folder, made when it is not there; files of another world in it are replaced. It is a world
             once all of them are there: `world.json` goes first and comes last.
         seed: of everything.
-        entities: about how many things; a corpus has about 1.5 passages a thing.
+        entities: about how many things; a corpus has about 1.7 passages a thing.
         count: questions, at most.
         taught: share of facts that `taught.jsonl` holds as closed-book questions.
         advance: gets stage, done and total.

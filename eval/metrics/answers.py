@@ -6,7 +6,8 @@ its own, as all official scorers but DROP's have it. Pure.
 
 Sources: the evaluation scripts of SQuAD 1.1 and 2.0 (Rajpurkar et al.), HotpotQA (Yang et al.),
 2WikiMultihopQA v1.1 (Ho et al.), MuSiQue (Trivedi et al.), TriviaQA (Joshi et al.), ORQA for NQ-open
-(Lee et al.); Search-R1, IGPO, ReSeek, IKEA and FlashRAG as their released code computes.
+(Lee et al.); Search-R1, IGPO, IKEA and FlashRAG as their released code computes. ReSeek released no
+training code: `reseek` is the exact match that its paper reports, normalised as SQuAD's.
 """
 
 from __future__ import annotations
