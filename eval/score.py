@@ -35,7 +35,7 @@ from eval.stats import Interval, bootstrap, estimate, quantile, resampled
 from kg.strict_json import finite
 
 NOT_RUN = "not run"
-_LABELS = {("yes",): True, ("no",): False}
+_LABELS: dict[tuple[str, ...], bool] = {("yes",): True, ("no",): False}
 _SIGNS = {"yes": 1, "no": -1}
 
 
