@@ -26,7 +26,7 @@ def _task(row: dict[str, Any]) -> Task:
         kind=f"{row['hop']}hop",
         evidence=tuple(context[i] for i in row["supporting_idx"] if i < len(context)),
         meta={
-            "plan": [step["question"] for step in steps],
+            "plan": [step["question"] for step in row["question_decomposition"]],
             "knowledge": [f"{step['question']}: {step['answers'][0]}" for step in steps],
             "steps": steps,
         },

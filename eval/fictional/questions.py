@@ -94,7 +94,8 @@ class Question:
         calls: gold tool sequence.
         difficulty: 1 (one passage) upwards.
         taught: for each fact on the way, whether it is one to be taught.
-        plan: the question as sub-questions, and `knowledge` what they find.
+        plan: the question as sub-questions, `#1` standing for what the first of them finds, and
+            `knowledge` the facts that answer it.
         steps: sub-questions that have one answer each, in order; none where one has a list, or two.
     """
 
@@ -216,25 +217,35 @@ def _chain(world: World, kind: str, start: Entity, names: tuple[str, ...]) -> Qu
 def _from_facts(world: World, kind: str, text: str, answer: str, facts: Sequence[Fact]) -> Question:
     """A question whose answer follows from facts that passages tell, asked one after the other; without
     a text of its own it asks for the first."""
-    plan = tuple(of.question.format(s=world.name(s)) for s, of, _ in facts)
+    asked = tuple(of.question.format(s=world.name(s)) for s, of, _ in facts)
     sources = tuple(source_of(world, s, of) for s, of, _ in facts)
     values = tuple(world.name(value) for _, _, value in facts)
     return Question(
         kind=kind,
-        text=text or plan[0],
+        text=text or asked[0],
         things=tuple(dict.fromkeys(s for s, _, _ in facts)),
         answers=(answer,),
         evidence=tuple(dict.fromkeys(sources)),
-        calls=tuple(Call("search", query) for query in plan),
+        calls=tuple(Call("search", query) for query in asked),
         difficulty=len(facts),
         taught=tuple(world.taught(s, of) for s, of, _ in facts),
-        plan=plan,
+        plan=_unsolved(world, facts),
         knowledge=tuple(
             f"{of.noun.format(s=world.name(s))}: {value}"
             for (s, of, _), value in zip(facts, values, strict=True)
         ),
-        steps=tuple(map(Step, plan, values, sources)),
+        steps=tuple(map(Step, asked, values, sources)),
     )
+
+
+def _unsolved(world: World, facts: Sequence[Fact]) -> tuple[str, ...]:
+    """The sub-questions, with `#1` for a thing that only the first finds, and so on."""
+    found: dict[Value, str] = {}
+    plan = []
+    for number, (subject, of, value) in enumerate(facts, 1):
+        plan.append(of.question.format(s=found.get(subject) or world.name(subject)))
+        found.setdefault(value, f"#{number}")
+    return tuple(plan)
 
 
 def _nested(world: World, start: Entity, relations: list[Relation]) -> str:

@@ -12,6 +12,7 @@ from eval.analyses.boundary import boundary, table
 from eval.analyses.explain import explain
 from eval.analyses.given import given
 from eval.benchmarks import DataFolder, load
+from eval.benchmarks.musique import _task as musique_task
 from eval.command import explained
 from eval.compare import compare
 from eval.fictional.make import make_world
@@ -35,8 +36,8 @@ TASK = Task(
     ("Y",),
     True,
     meta={
-        "plan": ["Who wrote X?", "Where was Z born?"],
-        "knowledge": ["the author of X: Z", "the birthplace of Z: Y"],
+        "plan": ["Who wrote X?", "Where was #1 born?"],
+        "knowledge": ["the writer of X: Z", "the birthplace of Z: Y"],
         "steps": [
             {"question": "Who wrote X?", "answers": ["Z"], "evidence": ["book/X"]},
             {"question": "Where was Z born?", "answers": ["Y", "Y town"]},
@@ -47,9 +48,12 @@ TASK = Task(
 
 def test_a_plan_or_the_knowledge_is_told_with_the_question():
     [plan] = given([TASK], "plan")
-    assert plan.question.endswith("born?\nPlan:\n1. Who wrote X?\n2. Where was Z born?")
+    told = "\nPlan (#1 stands for what step 1 finds):\n1. Who wrote X?\n2. Where was #1 born?"
+    assert plan.question == TASK.question + told
+    [single] = given([replace(TASK, meta={"plan": ["Who wrote X?"]})], "plan")
+    assert single.question.endswith("\nPlan:\n1. Who wrote X?")
     [known] = given([TASK], "knowledge")
-    assert known.question.endswith("Known:\n1. the author of X: Z\n2. the birthplace of Z: Y")
+    assert known.question.endswith("\nKnown:\n- the birthplace of Z: Y\n- the writer of X: Z")
     assert (plan.id, plan.answers) == ("t", ("Y",))
     assert list(given([TASK], "")) == [TASK]
     assert not list(given([replace(TASK, meta={})], "plan"))
@@ -125,6 +129,40 @@ def test_a_decomposed_question_is_as_its_worst_step_and_costs_all_of_them():
     [cut] = whole([replace(silent, task="q#1"), step(2, answer())])
     assert (cut.answer, cut.abstained, cut.vote, cut.stop_reason) == ("", False, None, "max_turns")
     assert whole([right]) == []
+
+
+def test_a_plan_names_nothing_that_only_its_steps_find(tmp_path):
+    make_world(tmp_path, 5, 200, 200)
+    rows = (tmp_path / "tasks-train.jsonl").read_text().splitlines()
+    tasks = [Task.from_dict(json.loads(row)) for row in rows]
+    standing = 0
+    for task in tasks:
+        plan, steps = task.meta["plan"], task.meta["steps"]
+        for number, step in enumerate(steps):
+            [found], text = step["answers"], task.question
+            assert found in text or not any(found in line for line in plan), (text, plan)
+            assert step["question"] == filled(plan[number], steps)
+            standing += "#" in plan[number]
+    assert standing > 50
+
+
+def filled(line, steps):
+    for number, step in enumerate(steps, 1):
+        line = line.replace(f"#{number}", step["answers"][0])
+    return line
+
+
+def test_a_plan_of_musique_is_its_decomposition_as_published():
+    steps = [{"question": "X >> author", "answer": "Z"}, {"question": "#1 >> born in", "answer": "Y"}]
+    row = {
+        **{"id": "m", "question": "Where was the author of X born?", "answer": "Y", "hop": 2},
+        **{"answer_aliases": [], "answerable": True, "supporting_idx": [], "context_ids": []},
+        "question_decomposition": steps,
+    }
+    meta = musique_task(row).meta
+    assert meta["plan"] == ["X >> author", "#1 >> born in"]
+    assert meta["knowledge"] == ["X >> author: Z", "Z >> born in: Y"]
+    assert [step["question"] for step in meta["steps"]] == ["X >> author", "Z >> born in"]
 
 
 @pytest.mark.data

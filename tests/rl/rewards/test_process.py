@@ -122,6 +122,12 @@ class TestPlan:
         assert sum(row("plan_adherence", SECOND, FIRST, answer(), of=of)) == pytest.approx(0.4)
         assert sum(row("plan_adherence", FIRST, FIRST, answer(), of=of)) == pytest.approx(0.4)
 
+    def test_steps_that_stand_on_earlier_answers_are_followed_with_these_filled_in(self):
+        solved = [{"question": PLAN[0]}, {"question": "Where was Ridley Scott born?"}]
+        of = task(meta={"plan": [PLAN[0], "Where was #1 born?"], "steps": solved})
+        second = search("ridley scott born")
+        assert row("plan_adherence", FIRST, second, answer(), of=of) == [0.5, 0.5, 0]
+
     def test_calls_off_the_plan_cost_up_to_a_bound(self):
         of = task(meta={"plan": PLAN})
         found = row("plan_adherence", *[search("weather")] * 9, answer(), of=of)
