@@ -116,7 +116,7 @@ KNOWN_NAMES = ["Truso Flobregra", "Kuzhiskux", "The Voyage of Lusalo"]
 KNOWN = {
     "corpus": "1c76c278f9c0e799",
     "graph": "bbc71ea1e35c983f",
-    "tasks": "87b6e46f74b12da8",
+    "tasks": "65b8e8a1827a0ca0",
 }
 
 
