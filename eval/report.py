@@ -22,7 +22,7 @@ from eval.judge import Judged, read_judged
 from eval.judge import lines as judge_lines
 from eval.sample import Sample
 from eval.score import RunScores, SetScores
-from eval.stats import Interval
+from eval.stats import Interval, in_percent, in_units
 from kg.errors import MissingExtraError
 from kg.strict_json import dumps
 
@@ -119,7 +119,7 @@ def tables(scores: RunScores) -> list[Table]:
             for what, values in (("kind", one.kinds), ("number of searches", one.by_searches))
             if len(values) > 1
         ],
-        *_figures_table("Cost", {one.name: one.usage for one in scores.sets}, _plain),
+        *_figures_table("Cost", {one.name: one.usage for one in scores.sets}, in_units),
         *_figures_table(
             "Stop reasons (% of episodes)", {one.name: one.stop_shares for one in scores.sets}
         ),
@@ -134,9 +134,9 @@ def _answers_table(sets: Sequence[SetScores]) -> Table:
             one.name,
             one.scorer,
             str(one.answers["right"].n if one.answers else 0),
-            *(_interval(one.answers.get(key)) for key in ("right", "em", "f1", "cover")),
+            *(in_percent(one.answers.get(key)) for key in ("right", "em", "f1", "cover")),
             str(one.errors),
-            _interval(one.without_errors) if one.errors else "",
+            in_percent(one.without_errors) if one.errors else "",
         )
         for one in sets
     ]
@@ -144,7 +144,7 @@ def _answers_table(sets: Sequence[SetScores]) -> Table:
 
 
 def _interval_table(title: str, values: Mapping[Any, Interval]) -> Table:
-    rows = [(str(key) or "-", str(value.n), _interval(value)) for key, value in values.items()]
+    rows = [(str(key) or "-", str(value.n), in_percent(value)) for key, value in values.items()]
     return title, ("", "n", "accuracy"), list(rows)
 
 
@@ -160,7 +160,7 @@ def _figures_table(
     rows: list[Sequence[str]] = []
     for key, one in kept.items():
         n = max(value.n for value in one.values())
-        cells = [_with_n(one.get(name), n, show or _interval) for name in names]
+        cells = [_with_n(one.get(name), n, show or in_percent) for name in names]
         rows.append((key, str(n), *cells))
     return [(title, ("set", "n", *names), rows)] if rows else []
 
@@ -284,20 +284,6 @@ def _markdown_table(table: Table) -> str:
     lines = [f"## {_line(title)}", "", f"| {names} |", "|" + " --- |" * len(head)]
     lines += [f"| {' | '.join(_line(cell) for cell in row)} |" for row in rows]
     return "\n".join([*lines, ""])
-
-
-def _interval(value: Interval | None) -> str:
-    """In percent."""
-    return value.shown if value is not None else ""
-
-
-def _plain(value: Interval | None) -> str:
-    """In the figure's own unit."""
-    if value is None:
-        return ""
-    if value.low == value.high:
-        return f"{value.mean:.2f} (no spread)"
-    return f"{value.mean:.2f} [{value.low:.2f}, {value.high:.2f}]"
 
 
 def _line(text: str) -> str:

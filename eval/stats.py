@@ -41,6 +41,20 @@ class Interval:
         return not self.low <= value <= self.high
 
 
+def in_percent(value: Interval | None) -> str:
+    """A figure with its interval, for a cell of a table; empty for none."""
+    return "" if value is None else value.shown
+
+
+def in_units(value: Interval | None) -> str:
+    """The same in the figure's own unit."""
+    if value is None:
+        return ""
+    if value.low == value.high:
+        return f"{value.mean:.2f} (no spread)"
+    return f"{value.mean:.2f} [{value.low:.2f}, {value.high:.2f}]"
+
+
 def bootstrap(
     values: Sequence[float],
     draws: int = 10_000,

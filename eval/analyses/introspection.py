@@ -21,15 +21,17 @@ from typing import Any
 from agent.policies.base import Policy, Sampling
 from eval.asking import Advance, ask_all, request_of
 from eval.folder import write
+from eval.metrics.weighted import f1
 from eval.sample import Sample
 from eval.score import score_run
-from eval.stats import Interval, bootstrap, estimate
+from eval.stats import Interval, bootstrap, estimate, in_percent, resampled
 from kg.errors import UsageError
 
 FILE = "introspection.json"
 YES, NO, UNREAD = "yes", "no", "unread"
 _WORD = re.compile(r"[a-z]+")
 _TOKENS = 8
+_VOTES = "votes_by_seed"
 
 
 @dataclass(frozen=True)
@@ -38,26 +40,27 @@ class Introspection:
 
     Attributes:
         votes: self-analyses a question.
-        unread: share of replies that were neither yes nor no; they count for neither side.
+        unread: mean over questions of the share of replies that were neither yes nor no; they count for
+            neither side.
         consensus: mean over questions of the share of votes for the more frequent side, 0.5 to 1 where
             every vote was read.
         says_yes: share of questions whose majority says yes; near 0 or 1 the labels have collapsed.
         against_right: accuracy of the majority as a forecast of whether the run answered rightly; to
             decline is no answer, whatever the question.
-        f1_right: its F1, "could answer" being the positive class.
+        f1_right: its F1, "could answer" being the positive class; None where no answer was right.
         against_label: the same against the set's own answerable label; None where all are of one kind.
         f1_label: its F1, "unanswerable" being the positive class, as SelfAware reports it.
     """
 
     name: str
     votes: int
-    unread: float
+    unread: Interval
     consensus: Interval
-    says_yes: float
+    says_yes: Interval
     against_right: Interval
-    f1_right: float
+    f1_right: Interval | None
     against_label: Interval | None
-    f1_label: float | None
+    f1_label: Interval | None
 
 
 def introspect(
@@ -71,7 +74,8 @@ def introspect(
 ) -> list[Introspection]:
     """Ask a policy about every question of a run, `votes` times each; writes `introspection.json`.
 
-    The policy is closed afterwards. What is there already is not asked again.
+    The votes have the seeds `seed`, `seed + 1`, … The policy is closed afterwards. A vote of a seed that
+    is there already is not asked again.
 
     Raises:
         UsageError: not a run, no scored question, or another policy has begun there.
@@ -84,11 +88,8 @@ def introspect(
         raise UsageError(f"{run} holds no question with a gold answer or a label")
     asker = f"{policy.name}@{policy.version} t{temperature:g}"
     said = _known(run, asker)
-    keys = {
-        f"{s.benchmark}/{s.task}/{vote}": (s.question, seed + vote)
-        for s in samples
-        for vote in range(votes)
-    }
+    seeds = range(seed, seed + votes)
+    keys = {_key(s.benchmark, s.task, of): (s.question, of) for s in samples for of in seeds}
     requests = {
         key: request_of(policy, _text(question), Sampling(temperature, max_tokens=_TOKENS, seed=of))
         for key, (question, of) in keys.items()
@@ -97,16 +98,16 @@ def introspect(
 
     def keep(key: str, text: str) -> None:
         said[key] = read_vote(text)
-        advance("introspected", len(said), len(keys))
+        advance("introspected", len(said.keys() & keys), len(keys))
 
     def save() -> None:
-        found = {"asker": asker, "prompt": _digest(), "votes": said}
+        found = {"asker": asker, "prompt": _digest(), _VOTES: said}
         write(run / FILE, json.dumps(found, indent=1).encode())
 
     asyncio.run(ask_all(policy, requests, keep, save, concurrency))
     names = dict.fromkeys(s.benchmark for s in samples)
     return [
-        summary(name, [s for s in samples if s.benchmark == name], said, votes) for name in names
+        summary(name, [s for s in samples if s.benchmark == name], said, seeds) for name in names
     ]
 
 
@@ -119,13 +120,13 @@ def read_vote(text: str) -> str:
 
 
 def summary(
-    name: str, samples: Sequence[Sample], said: dict[str, str], votes: int
+    name: str, samples: Sequence[Sample], said: dict[str, str], seeds: Sequence[int]
 ) -> Introspection:
-    """The figures of a set from its votes."""
+    """The figures of a set from its votes of these seeds."""
     by_task: dict[str, list[Sample]] = {}
     for sample in samples:
         by_task.setdefault(sample.task, []).append(sample)
-    cast = {t: [said[f"{name}/{t}/{vote}"] for vote in range(votes)] for t in by_task}
+    cast = {t: [said[_key(name, t, of)] for of in seeds] for t in by_task}
     yes = {task: _majority(found) for task, found in cast.items()}
     label = {task: of[0].answerable for task, of in by_task.items()}
     right = {t: label[t] and _mean([s.right for s in of]) >= 0.5 for t, of in by_task.items()}
@@ -134,10 +135,10 @@ def summary(
     no_answer = {task: not answerable for task, answerable in label.items()}
     return Introspection(
         name=name,
-        votes=votes,
-        unread=_mean([float(v == UNREAD) for found in cast.values() for v in found]),
+        votes=len(seeds),
+        unread=estimate([found.count(UNREAD) / len(found) for found in cast.values()]),
         consensus=bootstrap([consensus(found) for found in cast.values()]),
-        says_yes=_mean([float(v) for v in yes.values()]),
+        says_yes=estimate([float(v) for v in yes.values()]),
         against_right=estimate([float(yes[t] == right[t]) for t in by_task]),
         f1_right=_f1(yes, right),
         against_label=estimate([float(yes[t] == label[t]) for t in by_task]) if both else None,
@@ -152,18 +153,19 @@ def consensus(votes: Sequence[str]) -> float:
 
 def table(found: Sequence[Introspection]) -> str:
     """The figures as Markdown."""
-    lines = [
-        "| set | votes | unread, % | consensus, % | says yes, % | as the run, % | F1 | label, % | F1 |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
-    ]
-    for one in found:
-        label = f"{str(one.against_label).strip()} | {100 * (one.f1_label or 0):.1f}"
-        lines.append(
-            f"| {one.name} | {one.votes} | {100 * one.unread:.1f} | {str(one.consensus).strip()} | "
-            f"{100 * one.says_yes:.1f} | {str(one.against_right).strip()} | {100 * one.f1_right:.1f} | "
-            f"{label if one.against_label else ' | '} |"
+    columns = (
+        *("set", "n", "votes", "unread, %", "consensus, %", "says yes, %"),
+        *("as the run, %", "F1", "label, %", "F1"),
+    )
+    rows = [
+        (
+            *(one.name, str(one.consensus.n), str(one.votes)),
+            *map(in_percent, (one.unread, one.consensus, one.says_yes)),
+            *map(in_percent, (one.against_right, one.f1_right, one.against_label, one.f1_label)),
         )
-    return "\n".join(lines)
+        for one in found
+    ]
+    return "\n".join(f"| {' | '.join(row)} |" for row in (columns, ("---",) * len(columns), *rows))
 
 
 def to_json(found: Sequence[Introspection]) -> str:
@@ -176,10 +178,12 @@ def _majority(votes: Sequence[str]) -> bool:
     return votes.count(YES) > votes.count(NO)
 
 
-def _f1(said: dict[str, bool], true: dict[str, bool]) -> float:
-    hits = sum(said[t] and true[t] for t in true)
-    marked = sum(said.values()) + sum(true.values())
-    return 2 * hits / marked if marked else 0.0
+def _f1(said: dict[str, bool], true: dict[str, bool]) -> Interval | None:
+    return resampled(f1([said[t] for t in true], list(true.values())), list(true))
+
+
+def _key(name: str, task: str, seed: int) -> str:
+    return f"{name}/{task}/{seed}"
 
 
 def _mean(values: Sequence[float]) -> float:
@@ -204,9 +208,11 @@ def _known(run: Path, asker: str) -> dict[str, str]:
         return {}
     try:
         found: dict[str, Any] = json.loads(path.read_text("utf-8"))
-        begun, prompt, votes = found["asker"], found["prompt"], dict(found["votes"])
+        begun, prompt, votes = found["asker"], found["prompt"], dict(found[_VOTES])
     except (ValueError, KeyError, TypeError) as error:
-        raise UsageError(f"{path} is damaged: {error}", "move it away") from error
+        raise UsageError(
+            f"{path} is damaged or of an earlier version: {error}", "move it away"
+        ) from error
     if (begun, prompt) != (asker, _digest()):
         raise UsageError(f"{run} was introspected by {begun}", f"move its {FILE} away first")
     return votes
