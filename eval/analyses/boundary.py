@@ -11,9 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from eval.compare import paired_sets
+from eval.folder import read_header
 from eval.sample import Sample
-from eval.stats import Interval, estimate
+from eval.stats import Interval, bootstrap, estimate, in_units
 from kg.errors import UsageError
+
+_SEARCH = "search"
 
 
 @dataclass(frozen=True)
@@ -22,14 +25,14 @@ class Cell:
 
     Attributes:
         accuracy: with tools; None for an empty cell.
-        searches: mean number a question.
+        searches: mean number a question; None for an empty cell.
     """
 
     known: bool
     searched: bool
     n: int
     accuracy: Interval | None
-    searches: float
+    searches: Interval | None
 
 
 @dataclass(frozen=True)
@@ -53,18 +56,38 @@ def boundary(closed: Path, opened: Path) -> list[Boundary]:
     """The table of every set that both runs hold.
 
     Raises:
-        UsageError: the closed one searched, they share no answerable question, or as `paired_sets`.
+        UsageError: by its `run.json` the closed one had tools, or the other no search; they share no
+            answerable question, or as `paired_sets`.
     """
     shared = paired_sets(closed, opened)
-    if any(s.usage.searches for one in shared for samples in one.a.values() for s in samples):
-        raise UsageError(
-            f"{closed} is not closed-book: it holds searches", 'make it with --tools ""'
-        )
+    for one in shared:
+        _require_tools(one.name, closed, opened)
     kept = [(one.name, _answerable(one.a), _answerable(one.b)) for one in shared]
     found = [_table(name, a, b) for name, a, b in kept if set(a) & set(b)]
     if not found:
         raise UsageError(f"{closed} and {opened} have no answerable question in common")
     return found
+
+
+def _require_tools(name: str, closed: Path, opened: Path) -> None:
+    """That a policy did not search is no closed book, and none that it could not have opened."""
+    without, having = (_tools(run, name) for run in (closed, opened))
+    if without:
+        swapped = f"the other way round: agent eval boundary {opened} {closed}"
+        raise UsageError(
+            f"{closed} is not closed-book: '{name}' was asked with {', '.join(without)}",
+            swapped if not having else 'make it with --tools ""',
+        )
+    if _SEARCH not in having:
+        raise UsageError(
+            f"{opened} could not search: '{name}' was asked with {', '.join(having) or 'no tools'}",
+            f"make it with --tools {_SEARCH}",
+        )
+
+
+def _tools(run: Path, name: str) -> list[str]:
+    [one] = [one for one in read_header(run).sets if one.name == name]
+    return list(one.tools)
 
 
 def table(found: Sequence[Boundary]) -> str:
@@ -93,7 +116,7 @@ def _shown(share: Interval | None) -> str:
 def _row(cell: Cell) -> str:
     name = f"{'known' if cell.known else 'unknown'}, {'' if cell.searched else 'not '}searched"
     accuracy = str(cell.accuracy).strip() if cell.accuracy else ""
-    return f"| {name} | {cell.n} | {accuracy} | {cell.searches:.2f} |"
+    return f"| {name} | {cell.n} | {accuracy} | {in_units(cell.searches)} |"
 
 
 def _answerable(samples: dict[str, list[Sample]]) -> dict[str, list[Sample]]:
@@ -122,8 +145,10 @@ def _table(name: str, probes: dict[str, list[Sample]], played: dict[str, list[Sa
 
 def _cell(known: bool, searched: bool, samples: Sequence[Sample]) -> Cell:
     tasks = [sample.task for sample in samples]
-    accuracy = estimate([s.right for s in samples], clusters=tasks) if samples else None
-    searches = sum(s.usage.searches for s in samples) / len(samples) if samples else 0.0
+    if not samples:
+        return Cell(known, searched, 0, None, None)
+    accuracy = estimate([s.right for s in samples], clusters=tasks)
+    searches = bootstrap([s.usage.searches for s in samples], clusters=tasks)
     return Cell(known, searched, len(set(tasks)), accuracy, searches)
 
 

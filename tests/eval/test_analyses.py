@@ -153,7 +153,10 @@ def filled(line, steps):
 
 
 def test_a_plan_of_musique_is_its_decomposition_as_published():
-    steps = [{"question": "X >> author", "answer": "Z"}, {"question": "#1 >> born in", "answer": "Y"}]
+    steps = [
+        {"question": "X >> author", "answer": "Z"},
+        {"question": "#1 >> born in", "answer": "Y"},
+    ]
     row = {
         **{"id": "m", "question": "Where was the author of X born?", "answer": "Y", "hop": 2},
         **{"answer_aliases": [], "answerable": True, "supporting_idx": [], "context_ids": []},
@@ -197,8 +200,11 @@ def store_changed(folder, change):
 def test_the_boundary_table_by_hand(policy, settings, tmp_path):  # noqa: F811
     ask(settings, tmp_path / "open")
     ask(settings, tmp_path / "closed", cache=False)
-    with pytest.raises(UsageError, match="not closed-book"):
+    with pytest.raises(UsageError, match=r"not closed-book: 'library' was asked with search"):
         boundary(tmp_path / "closed", tmp_path / "open")
+    header = json.loads((tmp_path / "closed" / "run.json").read_text())
+    header["sets"][0]["tools"] = {}
+    (tmp_path / "closed" / "run.json").write_text(json.dumps(header))
 
     def closed(done):
         known = done.task.answers and int(done.task.id[-1], 16) % 2
@@ -235,18 +241,64 @@ def test_the_boundary_table_by_hand(policy, settings, tmp_path):  # noqa: F811
     assert (one.blind.mean, one.blind.n) == (guessed / unknown, unknown)
 
 
+def searched(out, tasks, **fields):
+    """A run with tools; of every two questions one was searched for twice, and one not at all."""
+
+    def turns(task):
+        return (search(), search("other words"), answer()) if int(task.id[1:]) % 2 else (answer(),)
+
+    return run_folder(out, tasks, tools=("search", "judge"), turns=turns, **fields)
+
+
 def test_a_boundary_is_drawn_between_runs_of_the_same_questions_and_scorer(tmp_path):
     closed = run_folder(tmp_path / "a", questions(4))
-    [one] = boundary(closed, run_folder(tmp_path / "b", questions(4)))
+    [one] = boundary(closed, searched(tmp_path / "b", questions(4)))
     assert one.closed_book.n == 4
     with pytest.raises(UsageError, match=r"by 'squad2' in .* by 'igpo'"):
-        boundary(closed, run_folder(tmp_path / "c", questions(4), scorer="igpo"))
-    golds = run_folder(tmp_path / "d", questions(4, answers=("y",)))
+        boundary(closed, searched(tmp_path / "c", questions(4), scorer="igpo"))
+    golds = searched(tmp_path / "d", questions(4, answers=("y",)))
     with pytest.raises(UsageError, match="4 of 4 ids stand for another"):
         boundary(closed, golds)
     none = questions(4, answers=(), answerable=False)
     with pytest.raises(UsageError, match="no answerable question"):
-        boundary(run_folder(tmp_path / "e", none), run_folder(tmp_path / "f", none))
+        boundary(run_folder(tmp_path / "e", none), searched(tmp_path / "f", none))
+
+
+def test_closed_book_is_what_had_no_tools_not_what_did_not_search(tmp_path):
+    closed = run_folder(tmp_path / "closed", questions(2))
+    idle = run_folder(tmp_path / "idle", questions(2), tools=("search",))
+    [one] = boundary(closed, idle)
+    assert one.needless.mean == 0
+    with pytest.raises(UsageError, match=r"idle is not closed-book: 'set' .* search") as refused:
+        boundary(idle, searched(tmp_path / "open", questions(2)))
+    assert refused.value.hint == 'make it with --tools ""'
+    with pytest.raises(UsageError, match="not closed-book") as refused:
+        boundary(idle, closed)
+    assert refused.value.hint.startswith("the other way round")
+    with pytest.raises(UsageError, match="closed could not search: 'set' was asked with no tools"):
+        boundary(closed, closed)
+    judged = run_folder(tmp_path / "judged", questions(2), tools=("judge",))
+    with pytest.raises(UsageError, match="judged could not search: 'set' was asked with judge"):
+        boundary(closed, judged)
+
+
+def test_searches_have_an_interval_over_questions(tmp_path):
+    closed = run_folder(tmp_path / "closed", questions(8), said=lambda task: "no")
+    folder = searched(tmp_path / "open", questions(8))
+    store_changed(
+        folder,
+        lambda done: replace(done, turns=done.turns[1:]) if done.task.id in ("q1", "q3") else done,
+    )
+    [one] = boundary(closed, folder)
+    cells = {(cell.known, cell.searched): cell for cell in one.cells}
+    searches = cells[False, True].searches
+    assert (searches.mean, searches.n) == (1.5, 4)
+    assert 1 <= searches.low < 1.5 < searches.high <= 2
+    assert cells[False, False].searches.mean == 0
+    assert cells[True, True].searches is None
+    shown = table([one])
+    assert f"| 1.50 [{searches.low:.2f}, {searches.high:.2f}] |" in shown
+    assert "| known, searched | 0 |  |  |" in shown
 
 
 def test_an_episode_in_plain_words(policy, settings, tmp_path):  # noqa: F811

@@ -488,11 +488,22 @@ def test_comparisons_say_what_each_run_has_alone(policy, settings, tmp_path):
 _SETUP = {"budgets": {}, "sampling": {"temperature": 0.0, "max_tokens": 9}, "format": "tags"}
 
 
-def run_folder(out, tasks, said=lambda task: "x", scorer="squad2", of=lambda task: "set", **header):
+def run_folder(
+    out,
+    tasks,
+    said=lambda task: "x",
+    scorer="squad2",
+    of=lambda task: "set",
+    tools=(),
+    turns=lambda task: (),
+    **header,
+):
     """A finished run, written as a run leaves it; `said` gives the answer to a task, `of` its set."""
     counts = Counter(map(of, tasks))
     sets = [
-        SetHeader(name=name, scorer=scorer, tasks=count, skipped=[], tools={})
+        SetHeader(
+            name=name, scorer=scorer, tasks=count, skipped=[], tools=dict.fromkeys(tools, "1")
+        )
         for name, count in counts.items()
     ]
     fields = {"given": "", "seed": 0, "samples": 1, "setup": _SETUP, "packages": {}}
@@ -514,7 +525,7 @@ def run_folder(out, tasks, said=lambda task: "x", scorer="squad2", of=lambda tas
             store.add(
                 Trajectory(
                     replace(task, answers=()), "p@1", 0, Sampling(), status,
-                    reason, (), np.zeros(0, np.int32), np.zeros(0, np.float32),
+                    reason, turns(task), np.zeros(0, np.int32), np.zeros(0, np.float32),
                     answer=said(task), group=group_of(of(task), task),
                 )
             )  # fmt: skip
