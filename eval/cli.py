@@ -151,13 +151,16 @@ def eval_judge(
     max_tokens: Annotated[
         int, typer.Option(help="Of a reply; a judge that reasons first needs some hundreds.")
     ] = 8,
+    scorer: Annotated[
+        str, typer.Option(help="It is compared with. Default: that of the run's report.")
+    ] = "",
     json_: AsJson = False,
 ) -> None:
     """Have a language model judge a run's answers; reports its agreement with exact match."""
     from eval.command import judged
 
     settings = settings_of(policy=policy, model=model)
-    stdout(judged(run, settings, concurrency, max_tokens, json_, stderr))
+    stdout(judged(run, settings, concurrency, max_tokens, scorer, json_, stderr))
 
 
 @evaluation.command(

@@ -21,7 +21,7 @@ from eval.compare import compare, table
 from eval.judge import judge_run, lines, read_judged
 from eval.metrics import scorer
 from eval.regressions import origin_of
-from eval.report import markdown, write_reports
+from eval.report import markdown, reported_scorer, write_reports
 from eval.run import EvalRequest, PolicyFailedError, run
 from eval.score import score_run
 from kg.errors import UsageError
@@ -80,14 +80,18 @@ def judged(
     settings: Settings,
     concurrency: int,
     max_tokens: int,
+    scorer_name: str,
     as_json: bool,
     notify: Callable[[str], None],
 ) -> str:
-    """Have a policy judge a run's answers; see `eval.judge`."""
+    """Have a policy judge a run's answers, scored as in its report unless a scorer is named; see
+    `eval.judge`."""
+    chosen = scorer_name or reported_scorer(run_folder)
+    scores = score_run(run_folder, chosen)
     policy = policy_of(settings, notify)
     with bar(lines=True) as advance:
-        found = judge_run(run_folder, policy, concurrency, advance, max_tokens)
-    write_reports(score_run(run_folder), run_folder)
+        found = judge_run(run_folder, policy, concurrency, advance, max_tokens, chosen)
+    write_reports(scores, run_folder)
     return json.dumps(asdict(found)) if as_json else "\n".join(lines(found))
 
 

@@ -20,9 +20,10 @@ from typing import Any
 from agent.policies.base import Policy, Request, Sampling
 from eval.asking import Advance, ask_all, request_of
 from eval.folder import write
+from eval.metrics.weighted import kappa
 from eval.sample import Sample
 from eval.score import score_run
-from eval.stats import Interval, estimate
+from eval.stats import Interval, estimate, in_percent, in_units, resampled
 from kg.errors import UsageError
 
 CORRECT, INCORRECT, DECLINED, UNREAD = "correct", "incorrect", "declined", "unread"
@@ -34,8 +35,9 @@ _LINE = re.compile(rf"^{_MARKS}([ABC]){_MARKS}$", re.MULTILINE)
 _LONE = re.compile(
     r"(?<![\w'-])(?:([BC])|(A)(?!\s+[a-z]))(?![\w'-])"
 )  # "A correct …" is an article
-_READING = 2  # version of `read_verdict`: another reads other verdicts from the same replies
+_READING = 2  # version of `read_verdict` and of the cuts below: another gives other verdicts
 TOKENS = 8
+GOLDS, CHARS = 10, 500  # what a judge is shown: accepted answers, and characters of the given one
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,10 @@ class Judged:
         verdicts: by episode id.
         accuracy: share judged correct, over questions.
         unread: replies that named no letter; they count as not correct.
-        agreement: share of episodes on which judge and exact match say the same; `kappa` is Cohen's.
+        cut: answered episodes of which the judge was shown a part: the first `GOLDS` accepted answers,
+            or the first `CHARS` characters of the given one.
+        agreement: mean over questions of the share of episodes on which judge and scorer say the same.
+        kappa: Cohen's, every question weighing the same; None where both say one and the same of all.
         only_judge, only_match: episodes that only one of the two calls right.
     """
 
@@ -56,8 +61,9 @@ class Judged:
     verdicts: dict[str, str]
     accuracy: Interval
     unread: int
-    agreement: float
-    kappa: float
+    cut: int
+    agreement: Interval
+    kappa: Interval | None
     only_judge: int
     only_match: int
 
@@ -68,10 +74,12 @@ def judge_run(
     concurrency: int = 8,
     advance: Advance = lambda stage, done, total: None,
     max_tokens: int = TOKENS,
+    scorer: str = "",
 ) -> Judged:
     """Judge every answered episode of a run with a policy; writes `judge.json` into it.
 
     The policy is closed afterwards. A judge that reasons before its verdict needs more `max_tokens`.
+    It is compared with exact match under each set's own scorer, or under the one that is named.
 
     Raises:
         UsageError: not a run, nothing to judge, no token to say it with, or another judge, prompt or
@@ -80,7 +88,7 @@ def judge_run(
     """
     if max_tokens < 1:
         raise UsageError(f"{max_tokens} tokens a verdict", f"--max-tokens {TOKENS}")
-    samples = _answerable(score_run(run).samples)
+    samples = _answerable(score_run(run, scorer).samples)
     if not samples:
         raise UsageError(f"{run} holds no answerable question with a gold answer")
     judge = f"{policy.name}@{policy.version}"
@@ -103,8 +111,8 @@ def judge_run(
 def _request(policy: Policy, sample: Sample, max_tokens: int = TOKENS) -> Request:
     parts = {
         "question": sample.question,
-        "gold": "; ".join(sample.gold[:10]),
-        "answer": sample.answer[:500],
+        "gold": "; ".join(sample.gold[:GOLDS]),
+        "answer": sample.answer[:CHARS],
     }
     # one pass, not str.format: an answer may hold braces, or the name of a slot
     text = _SLOT.sub(lambda slot: " ".join(parts[slot[1]].split()), _prompt())
@@ -132,29 +140,24 @@ def summary(judge: str, samples: Sequence[Sample], verdicts: dict[str, str], pro
     judged = [s for s in samples if s.id in verdicts]
     said = [verdicts[s.id] == CORRECT for s in judged]
     matched = [s.right == 1 for s in judged]
-    agreed = sum(a == b for a, b in zip(said, matched, strict=True)) / len(judged)
+    agreed = [float(a == b) for a, b in zip(said, matched, strict=True)]
+    units = [(s.benchmark, s.task) for s in judged]
     return Judged(
         judge=judge,
         prompt=prompt,
         verdicts={s.id: verdicts[s.id] for s in judged},
-        accuracy=estimate(
-            [float(x) for x in said], clusters=[(s.benchmark, s.task) for s in judged]
-        ),
+        accuracy=estimate([float(x) for x in said], clusters=units),
         unread=sum(verdicts[s.id] == UNREAD for s in judged),
-        agreement=agreed,
-        kappa=_kappa(said, matched),
+        cut=sum(bool(s.answer) and _cut(s) for s in judged),
+        agreement=estimate(agreed, clusters=units),
+        kappa=resampled(kappa(said, matched), units),
         only_judge=sum(a and not b for a, b in zip(said, matched, strict=True)),
         only_match=sum(b and not a for a, b in zip(said, matched, strict=True)),
     )
 
 
-def _kappa(a: Sequence[bool], b: Sequence[bool]) -> float:
-    """Cohen's kappa; 1 when both always say the same single thing."""
-    n = len(a)
-    p, q = sum(a) / n, sum(b) / n
-    chance = p * q + (1 - p) * (1 - q)
-    agreed = sum(x == y for x, y in zip(a, b, strict=True)) / n
-    return 1.0 if chance == 1 else (agreed - chance) / (1 - chance)
+def _cut(sample: Sample) -> bool:
+    return len(sample.gold) > GOLDS or len(sample.answer) > CHARS
 
 
 def prompt_digest(max_tokens: int = TOKENS) -> str:
@@ -214,7 +217,15 @@ def lines(found: Judged) -> Iterable[str]:
     """The summary for people."""
     yield f"judge {found.judge}, prompt {found.prompt}, n={found.accuracy.n}"
     yield f"judged correct {found.accuracy.shown} %, {found.unread} replies unread"
+    if found.cut:
+        yield (
+            f"{found.cut} answers judged by a part: of the accepted ones the first {GOLDS} are shown, "
+            f"of the given one {CHARS} characters"
+        )
+    chance = (
+        f"kappa {in_units(found.kappa)}" if found.kappa else "no kappa: both say the same of all"
+    )
     yield (
-        f"agrees with exact match on {100 * found.agreement:.1f} % (kappa {found.kappa:.2f}); "
+        f"agrees with exact match on {in_percent(found.agreement)} % ({chance}); "
         f"right by the judge alone {found.only_judge}, by exact match alone {found.only_match}"
     )

@@ -17,13 +17,14 @@ from typing import Any
 
 from agent.viewer import render_html
 from eval import html_page, plots
-from eval.folder import open_store, write
+from eval.folder import open_store, read_header, write
 from eval.judge import Judged, read_judged
 from eval.judge import lines as judge_lines
+from eval.metrics import scorer
 from eval.sample import Sample
 from eval.score import RunScores, SetScores
 from eval.stats import Interval, in_percent, in_units
-from kg.errors import MissingExtraError
+from kg.errors import MissingExtraError, UsageError
 from kg.strict_json import dumps
 
 _TRACES = 100
@@ -52,6 +53,24 @@ def write_reports(scores: RunScores, run: Path) -> list[Path]:
     for name, text in files.items():
         write(run / name, text.encode("utf-8", "replace"))
     return [run / name for name in files]
+
+
+def reported_scorer(run: Path) -> str:
+    """The scorer that a run's report was made with instead of each set's own; "" where there is none.
+
+    Raises:
+        UsageError: not a run, or its `scores.json` is damaged.
+    """
+    own = {one.name: scorer(one.scorer).name for one in read_header(run).sets}
+    try:
+        sets = json.loads((run / "scores.json").read_text("utf-8"))["sets"]
+        used = {one["name"]: str(one["scorer"]) for one in sets}
+    except FileNotFoundError:
+        return ""
+    except (ValueError, KeyError, TypeError) as error:
+        hint = "agent eval score RUN writes it anew"
+        raise UsageError(f"{run / 'scores.json'} is damaged: {error}", hint) from error
+    return "" if used == own else next(iter(used.values()), "")
 
 
 def markdown(scores: RunScores, judged: Judged | None = None) -> str:

@@ -3,7 +3,8 @@
 Source: SPARKLE, "Beyond Accuracy" (arXiv 2506.04723). A plan is the sub-questions without any answer:
 what is left is to find and read. Knowledge is the facts without the plan, of several hops the one that
 holds the answer too: what is left is to put them together. Sub-questions with all earlier ones solved
-show which step fails. The gain over the plain run on the same questions is the analysis: `agent compare PLAIN GIVEN`.
+show which step fails. The gain over the plain run on the same questions is the analysis:
+`agent compare PLAIN GIVEN`.
 """
 
 from __future__ import annotations
@@ -30,10 +31,11 @@ def given(tasks: Iterable[Task], condition: Condition) -> Iterator[Task]:
     """The tasks under a condition; those that do not carry what it gives are left out.
 
     A plan is `meta["plan"]`, in which `#1` stands for what step 1 finds. Knowledge is
-    `meta["knowledge"]`, told in alphabetical order: the order of the steps would tell the plan. A
-    decomposed task becomes one task for each of `meta["steps"]` (sub-question with earlier answers filled
-    in, accepted answers, and evidence where it is known), with `#1`, `#2`, … behind its id; its own id and
-    the number of steps stand in `meta`, so that a run is compared by question.
+    `meta["knowledge"]`, told in alphabetical order: the order of the steps would tell the plan.
+
+    A decomposed task becomes one task for each of `meta["steps"]` (sub-question with earlier answers
+    filled in, accepted answers, and evidence where it is known), with `#1`, `#2`, … behind its id; its
+    own id and the number of steps stand in `meta`, so that a run is compared by question.
     """
     for task in tasks:
         if not condition:

@@ -1,8 +1,8 @@
-"""Figures of abstention and confidence when replies have weights: what a clustered bootstrap resamples.
+"""Figures of replies that have weights: what a clustered bootstrap resamples.
 
 Each function gives one that turns weights, float[d, m] for d draws of the m replies, into float[d]
-figures. With weights of 1 they equal those of `eval.metrics.abstention`. Those of confidence take
-answers alone, each with its confidence. Pure.
+figures. With weights of 1 those of abstention and confidence equal those of `eval.metrics.abstention`;
+those of confidence take answers alone, each with its confidence. Pure.
 """
 
 from __future__ import annotations
@@ -26,6 +26,20 @@ def f1(said: Sequence[bool], true: Sequence[bool]) -> Figure:
     def figure(weights: Weights) -> Weights:
         whole = np.where(weights @ b > 0, weights @ (a + b), np.nan)
         return np.asarray(2 * (weights @ (a * b)) / whole)
+
+    return figure
+
+
+def kappa(a: Sequence[bool], b: Sequence[bool]) -> Figure:
+    """Cohen's kappa of two judges; NaN where both say one and the same of all, as chance alone does."""
+    one, other = np.asarray(a, dtype=float), np.asarray(b, dtype=float)
+
+    def figure(weights: Weights) -> Weights:
+        share = weights / weights.sum(axis=1, keepdims=True)
+        p, q = share @ one, share @ other
+        by_chance = p * q + (1 - p) * (1 - q)
+        beyond = np.where(by_chance < 1 - 1e-12, 1 - by_chance, np.nan)
+        return np.asarray((share @ (one == other) - by_chance) / beyond)
 
     return figure
 

@@ -1,15 +1,18 @@
 """A judge over a real run; what it says is scripted, what is made of it is not."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
-from eval.command import score
-from eval.judge import judge_run, prompt_digest, read_verdict
+import eval.command as command
+from agent.task import Task
+from eval.command import judged, score
+from eval.judge import judge_run, lines, prompt_digest, read_verdict, summary
 from eval.score import score_run
 from kg.errors import PolicyUnavailableError, UsageError
 from tests.agent.scripted import ScriptedPolicy
-from tests.eval.test_run import ask, policy, settings  # noqa: F401  fixtures
+from tests.eval.test_run import ask, policy, questions, run_folder, settings  # noqa: F401  fixtures
 
 
 @pytest.mark.parametrize(
@@ -58,13 +61,85 @@ def test_a_judge_is_reported_with_its_agreement(run):
     found = judge_run(run, Judge([]))
     samples = [s for s in score_run(run).samples if s.answerable]
     assert found.accuracy.n == len(samples)
-    right = sum(s.right == 1 for s in samples)
-    assert round(found.accuracy.mean * len(samples)) >= right
-    assert found.agreement == 1 - (found.only_judge + found.only_match) / len(samples)
+    said = [any(g.lower() in s.answer.lower() for g in s.gold if s.answer) for s in samples]
+    same = [said == (s.right == 1) for said, s in zip(said, samples, strict=True)]
+    assert found.accuracy.mean == pytest.approx(sum(said) / len(samples))
+    assert found.agreement.mean == pytest.approx(sum(same) / len(samples))
     assert found.prompt == prompt_digest()
-    assert -1 <= found.kappa <= 1
     declined = [s.id for s in samples if not s.answer]
     assert all(found.verdicts[id] == "declined" for id in declined)
+
+
+#: Gold, answer: four are an exact match, and the judge accepts three of them and one other.
+PAIRS = [("x", "x")] * 3 + [("x", "it is x"), ("x", "y"), ("x", "z"), ("x", ""), ("the x", "x")]
+
+
+@pytest.fixture
+def by_hand(tmp_path):
+    tasks = [Task(f"q{n}", f"Who is {n}?", (gold,), True) for n, (gold, _) in enumerate(PAIRS)]
+    said = {f"q{n}": answer for n, (_, answer) in enumerate(PAIRS)}
+    return run_folder(tmp_path / "hand", tasks, said=lambda task: said[task.id])
+
+
+def test_agreement_and_kappa_are_those_of_the_table_and_have_intervals(by_hand):
+    found = judge_run(by_hand, Judge([]))
+    assert (found.only_judge, found.only_match) == (1, 1)
+    assert (found.agreement.mean, found.agreement.n) == (6 / 8, 8)
+    assert found.agreement.low < 6 / 8 < found.agreement.high < 1
+    assert (found.kappa.mean, found.kappa.n) == (pytest.approx(0.5), 8)
+    assert found.kappa.low < 0.5 < found.kappa.high
+    told = list(lines(found))[-1]
+    assert f"on {str(found.agreement).strip()} % (kappa 0.50 [" in told
+
+
+def test_samples_of_one_question_are_one_question_of_the_agreement(by_hand):
+    samples = score_run(by_hand).samples
+    more = [replace(samples[3], id=f"more{n}", seed=n + 1) for n in range(40)]
+    verdicts = {s.id: "correct" if "x" in s.answer and s.gold == ("x",) else "incorrect"
+                for s in (*samples, *more)}  # fmt: skip
+    found = summary("j", [*samples, *more], verdicts, "p")
+    assert (found.agreement.mean, found.agreement.n) == (6 / 8, 8)
+    assert found.kappa.mean == pytest.approx(0.5)
+    assert found.only_judge == 41
+
+
+def test_where_both_say_the_same_of_all_there_is_no_kappa(tmp_path):
+    found = judge_run(run_folder(tmp_path / "a", questions(4)), Judge([]))
+    assert (found.agreement.mean, found.kappa) == (1, None)
+    assert found.agreement.low < 1
+    assert "no kappa" in list(lines(found))[-1]
+
+
+def test_answers_that_a_judge_sees_a_part_of_are_counted(tmp_path):
+    many = tuple(f"gold{n};" for n in range(11))
+    tasks = [Task("q0", "Who?", many, True), *questions(3)[1:]]
+    said = {"q0": "gold10;", "q1": "y" * 500 + "x", "q2": "x"}
+    run = run_folder(tmp_path / "a", tasks, said=lambda task: said[task.id])
+    found = judge_run(run, Judge([]))
+    assert found.cut == 2
+    assert list(found.verdicts.values()).count("correct") == 1
+    assert "2 answers judged by a part: of the accepted ones the first 10" in "\n".join(
+        lines(found)
+    )
+
+
+def test_a_report_that_another_scorer_made_stays_its_when_it_is_judged(by_hand, monkeypatch):
+    monkeypatch.setattr(command, "policy_of", lambda *told: Judge([]))
+
+    def agreed(scorer=""):
+        return json.loads(judged(by_hand, None, 8, 8, scorer, True, print))["agreement"]["mean"]
+
+    def scored_by():
+        return json.loads((by_hand / "scores.json").read_text())["sets"][0]["scorer"]
+
+    assert (agreed(), scored_by()) == (6 / 8, "squad2")  # never scored: the set's own
+    score(by_hand, "igpo", as_json=False)
+    assert (agreed(), scored_by()) == (7 / 8, "igpo")  # IGPO keeps articles: no match either
+    assert "agrees with exact match on 87.5" in (by_hand / "report.md").read_text()
+    assert (agreed("squad2"), scored_by()) == (6 / 8, "squad2")
+    (by_hand / "scores.json").write_text("{}")
+    with pytest.raises(UsageError, match=r"scores\.json is damaged"):
+        agreed()
 
 
 def test_a_judge_that_reasons_gets_the_tokens_it_is_given(run):
@@ -108,8 +183,6 @@ def test_judging_goes_on_where_it_stopped_and_with_the_same_judge_only(run):
 
 
 def test_an_answer_cannot_fill_the_judges_slots(run):
-    from dataclasses import replace
-
     from eval.judge import _request
 
     sample = replace(score_run(run).samples[0], question="{answer} {gold}?", answer="x {0}")
