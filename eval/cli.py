@@ -236,16 +236,28 @@ def world_show(world: Path, json_: AsJson = False) -> None:
     stdout(json.dumps(facts) if json_ else lines(facts))
 
 
-@trace.command("explain", epilog="Example: agent trace explain 3f2a")
-def trace_explain(id: str, store: Store = None, scorer: Scorer = "") -> None:
-    """One episode in plain words: what it asked, what changed its mind, where it went wrong.
+@trace.command(
+    "explain",
+    epilog="Examples: agent trace explain 3f2a · agent trace credit 3f2a --json > receipt.json, "
+    "then agent trace explain 3f2a --receipt receipt.json",
+)
+def trace_explain(
+    id: str,
+    store: Store = None,
+    scorer: Scorer = "",
+    receipt: Annotated[
+        Path | None,
+        typer.Option(help="JSON of agent trace credit: how likely the answer was at each turn."),
+    ] = None,
+) -> None:
+    """One episode in plain words: what it knew, what it asked, what changed its mind, what went wrong.
 
     Right and wrong are as in the run that the store belongs to; --scorer takes another scorer.
     """
     from eval.command import explained
 
     with open_history(store) as opened:
-        stdout(explained(opened.get(id), store, scorer))
+        stdout(explained(opened.get(id), store, scorer, receipt))
 
 
 @trace.command(

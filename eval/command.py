@@ -16,6 +16,7 @@ from agent.trajectory import Trajectory
 from eval.analyses.boundary import boundary
 from eval.analyses.boundary import table as boundary_table
 from eval.analyses.explain import explain
+from eval.analyses.probed import read_probed
 from eval.benchmarks.own import DEFAULT_SCORER
 from eval.compare import compare, table
 from eval.judge import judge_run, lines, read_judged
@@ -115,14 +116,17 @@ def introspected(
     return introspection.to_json(found) if options["json"] else introspection.table(found)
 
 
-def explained(done: Trajectory, store: str | None, scorer_name: str) -> str:
+def explained(
+    done: Trajectory, store: str | None, scorer_name: str, receipt: Path | None = None
+) -> str:
     """An episode in plain words, scored as its run scores it; see `eval.analyses.explain`.
 
     Raises:
-        UsageError: no such scorer.
+        UsageError: no such scorer, or a receipt that is none of this episode with probes.
     """
     known = origin_of(done, store).scorer if store else ""
-    return explain(done, scorer(scorer_name or known or DEFAULT_SCORER).name)
+    probed = read_probed(receipt, done) if receipt else None
+    return explain(done, scorer(scorer_name or known or DEFAULT_SCORER).name, probed)
 
 
 def bounded(closed: Path, opened: Path, as_json: bool) -> str:

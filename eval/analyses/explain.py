@@ -1,4 +1,4 @@
-"""One episode in plain words: what it asked, what it saw, what changed its mind, where it went wrong."""
+"""One episode in plain words: what it knew, asked and saw, what changed its mind, what went wrong."""
 
 from __future__ import annotations
 
@@ -7,19 +7,31 @@ from collections.abc import Iterator
 import numpy as np
 
 from agent.trajectory import ActionKind, Status, Trajectory, Turn
+from eval.analyses.knowing import knew
+from eval.analyses.probed import Probed
+from eval.analyses.turning import turned
 from eval.metrics import contains
 from eval.sample import score_one
 from tools.base import Verdict
 
 
-def explain(done: Trajectory, scorer: str = "squad2") -> str:
+def explain(done: Trajectory, scorer: str = "squad2", probed: Probed | None = None) -> str:
     """A report of a few sentences a turn; gold answers, where known, tell what went wrong.
 
-    Right and wrong are those of an evaluation under this scorer.
+    Args:
+        done: the episode; its task may carry the label of `agent probe`.
+        scorer: right and wrong are those of an evaluation under it.
+        probed: how likely the gold answer was at each turn.
     """
-    lines = [f"It was asked: {_one_line(done.task.question)}", ""]
+    lines = [
+        f"It was asked: {_one_line(done.task.question)}",
+        f"What it knew: {knew(done, probed)}",
+        "",
+    ]
     for number, turn in enumerate(done.turns, 1):
         lines += [f"{number}. {sentence}" for sentence in _turn(done, turn, number - 1)]
+    changed = [f"- {sentence}" for sentence in turned(done, probed)]
+    lines += ["", "What changed its mind:", *(changed or ["- Nothing that is recorded."])]
     return "\n".join([*lines, "", *_end(done), *_verdict(done, scorer)])
 
 
@@ -29,11 +41,7 @@ def _turn(done: Trajectory, turn: Turn, place: int) -> Iterator[str]:
         yield f"It wrote nothing that can be carried out ({_one_line(action.text)}) and was told so."
     elif action.name == "judge":
         helpful = seen is not None and seen.verdict is Verdict.HELPFUL
-        yield (
-            "It judged that this helps."
-            if helpful
-            else "It judged that this does not help, and put it aside: that changed its course."
-        )
+        yield ("It judged that this helps." if helpful else "It judged that this does not help.")
     elif action.kind is ActionKind.TOOL:
         asked = ", ".join(str(value) for value in action.arguments.values())
         again = _asked_before(done, turn, place)
@@ -83,6 +91,9 @@ def _end(done: Trajectory) -> Iterator[str]:
     else:
         yield f"Its answer: {_one_line(done.answer) or '(empty)'} ({done.stop_reason.value})"
         yield _support(done)
+    if done.rewards:
+        values = ", ".join(f"{name} {value:g}" for name, value in done.rewards.items())
+        yield f"Rewards attached to it: {values}."
 
 
 def _support(done: Trajectory) -> str:

@@ -2,8 +2,8 @@
 
 A plan is the task's (`meta["plan"]`, a list of sub-questions; where the task carries `meta["steps"]`,
 the same with earlier answers filled in, as calls name them), or the policy's own: the steps of its first
-call of the plan tool, recorded as `data["steps"]` of the observation, else as the `steps` argument or the
-lines of any textual argument. No tool is imported: any that records this will do.
+call of the plan tool, recorded as `data["steps"]` of the observation, else as the `steps` argument or
+the lines of any textual argument. No tool is imported: any that records this will do.
 """
 
 from __future__ import annotations

@@ -318,7 +318,7 @@ def test_an_episode_in_plain_words(policy, settings, tmp_path):  # noqa: F811
     corrected = next(
         t for t in every if any(x.observation and x.observation.verdict == "no" for x in t.turns)
     )
-    assert "that changed its course" in explain(corrected)
+    assert "it put aside what it was shown: that changed its course." in explain(corrected)
     declined = next(t for t in every if t.task.answerable is False and t.status is Status.ABSTAINED)
     assert "Right: it should decline." in explain(declined)
     failed = explain(replace(right, status=Status.FAILED, error="boom"))
