@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -137,7 +138,8 @@ def _results(one: SetScores, judged: Judged | None) -> list[EvalScore]:
     for kind, values in (("retrieval", one.retrieval), ("support", one.support)):
         found += [_score(name, kind, value, one) for name, value in values.items()]
     if judged is not None:
-        facts = {"prompt": judged.prompt, "agreement": judged.agreement, "kappa": judged.kappa}
+        kappa = asdict(judged.kappa) if judged.kappa else None
+        facts = {"prompt": judged.prompt, "agreement": asdict(judged.agreement), "kappa": kappa}
         made = _score("judged", judged.judge, judged.accuracy, one)
         found.append(made.model_copy(update={"metadata": {**facts, "unread": judged.unread}}))
     return found

@@ -59,6 +59,11 @@ def test_a_run_becomes_a_log_that_inspect_reads(finished, tmp_path):
     figures = {one.scorer: one.answers, "retrieval": one.retrieval, "support": one.support}
     told = {(kind, name): i.mean for kind, values in figures.items() for name, i in values.items()}
     assert means == pytest.approx({**told, ("j@1", "judged"): 1.0})
+    judged = next(s.metadata for s in log.results.scores if s.scorer == "j@1")
+    agreement = (
+        score_run(finished).sets[0].answers["em"].mean
+    )  # the judge called every answer right
+    assert judged["agreement"]["mean"] == pytest.approx(agreement)
     assert (log.eval.metadata["source"], log.eval.metadata["limit"]) == (ours.header.source, 12)
     assert (log.eval.revision.commit if log.eval.revision else None) == source().get("revision")
     assert log.stats.completed_at == ours.header.finished

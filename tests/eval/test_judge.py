@@ -89,7 +89,7 @@ def test_agreement_and_kappa_are_those_of_the_table_and_have_intervals(by_hand):
     assert (found.kappa.mean, found.kappa.n) == (pytest.approx(0.5), 8)
     assert found.kappa.low < 0.5 < found.kappa.high
     told = list(lines(found))[-1]
-    assert f"on {str(found.agreement).strip()} % (kappa 0.50 [" in told
+    assert f"on {found.agreement.shown} % (kappa 0.50 [" in told
 
 
 def test_samples_of_one_question_are_one_question_of_the_agreement(by_hand):
