@@ -24,6 +24,7 @@ def agent(tmp_path):
         "NO_COLOR": "1",
         "AGENT_POLICY": "micro",
         "AGENT_SEARCH__MODE": "lexical",
+        "AGENT_SAMPLING__MAX_TOKENS": "48",
     }
 
     def run(*args):
