@@ -42,7 +42,10 @@ def test_the_label_of_a_probe_says_what_it_knew_and_the_first_reply_what_it_made
     assert text.endswith("It answered without a search what it does not know.")
     assert knew(episode(*blind, of=label(True))).endswith("It answered without a search.")
     other = knew(episode(*looked, of=label(True, "big@1")))
-    assert "of 8 samples of another policy, big@1, were right" in other
+    assert other == (
+        "Closed-book 25 % of 8 samples of another policy (big@1) were right. It looked it up."
+    )
+    assert "it knows the answer" in knew(episode(*looked, of=label(True, "hand@7")))
 
 
 @pytest.mark.parametrize("meta", [{}, {"known": True}, {"known": {"known": "yes"}}])
