@@ -5,7 +5,8 @@ the bare engine then replays the very same requests, and the bare index the very
 same batches. All in one process, alternating, each pass without prefixes of the passes before, with the
 libraries that `agent eval` starts itself with. `ratio` is the harness over the engine alone, median
 over median; `ratios` are those of each pass to the one beside it, which tell how much the machine
-varies; `ratio_with_search` is over engine and searches, which share the machine.
+varies; `ratio_with_search` is over engine and searches, which share the machine. `report_s` is what
+scoring a run and writing its report takes afterwards, in no ratio.
 
     python benchmarks/eval.py [--engine vllm|transformers] [--questions 192] [--passes 3]
 """
@@ -32,6 +33,7 @@ from agent.policies.base import Request  # noqa: E402
 from agent.policies.catalog import resolve  # noqa: E402
 from agent.settings import load_settings  # noqa: E402
 from benchmarks.rollout import Recorder, bare, by_episode, count, make_engine  # noqa: E402
+from eval.command import score  # noqa: E402
 from eval.folder import open_store  # noqa: E402
 from tools.base import Source  # noqa: E402
 from tools.search.index import Index  # noqa: E402
@@ -47,6 +49,13 @@ def through_harness(recorder: Recorder, questions: int, concurrency: int, out: P
     times: list[float] = []
     harness.run(request, load_settings(), out, advance=lambda *_: times.append(time.perf_counter()))
     return times[-1] - times[0]
+
+
+def reported(out: Path) -> float:
+    """Seconds of `agent eval score`."""
+    began = time.perf_counter()
+    score(out, "", as_json=True)
+    return time.perf_counter() - began
 
 
 def watch_searches(batches: list[list[str]]) -> None:
@@ -91,12 +100,14 @@ def main() -> None:
         recorder.calls.clear()
         batches.clear()
         whole: list[float] = []
+        reports: list[float] = []
         policy: list[float] = []
         requests: list[list[Request]] = []
         for number in range(args.passes):
             out = Path(root) / str(number)
             asyncio.run(engine.forget_prefixes())
             whole.append(through_harness(recorder, args.questions, args.concurrency, out))
+            reports.append(reported(out))
             if not requests:
                 tokens, searched = count(recorder.calls), list(batches)
                 with open_store(out) as store:
@@ -114,6 +125,7 @@ def main() -> None:
         "harness_s": [round(one, 2) for one in whole],
         "bare_policy_s": [round(one, 2) for one in policy],
         "bare_search_s": round(search, 2),
+        "report_s": [round(one, 2) for one in reports],
         "searches": sum(map(len, searched)),
         "search_batches": len(searched),
         "ratios": [round(one / other, 3) for one, other in zip(whole, policy, strict=True)],
