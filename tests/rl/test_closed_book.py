@@ -7,6 +7,7 @@ from contextlib import closing
 import pytest
 
 from agent.settings import load_settings
+from eval.benchmarks import DataFolder
 from eval.benchmarks import load as load_benchmark
 from kg.errors import UsageError
 from rl.boundary import told_labels
@@ -44,11 +45,11 @@ def test_a_task_is_known_when_one_sample_is_right(tmp_path, template, monkeypatc
     report = probe(request, settings, out)
     assert (report.tasks, report.known, report.unscored) == (6, 2, 1)
     assert report.accuracy == pytest.approx(2 * 2 / 36)
-    tasks = load_benchmark(str(tmp_path / "set.jsonl"), None).tasks
+    tasks = load_benchmark(str(tmp_path / "set.jsonl"), DataFolder("", tmp_path)).tasks
     assert read_known(out) == {task_key(task): task.id in ("q0", "q2") for task in tasks[:6]}
     assert not any("<search>" in r.messages[0]["content"] for r in policy.requests)
     # the labelled tasks are themselves a set of questions, and a second probe asks nothing again
-    labelled = load_benchmark(str(out), None).tasks
+    labelled = load_benchmark(str(out), DataFolder("", tmp_path)).tasks
     assert labelled[0].meta["known"]["samples"] == 6
     asked = len(policy.requests)
     assert probe(request, settings, out).known == 2
@@ -66,7 +67,11 @@ def asked_of(tmp_path, monkeypatch, template):
         policy = Knowing(template, known)
         policy.name = name
         monkeypatch.setattr("rl.collect.policy_of", lambda *_, **__: policy)
-        return probe(request, settings, out), load_benchmark(str(out), None).tasks, policy.requests
+        return (
+            probe(request, settings, out),
+            load_benchmark(str(out), DataFolder("", tmp_path)).tasks,
+            policy.requests,
+        )
 
     return ask
 
@@ -108,13 +113,15 @@ def test_sets_whose_ids_are_the_same_keep_their_labels_apart(tmp_path, template,
     files = [tmp_path / "a.jsonl", tmp_path / "b.jsonl"]
     out = tmp_path / "known.jsonl"
     report = probe(CollectRequest(tasks=tuple(map(str, files)), group=3), settings, out)
-    labelled = load_benchmark(str(out), None)
+    labelled = load_benchmark(str(out), DataFolder("", tmp_path))
     assert labelled.skipped == ()
     assert len(labelled.tasks) == report.tasks == 5
     told = {task.question: task.meta["known"]["known"] for task in labelled.tasks}
     assert {question for question, known in told.items() if known} == {"Who is a0?", "Who is b1?"}
     known = read_known(out)
-    for task in (task for file in files for task in load_benchmark(str(file), None).tasks):
+    for task in (
+        task for file in files for task in load_benchmark(str(file), DataFolder("", tmp_path)).tasks
+    ):
         assert known[task_key(task)] is told[task.question]
     assert told_labels(labelled.tasks) == known
 
@@ -150,7 +157,10 @@ def test_bad_rows_and_damaged_samples_are_counted_and_the_rest_is_labelled(
     told = []
     found = json.loads(probed(options, settings, out, True, told.append))
     assert (found["tasks"], found["known"], found["unsampled"]) == (2, 1, 1)
-    assert [task.meta["known"]["samples"] for task in load_benchmark(str(out), None).tasks] == [
+    assert [
+        task.meta["known"]["samples"]
+        for task in load_benchmark(str(out), DataFolder("", tmp_path)).tasks
+    ] == [
         1,
         2,
     ]
