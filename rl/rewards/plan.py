@@ -156,4 +156,6 @@ class PlanAdherence(Reward):
         steps, solved = meta.get("plan"), meta.get("steps")
         if not isinstance(steps, list) or not steps:
             raise RewardError(f"task {trajectory.task.id} has no plan", trajectory.id)
-        return 0, [str(step["question"]) for step in solved] if solved else list(map(str, steps))
+        if isinstance(solved, list) and solved:  # of a single step of a task it is their number
+            steps = [step["question"] for step in solved]
+        return 0, list(map(str, steps))
