@@ -162,6 +162,11 @@ class TestPlan:
             "say it",
         ]
 
+    def test_a_step_of_a_decomposed_task_has_their_number_and_its_plan_counts(self):
+        plain = row("plan_adherence", FIRST, answer(), of=task(meta={"plan": PLAN}))
+        step = row("plan_adherence", FIRST, answer(), of=task(meta={"plan": PLAN, "steps": 2}))
+        assert step == plain
+
     def test_a_task_without_a_plan_is_an_error(self):
         with pytest.raises(RewardError, match="trajectory t: task q1 has no plan"):
             row("plan_adherence", answer())
