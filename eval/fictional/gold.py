@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from agent.task import Task
 from eval.fictional.graph import select
-from eval.fictional.questions import COUNTED, PREMISES
+from eval.fictional.kinds import COUNTED, PREMISES
 from eval.fictional.schema import RELATIONS, Relation, relation
 from eval.metrics import contains
 from kg.errors import MissingExtraError

@@ -12,9 +12,10 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from eval.fictional.chains import wordings
 from eval.fictional.graph import triples
 from eval.fictional.passages import passages, source_of
-from eval.fictional.questions import questions, wordings
+from eval.fictional.questions import questions
 from eval.fictional.split import split_of
 from eval.fictional.world import World, told
 from kg.errors import UsageError
