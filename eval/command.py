@@ -19,11 +19,12 @@ from eval.analyses.explain import explain
 from eval.analyses.probed import read_probed
 from eval.benchmarks.own import DEFAULT_SCORER
 from eval.compare import compare, table
+from eval.failures import PolicyFailedError
 from eval.judge import judge_run, lines, read_judged
 from eval.metrics import scorer
 from eval.regressions import origin_of
 from eval.report import markdown, reported_scorer, write_reports
-from eval.run import EvalRequest, PolicyFailedError, run
+from eval.run import EvalRequest, run
 from eval.score import score_run
 from kg.errors import UsageError
 from tools.progress import bar

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from itertools import takewhile
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -25,10 +26,11 @@ from agent.settings import Settings
 from agent.store import TrajectoryStore
 from agent.task import Task
 from agent.toolbox import open_tools
-from agent.trajectory import Status, StopReason, Trajectory
+from agent.trajectory import Status, Trajectory
 from eval.analyses.given import Condition, given, require_some
 from eval.benchmarks import Benchmark, DataFolder, load
 from eval.cache import EpisodeCache
+from eval.failures import Failures
 from eval.folder import (
     RunHeader,
     SetHeader,
@@ -45,17 +47,10 @@ from eval.folder import (
 from eval.metrics import scorer
 from eval.revision import source
 from kg import lock
-from kg.errors import PolicyUnavailableError, UsageError
-
-_GIVE_UP = 8  # policy failures in a row that end a run
-_LAST = 2  # as many at its end mean that the policy is gone, too
+from kg.errors import UsageError
 
 Notify = Callable[[str], None]
 Advance = Callable[[str, int, int], None]
-
-
-class PolicyFailedError(PolicyUnavailableError):
-    """The policy failed while a run was under way; what there is can be scored."""
 
 
 class EvalRequest(BaseModel):
@@ -112,55 +107,6 @@ class _Set:
         )
 
 
-@dataclass
-class _Failures:
-    """How often the policy failed in a run, over all of its sets.
-
-    Attributes:
-        out: folder of the run.
-        asked, failed: episodes that were played, and those of them that failed.
-        row: failures since the last episode that did not fail.
-        cause: of the last one.
-    """
-
-    out: Path
-    asked: int = 0
-    failed: int = 0
-    row: int = 0
-    cause: str = ""
-
-    def note(self, found: Trajectory) -> None:
-        """Count an episode.
-
-        Raises:
-            PolicyFailedError: it is one failure too many.
-        """
-        self.asked += 1
-        if found.stop_reason is not StopReason.POLICY_ERROR:
-            self.row = 0
-            return
-        self.failed, self.row, self.cause = self.failed + 1, self.row + 1, found.error
-        if self.row == _GIVE_UP:
-            raise self._error(f"{self.row} times in a row")
-
-    def settle(self) -> None:
-        """See at the end of a run whether the policy was still there.
-
-        Raises:
-            PolicyFailedError: it failed on all that it was asked, or on the last of it.
-        """
-        if self.failed and self.failed == self.asked:
-            raise self._error(f"on all that it was asked ({self.asked} episodes)")
-        if self.row >= _LAST:
-            raise self._error(f"on the last {self.row} of {self.asked} episodes")
-
-    def _error(self, how: str) -> PolicyFailedError:
-        return PolicyFailedError(
-            f"the policy failed {how}: {self.cause}",
-            f"the same command again to go on; what is there: agent eval score {self.out}",
-        )
-
-
 @dataclass(frozen=True)
 class _Run:
     """What the sets of a run share."""
@@ -168,7 +114,7 @@ class _Run:
     request: EvalRequest
     settings: Settings
     store: TrajectoryStore
-    failures: _Failures
+    failures: Failures
     advance: Advance
 
 
@@ -192,8 +138,8 @@ def run(
         UsageError: unknown names, no question, or `out` holds another run, or another process is
             evaluating there.
         PolicyUnavailableError: the policy cannot be had.
-        PolicyFailedError: it failed many times in a row (whatever the set), on all that it was asked, or
-            on the last of it; what is finished is kept.
+        PolicyFailedError: it failed too often, see `eval.failures`; episodes that had begun by then
+            are finished and kept.
     """
     if request.samples > 1 and settings.sampling.temperature == 0:
         raise UsageError("several samples at temperature 0 are all the same", "--temperature 1.0")
@@ -229,11 +175,12 @@ async def _run(
                 out, _header(sets, request, settings), [(s.name, t) for s in sets for t in s.tasks]
             )
             with open_store(out) as store:
-                failures = _Failures(out)
+                failures = Failures(out)
                 shared = _Run(request, settings, store, failures, advance)
                 for one in sets:
                     await _play(one, shared)
-            failures.settle()
+                    failures.check()
+                failures.settle(any(status != Status.FAILED for _, status in store.keys().values()))
             if failures.asked or not header.finished:
                 header = finish(out, header, _now())
             if failures.failed:
@@ -254,7 +201,8 @@ async def _play(one: _Set, shared: _Run) -> None:
         missing = _uncached(_missing(one, shared), one.name, store, cache)
         done = total - len(missing)
         shared.advance(one.name, done, total)
-        async for found in rollout(missing, one.setup, request.concurrency):
+        wanted = takewhile(lambda episode: not shared.failures.over, missing)
+        async for found in rollout(wanted, one.setup, request.concurrency):
             await asyncio.to_thread(_keep, found, one.name, store, cache)
             done += 1
             shared.advance(one.name, done, total)

@@ -15,9 +15,10 @@ from eval.benchmarks import DataFolder, load
 from eval.benchmarks.musique import _task as musique_task
 from eval.command import explained
 from eval.compare import compare
+from eval.failures import PolicyFailedError
 from eval.fictional.make import make_world
 from eval.folder import open_store
-from eval.run import EvalRequest, PolicyFailedError, run
+from eval.run import EvalRequest, run
 from eval.sample import score_one, whole
 from eval.score import score_run
 from kg.errors import UsageError

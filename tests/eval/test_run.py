@@ -1,5 +1,6 @@
 """Evaluation runs through the real graph, search and store, played by the scripted expert."""
 
+import asyncio
 import json
 import os
 import re
@@ -11,6 +12,7 @@ from collections import Counter
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -19,7 +21,7 @@ import eval.folder as eval_folder
 import eval.run as eval_run
 from agent.episode import ContextRule
 from agent.exchange import read
-from agent.policies.base import Sampling
+from agent.policies.base import Completion, Policy, Sampling
 from agent.settings import SearchSettings, Settings, load_settings
 from agent.store import TrajectoryStore
 from agent.task import Task
@@ -29,6 +31,7 @@ from eval.benchmarks import DataFolder, load
 from eval.benchmarks.base import choices
 from eval.command import compared, evaluate, exported, score
 from eval.compare import compare
+from eval.failures import Failures, PolicyFailedError
 from eval.folder import (
     RunHeader,
     SetHeader,
@@ -208,7 +211,9 @@ def test_a_policy_that_is_gone_is_no_accuracy_of_zero(policy, lexical, tmp_path,
     """Fewer questions than failures that end a run at once."""
     mine, out = own_questions(tmp_path / "mine.jsonl"), tmp_path / "a"
     policy.after, told = 0, []
-    with pytest.raises(PolicyUnavailableError, match=r"on all that .* is gone") as caught:
+    with pytest.raises(
+        PolicyUnavailableError, match=r"on (\d) of \1 episodes: .* is gone"
+    ) as caught:
         evaluate([mine], {"limit": limit}, lexical, out, False, told.append)
     assert caught.value.exit_code == 5
     assert f"agent eval score {out}" in caught.value.hint
@@ -259,6 +264,84 @@ def test_a_policy_that_is_gone_at_the_end_is_told(policy, lexical, tmp_path):
     policy.after = calls - 1
     evaluate([mine], options, lexical, tmp_path / "c", False, told.append)
     assert any("1 of 6 episodes failed" in line for line in told)
+
+
+class Partly(Policy):
+    """Three of four questions fail at once; the others are answered a little later."""
+
+    name = version = "partly"
+
+    def __init__(self):
+        self.asked = []
+
+    async def generate(self, requests):
+        [request] = requests
+        number = int(re.search(r"Who is (\d+)", request.messages[-1]["content"])[1])
+        self.asked.append(number)
+        if number % 4:
+            raise PolicyUnavailableError("the server is gone")
+        await asyncio.sleep(0.3)
+        return [Completion("<answer>x</answer>")]
+
+    async def aclose(self):
+        pass
+
+
+def test_what_is_under_way_when_the_policy_fails_too_often_is_finished(
+    lexical, tmp_path, monkeypatch
+):
+    partly, closed = Partly(), lexical.model_copy(update={"tools": (), "format": "tags"})
+    monkeypatch.setattr("eval.run.policy_of", lambda *_, **__: partly)
+    mine = tmp_path / "mine.jsonl"
+    mine.write_text(
+        "".join(
+            json.dumps({"question": f"Who is {n}?", "answers": ["x"]}) + "\n" for n in range(40)
+        )
+    )
+    for asked, answered, failed in ((16, 4, 12), (32, 5, 15)):  # and the same command again
+        with pytest.raises(PolicyUnavailableError, match="8 times in a row"):
+            evaluate(
+                [str(mine)],
+                {"concurrency": 16, "cache": False},
+                closed,
+                tmp_path / "a",
+                False,
+                print,
+            )
+        with open_store(tmp_path / "a") as store:
+            found = Counter(str(one.status) for one in store.query())
+        assert len(partly.asked) == asked
+        assert found == {"answered": answered, "failed": failed}
+
+
+@pytest.mark.parametrize(
+    ("said", "answered", "error"),
+    [
+        ("xooo" * 3, True, ""),
+        ("xxox", False, "on 3 of 4"),
+        ("ooxx", True, "on the last 2 of 4"),
+        ("x", False, "on 1 of 1"),
+        ("x", True, ""),  # one that fails whenever the run goes on
+        ("xx", True, "on 2 of 2"),
+        ("xxxxxxxx" + "o" * 9, True, "8 times in a row"),
+        ("xxxxxxx" + "o" * 9, True, ""),
+    ],
+)
+def test_when_a_policy_counts_as_failed(tmp_path, said, answered, error):
+    failures = Failures(tmp_path)
+    for one in said:
+        reason = StopReason.POLICY_ERROR if one == "x" else StopReason.ANSWER
+        failures.note(SimpleNamespace(stop_reason=reason, error="gone"))
+
+    def judge():
+        failures.check()
+        failures.settle(answered)
+
+    if not error:
+        judge()
+        return
+    with pytest.raises(PolicyFailedError, match=error):
+        judge()
 
 
 def own_questions(path, count=6):
