@@ -73,7 +73,8 @@ def eval_run(
     data: Data = None,
     corpus: Corpus = None,
     limit: Annotated[
-        int, typer.Option(help="Questions a set, spread over it; a larger number adds; 0 is all.")
+        int,
+        typer.Option(help="Questions a set, spread over it; more hold those of fewer; 0 is all."),
     ] = 0,
     samples: Annotated[int, typer.Option(help="Episodes a question.")] = 1,
     temperature: Temperature = None,

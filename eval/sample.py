@@ -164,7 +164,7 @@ def _vote(scorer: str, task: Task, answer: str) -> str | None:
     for number in range(len(choices)):
         if multiple_choice(answer, choices, number):
             return f"choice {number}"
-    return SCORERS[scorer].normalise(answer) or answer.casefold()
+    return SCORERS[scorer].vote(answer, task.answers) or answer.casefold()
 
 
 def _retrieval(shown: Sequence[str], gold: Collection[str]) -> dict[str, float]:

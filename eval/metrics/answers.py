@@ -13,7 +13,7 @@ training code: `reseek` is the exact match that its paper reports, normalised as
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 from eval.metrics.choice import entities_in, entity_overlap, hits_at_1
@@ -95,6 +95,10 @@ class Scorer:
             cover=float(any(self._covers(ours, gold) for gold in golds)),
         )
 
+    def vote(self, prediction: str, answers: Collection[str]) -> str:
+        """What a prediction is counted as in a majority; equal votes have equal scores."""
+        return self.normalise(prediction)
+
     def _covers(self, ours: str, gold: str) -> bool:
         if self.unanswerable and not gold:
             return not ours
@@ -124,6 +128,11 @@ class EntityScorer(Scorer):
             recall=overlap.recall,
             cover=float(any(self._covers(ours, self.normalise(gold)) for gold in answers)),
         )
+
+    def vote(self, prediction: str, answers: Collection[str]) -> str:
+        """See `Scorer.vote`; the entities in their order, as the first decides `em`."""
+        named = entities_in(prediction, answers, self.normalise)
+        return "; ".join(map(self.normalise, named))
 
 
 def _squad2_overlap(predicted: str, gold: str) -> Overlap:

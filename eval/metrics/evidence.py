@@ -10,7 +10,7 @@ from collections.abc import Collection, Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from math import prod
 
-from eval.metrics.text import FULL, Overlap, set_overlap
+from eval.metrics.text import FULL, NONE, Overlap, set_overlap
 
 _DROPPED = str.maketrans("", "", string.punctuation)
 
@@ -34,13 +34,27 @@ def supporting_facts(
     """Facts such as (title, sentence number), as sets.
 
     Args:
-        predicted, gold: facts; 2WikiMultihopQA lower-cases titles first.
+        predicted, gold: facts; for 2WikiMultihopQA see `titled_facts`.
         both_empty_is_right: MuSiQue gives F1 1 when there is neither; HotpotQA gives 0.
     """
     ours, theirs = set(predicted), set(gold)
     if both_empty_is_right and not ours and not theirs:
         return SupportScore(1.0, FULL)
     return SupportScore(float(ours == theirs), set_overlap(ours, theirs))
+
+
+def titled_facts(
+    predicted: Iterable[tuple[str, int]], gold: Iterable[tuple[str, int]]
+) -> SupportScore:
+    """2WikiMultihopQA's (title, sentence number): titles that differ in case alone match, and yet each
+    spelling counts."""
+    ours, theirs = (
+        [(title.lower(), sentence) for title, sentence in set(facts)] for facts in (predicted, gold)
+    )
+    right = sum(fact in theirs for fact in ours)
+    missing = sum(fact not in ours for fact in theirs)
+    overlap = Overlap(right / len(ours), right / (right + missing)) if right else NONE
+    return SupportScore(float(right == len(ours) and not missing), overlap)
 
 
 def evidence_triples(

@@ -144,8 +144,18 @@ def musique_support(predicted, gold):
 
 
 def two_wiki_support(predicted, gold):
-    """HotpotQA's after the titles are in lower case."""
-    return hotpot_support(*([(t.lower(), n) for t, n in facts] for facts in (predicted, gold)))
+    """Each spelling of a title counts, and matches whatever its case."""
+
+    def spelled(facts):
+        return [[title.lower(), number] for title, number in {tuple(fact) for fact in facts}]
+
+    ours, theirs = spelled(predicted), spelled(gold)
+    right = [fact for fact in ours if fact in theirs]
+    wrong = [fact for fact in ours if fact not in theirs]
+    missed = [fact for fact in theirs if fact not in ours]
+    p = len(right) / (len(right) + len(wrong)) if ours else 0.0
+    r = len(right) / (len(right) + len(missed)) if right or missed else 0.0
+    return float(not wrong and not missed), p, r, 2 * p * r / (p + r) if p + r > 0 else 0.0
 
 
 def two_wiki_evidence(predicted, gold):

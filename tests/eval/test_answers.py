@@ -2,13 +2,14 @@
 
 import json
 import random
+from itertools import product
 from pathlib import Path
 
 import pytest
 
 from eval.benchmarks import load
 from eval.metrics import SCORERS, contains, exact_match, scorer, token_f1
-from eval.metrics.evidence import evidence_triples, joint, supporting_facts
+from eval.metrics.evidence import evidence_triples, joint, supporting_facts, titled_facts
 from kg.errors import UsageError
 from tests.eval import references as ref
 
@@ -149,7 +150,33 @@ def test_a_policys_answers_score_as_the_reference(name, data):
     assert len(PREDICTIONS[name]) >= 50
 
 
-def test_published_examples():
+@pytest.mark.parametrize("name", ["squad", "squad2"])
+@pytest.mark.parametrize(
+    ("pairs", "em", "f1"),
+    [
+        ([("1976", "1976")], 100, 100),
+        ([("1999", "1976")], 0, 0),
+        (
+            [
+                ("1976", "1976"),
+                ("Beyonce", "Beyonc\u00e9 and Bruno Mars"),
+                ("climate change", "climate change"),
+            ],
+            200 / 3,
+            200 / 3,
+        ),
+    ],
+)
+def test_published_examples_come_out_as_published(name, pairs, em, f1):
+    """Those of the metric cards of SQuAD 1.1 and 2.0 (huggingface.co/spaces/evaluate-metric), which wrap
+    the official scripts."""
+    found = [SCORERS[name](prediction, [gold]) for prediction, gold in pairs]
+    assert 100 * sum(one.em for one in found) / len(pairs) == pytest.approx(em)
+    assert 100 * sum(one.f1 for one in found) / len(pairs) == pytest.approx(f1)
+
+
+def test_what_sets_the_scorers_apart():
+    """An example for each rule of the table in docs/evaluation.md."""
     # HotpotQA: yes/no must match as a whole; SQuAD gives "no way" half a point against "no"
     assert scorer("hotpotqa")("no way", ["no"]).f1 == 0
     assert scorer("squad")("no way", ["no"]).f1 == pytest.approx(2 / 3)
@@ -204,6 +231,21 @@ def test_a_gold_entity_that_holds_a_separator_is_not_cut(prediction, golds, hit,
     assert ref.entity_set(prediction, golds)[::3] == (hit, pytest.approx(f1))
 
 
+@pytest.mark.parametrize("name", SCORERS)
+def test_equal_votes_have_equal_scores(name):
+    """Of answers that differ in nothing but the marks between their words."""
+    scored, said = {}, 0
+    for words in product(
+        ["Drama", "the comedy", "Horror"], [" ", ", ", " and "], ["drama", "Horror"]
+    ):
+        prediction = "".join(words)
+        vote = SCORERS[name].vote(prediction, ["Drama", "Comedy"])
+        found = SCORERS[name](prediction, ["Drama", "Comedy"])
+        assert scored.setdefault(vote, found) == found, prediction
+        said += 1
+    assert 1 < len(scored) < said
+
+
 def test_cover_is_on_token_boundaries():
     assert contains("It was in the New York, of course", "new york")
     assert not contains("newer yorkshire", "new york")
@@ -218,8 +260,8 @@ def test_a_scorer_without_a_rule_for_no_answer_says_so():
     assert "hotpotqa" in caught.value.hint
 
 
-def facts(chance):
-    return [(chance.choice("ABC"), chance.randint(0, 3)) for _ in range(chance.randint(0, 4))]
+def facts(chance, titles="ABC"):
+    return [(chance.choice(titles), chance.randint(0, 3)) for _ in range(chance.randint(0, 4))]
 
 
 def test_supporting_facts_and_joint_scores_equal_the_reference():
@@ -266,7 +308,7 @@ def spellings(chance):
 
 def test_evidence_and_the_joint_of_three_equal_the_reference():
     """2WikiMultihopQA's answer, supporting facts and evidence, each alone and all together."""
-    chance, right, over = random.Random(11), 0, 0
+    chance, right, over, cased = random.Random(11), 0, 0, 0
     for prediction, golds in fuzzed(3000, seed="evidence"):
         gold = [spellings(chance) for _ in range(chance.randint(0, 3))]
         predicted = [chance.choice(one) for one in gold if chance.random() < 0.7]
@@ -276,9 +318,10 @@ def test_evidence_and_the_joint_of_three_equal_the_reference():
             ref.two_wiki_evidence(predicted, gold),
         )
         assert close(numbers(evidence), expected), (predicted, gold)
-        titles = [[(t.lower(), n) for t, n in facts(chance)] for _ in range(2)]
-        support, sp = supporting_facts(*titles), ref.two_wiki_support(*titles)
-        assert close(numbers(support), sp)
+        titles = [facts(chance, "AaBbC") for _ in range(2)]
+        support, sp = titled_facts(*titles), ref.two_wiki_support(*titles)
+        assert close(numbers(support), sp), titles
+        cased += numbers(support) != numbers(supporting_facts(*folded(titles)))
         answer = SCORERS["2wikimultihopqa"](prediction, golds)
         em, p, r, _ = ref.two_wiki(prediction, golds)
         three = joint(_as_support(answer), support, evidence)
@@ -286,6 +329,12 @@ def test_evidence_and_the_joint_of_three_equal_the_reference():
         right, over = right + bool(evidence.em), over + (evidence.overlap.recall > 1)
     assert right > 200
     assert over > 20
+    assert cased > 50  # where two spellings of one title count twice
+
+
+def folded(titles):
+    """Facts with titles in lower case."""
+    return [[(title.lower(), number) for title, number in some] for some in titles]
 
 
 def _as_support(answer):
