@@ -131,6 +131,11 @@ def tables(scores: RunScores) -> list[Table]:
         ),
         *_figures_table("Abstention (%)", {s.name: s.abstention for s in scores.sets}),
         *_figures_table("Confidence of answers (%)", {s.name: s.calibration for s in scores.sets}),
+        *_figures_table(
+            "Numbers (RMSE in the unit of the question)",
+            {one.name: one.numbers for one in scores.sets},
+            in_units,
+        ),
         *_figures_table("Several samples (%)", {s.name: s.several for s in scores.sets}),
         *[
             _interval_table(f"{one.name} by {what}", values)
@@ -195,6 +200,9 @@ def _left_out(sets: Sequence[SetScores]) -> list[Table]:
         rows += [(one.name, str(count), reason) for reason, count in one.excluded.items()]
         if one.no_evidence:
             rows.append((one.name, str(one.questions), one.no_evidence))
+        if one.no_number:
+            why = "not answered with one number; counted as wrong, and left out of the RMSE"
+            rows.append((one.name, str(one.no_number), why))
         if one.asked_again:
             rows.append((one.name, str(one.asked_again), "attempts failed and were asked again"))
         if one.incomplete:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,9 @@ from eval.folder import (
 from eval.metrics import normalise, weighted
 from eval.metrics import scorer as named
 from eval.metrics.abstention import Reply, reliability, risk_coverage
+from eval.metrics.answers import NUMBER
 from eval.metrics.sampling import majority, pass_at_k
+from eval.metrics.values import number, number_in
 from eval.sample import Sample, score_one, whole
 from eval.stats import Interval, bootstrap, estimate, quantile, resampled
 from kg.strict_json import finite
@@ -66,6 +68,10 @@ class SetScores:
         skipped: rows of the data that gave no question.
         asked_again: attempts that failed and whose question was asked again.
         no_evidence: why `retrieval` and `support` are left out; empty where they are not.
+        numbers: of sets whose every gold answer is a number, scored as such: the share of questions
+            that were answered with one number, and over these the RMSE and, to hold it against, the
+            standard deviation of the gold numbers, both in the unit of the question.
+        no_number: questions that were not; the RMSE leaves them out.
     """
 
     name: str
@@ -93,6 +99,8 @@ class SetScores:
     skipped: list[str]
     asked_again: int = 0
     no_evidence: str = ""
+    numbers: dict[str, Interval] = field(default_factory=dict)
+    no_number: int = 0
 
 
 @dataclass(frozen=True)
@@ -185,6 +193,7 @@ def set_scores(
     gold, cited = [s for s in samples if s.retrieval], [s for s in samples if s.support]
     kinds = {s.kind for s in parts}
     replies = [_reply(s) for s in scored]
+    numbers = _numbers(scorer, scored)
     lacking = [planned - n for n in Counter(s.task for s in played).values() if n < planned]
     return SetScores(
         name=name,
@@ -214,6 +223,8 @@ def set_scores(
             if (share := _interval(samples, _ended_by(reason))) is not None
         },
         skipped=list(skipped),
+        numbers=numbers,
+        no_number=_without(numbers),
     )
 
 
@@ -288,6 +299,35 @@ def _label_auc(samples: Sequence[Sample]) -> Interval | None:
     ranks = [sign * (s.confidence or 0.0) for s, sign in said]
     figure = weighted.roc_auc([_LABELS[s.gold] for s, _ in said], ranks)
     return resampled(figure, [s.unit for s, _ in said]) if said else None
+
+
+def _numbers(scorer: str, samples: Sequence[Sample]) -> dict[str, Interval]:
+    """How far answers that are one number lie from the gold ones, the nearest where there are several;
+    empty for sets that do not ask for numbers alone."""
+    asked = [s for s in samples if s.answerable]
+    golds = {s.gold: [number(text) for text in s.gold] for s in asked}
+    if scorer != NUMBER or any(None in told for told in golds.values()):
+        return {}
+    said = [(s, value) for s in asked if (value := number_in(s.answer)) is not None]
+    near = [(value, _nearest(value, golds[s.gold])) for s, value in said]
+    share = _interval(asked, lambda s: float(number_in(s.answer) is not None))
+    if not said:
+        return _kept({"share with a number": share})
+    units = [s.unit for s, _ in said]
+    error = resampled(weighted.rmse([value - gold for value, gold in near]), units)
+    spread = resampled(weighted.deviation([gold for _, gold in near]), units)
+    return _kept({"share with a number": share, "RMSE": error, "SD of gold": spread})
+
+
+def _nearest(value: float, golds: Sequence[float | None]) -> float:
+    return min((gold for gold in golds if gold is not None), key=lambda gold: abs(value - gold))
+
+
+def _without(numbers: dict[str, Interval]) -> int:
+    """Questions that no sample answered with a number."""
+    if not numbers:
+        return 0
+    return numbers["share with a number"].n - (numbers["RMSE"].n if "RMSE" in numbers else 0)
 
 
 def _abstention(samples: Sequence[Sample]) -> dict[str, Interval]:

@@ -16,6 +16,7 @@ from kg.errors import UsageError
 _MODULES = {
     "library": "library",
     "hotpotqa": "hotpotqa",
+    "hotpotqa_open": "hotpotqa_open",
     "2wikimultihopqa": "twowiki",
     "musique": "musique",
     "squad2": "squad2",
@@ -37,6 +38,9 @@ _MODULES = {
     "simplequestions": "simplequestions",
     "cwq": "cwq",
     "grailqa": "grailqa",
+    "qald9": "qald9",
+    "qald9plus": "qald9plus",
+    "qald10": "qald10",
     "fiqa": "fiqa",
     "metaqa": "metaqa",
     "pathquestion": "pathquestion",
@@ -44,6 +48,10 @@ _MODULES = {
     "bbbp": "bbbp",
     "bace": "bace",
     "clintox": "clintox",
+    "hiv": "hiv",
+    "esol": "esol",
+    "freesolv": "freesolv",
+    "lipophilicity": "lipophilicity",
 }
 NAMES = tuple(_MODULES)
 _OWN = (".jsonl", ".jsonl.gz")

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 
 from eval.metrics.choice import entities_in, entity_overlap, hits_at_1
 from eval.metrics.text import (
@@ -29,8 +29,11 @@ from eval.metrics.text import (
     normalise_trivia,
     set_overlap,
 )
+from eval.metrics.values import normalise_values, number, number_in, numbers_in, written
 from kg.errors import UsageError
 
+NUMBER = "number"
+TOLERANCE = 0.5
 _CLOSED = ("yes", "no", "noanswer")
 
 
@@ -135,6 +138,42 @@ class EntityScorer(Scorer):
         return "; ".join(map(self.normalise, named))
 
 
+class NumberScorer(Scorer):
+    """Numbers: right within `TOLERANCE` of a gold one, in the unit of the question.
+
+    The bound is a plain one and no publisher's: a whole number is right alone among whole numbers. An
+    answer says a number when it holds exactly one. It covers the gold when any of its numbers is near
+    enough. Gold answers that are no numbers are compared as SQuAD does.
+    """
+
+    def __call__(self, prediction: str, answers: Sequence[str]) -> AnswerScore:
+        """Score one prediction; see `Scorer`."""
+        if not answers:
+            raise ValueError(f"the scorer '{self.name}' needs a gold answer")
+        told = [(answer, number(answer)) for answer in answers]
+        golds = [value for _, value in told if value is not None]
+        texts = [answer for answer, value in told if value is None]
+        said = number_in(prediction)
+        right = float(said is not None and _near(said, golds))
+        covered = float(any(_near(value, golds) for value in numbers_in(prediction)))
+        numeric = AnswerScore(right, right, right, right, covered)
+        if not texts:
+            return numeric
+        other = SCORERS["squad"](prediction, texts)
+        pairs = zip(astuple(numeric), astuple(other), strict=True)
+        return AnswerScore(*(max(pair) for pair in pairs))
+
+
+def _near(value: float, golds: Sequence[float]) -> bool:
+    return any(abs(value - gold) <= TOLERANCE + 1e-9 for gold in golds)
+
+
+def _one_number(text: str) -> str:
+    """What an answer counts as among several: its number, else its words."""
+    value = number_in(text)
+    return normalise(text) if value is None else written(value)
+
+
 def _squad2_overlap(predicted: str, gold: str) -> Overlap:
     """Where either is empty, both must be."""
     if not predicted or not gold:
@@ -154,7 +193,7 @@ def _token_set_overlap(predicted: str, gold: str) -> Overlap:
     return set_overlap(predicted.split(), gold.split())
 
 
-SCORERS = {
+SCORERS: dict[str, Scorer] = {
     scorer.name: scorer
     for scorer in (
         Scorer("squad", normalise, bag_overlap),
@@ -169,6 +208,8 @@ SCORERS = {
         Scorer("reseek", normalise, bag_overlap),
         Scorer("ikea", normalise, bag_overlap),
         EntityScorer("entities", normalise, bag_overlap),
+        EntityScorer("qald", normalise_values, bag_overlap),
+        NumberScorer(NUMBER, _one_number, bag_overlap),
         Scorer("flashrag", normalise, _closed_overlap, substring=True),
     )
 }

@@ -78,6 +78,24 @@ def roc_auc(labels: Sequence[bool], scores: Sequence[float]) -> Figure:
     return figure
 
 
+def rmse(errors: Sequence[float]) -> Figure:
+    """Root of the mean squared error, in the unit of the errors."""
+    squares = np.square(np.asarray(errors, dtype=float))
+    return lambda weights: np.asarray(np.sqrt(weights @ squares / weights.sum(axis=1)))
+
+
+def deviation(values: Sequence[float]) -> Figure:
+    """Standard deviation of values: the RMSE of saying their mean of all."""
+    data = np.asarray(values, dtype=float)
+    centred = data - data.mean()
+
+    def figure(weights: Weights) -> Weights:
+        share = weights / weights.sum(axis=1, keepdims=True)
+        return np.asarray(np.sqrt(np.maximum(share @ centred**2 - (share @ centred) ** 2, 0.0)))
+
+    return figure
+
+
 def aurc(replies: Sequence[Reply]) -> Figure:
     """`aurc`."""
     confidence = np.asarray([r.confidence for r in replies], dtype=float)

@@ -220,36 +220,151 @@ def pieces_of(text):
     return [*pieces, (piece, "")]
 
 
-def entities_of(text, golds):
+def entities_of(text, golds, by=squad_normal):
     """Gold entities first, the longest at each place, by recursion; the rest piece by piece."""
     most = max(len(pieces_of(gold)) for gold in golds)
-    normal = {squad_normal(gold) for gold in golds if squad_normal(gold)}
+    normal = {by(gold) for gold in golds if by(gold)}
 
     def told(pieces):
         if not pieces:
             return []
         for size in reversed(range(1, min(most, len(pieces)) + 1)):
             inner = "".join(p + s for p, s in pieces[: size - 1]) + pieces[size - 1][0]
-            if squad_normal(inner) in normal:
-                return [squad_normal(inner), *told(pieces[size:])]
-        return [squad_normal(pieces[0][0]), *told(pieces[1:])]
+            if by(inner) in normal:
+                return [by(inner), *told(pieces[size:])]
+        return [by(pieces[0][0]), *told(pieces[1:])]
 
     return [one for one in told(pieces_of(text)) if one]
 
 
-def entity_set(prediction, golds):
+def entity_set(prediction, golds, normal=squad_normal):
     """Hits@1, precision, recall and F1 of a list of entities."""
     wanted = []
     for gold in golds:
-        if squad_normal(gold) and squad_normal(gold) not in wanted:
-            wanted.append(squad_normal(gold))
-    if squad_normal(prediction) in wanted:
-        said = [squad_normal(prediction)]
+        if normal(gold) and normal(gold) not in wanted:
+            wanted.append(normal(gold))
+    if normal(prediction) in wanted:
+        said = [normal(prediction)]
     else:
-        said = entities_of(prediction, golds)
+        said = entities_of(prediction, golds, normal)
     hit = float(bool(said) and said[0] in wanted)
     distinct = list(dict.fromkeys(said))
     same = len([s for s in distinct if s in wanted])
     p = same / len(distinct) if distinct else 0.0
     r = same / len(wanted) if wanted else 0.0
     return hit, p, r, 2 * p * r / (p + r) if same else 0.0
+
+
+MONTHS = (
+    *("january", "february", "march", "april", "may", "june", "july", "august", "september"),
+    *("october", "november", "december"),
+)
+DIGITS = "0123456789"
+
+
+def spans(text):
+    """Where the numbers of a text begin and end: no word before them, as many digits as there are."""
+    at = 0
+    while at < len(text):
+        begin, end = at, at
+        if text[end] in "-+−–":
+            end += 1
+        if text[end : end + 1] == ".":
+            end += 1
+        digits = text[end : end + 1]
+        before = text[:begin][-2:]
+        in_word = before[-1:].isalnum() or before[-1:] in ("_", ".")
+        behind_hyphen = len(before) == 2 and before[0].isalpha() and before[1] in "-−–"
+        if not digits or digits not in DIGITS or in_word or behind_hyphen:
+            at += 1
+            continue
+        while end < len(text) and text[end] in DIGITS + ".,":
+            end += 1
+        while text[end - 1] in ".,":
+            end -= 1
+        power = end + 1
+        if text[end : end + 1] in ("e", "E"):
+            power += text[power : power + 1] in ("-", "+", "−", "–")
+            while power < len(text) and text[power] in DIGITS:
+                power, end = power + 1, power + 1
+        yield begin, end
+        at = end
+
+
+def read(token):
+    """Value of a number, or None for one that could be read in two ways."""
+    plain = token.replace("−", "-").replace("–", "-")
+    mantissa = plain.lower().split("e")[0].lstrip("+-")
+    whole, *rest = mantissa.split(".")
+    groups = whole.split(",")
+    grouped = len(groups) == 1 or (
+        1 <= len(groups[0]) <= 3 and all(len(group) == 3 for group in groups[1:])
+    )
+    if len(rest) > 1 or "," in "".join(rest) or not grouped:
+        return None
+    value = float(plain.replace(",", ""))
+    return value if abs(value) < 1e100 else None
+
+
+def values_of(text):
+    return [read(text[begin:end]) for begin, end in spans(text)]
+
+
+def number_of_gold(gold):
+    found = list(spans(gold.strip()))
+    return read(gold.strip()) if found == [(0, len(gold.strip()))] else None
+
+
+def number(prediction, golds):
+    """Exact match and F1: one number, half a unit from a gold one at most; texts as SQuAD's."""
+    said = values_of(prediction)
+    numeric = [number_of_gold(gold) for gold in golds if number_of_gold(gold) is not None]
+    texts = [gold for gold in golds if number_of_gold(gold) is None]
+    right = len(said) == 1 and said[0] is not None and near(said[0], numeric)
+    other = squad1(prediction, texts) if texts else (0, 0.0)
+    return max(float(right), other[0]), max(float(right), other[1])
+
+
+def near(value, golds):
+    return min((abs(value - gold) for gold in golds), default=math.inf) < 0.5 + 1e-6
+
+
+def number_cover(prediction, golds):
+    texts = [gold for gold in golds if number_of_gold(gold) is None]
+    numeric = [number_of_gold(gold) for gold in golds if number_of_gold(gold) is not None]
+    said = [value for value in values_of(prediction) if value is not None]
+    return any(near(value, numeric) for value in said) or cover(prediction, texts)
+
+
+def qald_normal(text):
+    """Dates and numbers word by word, then SQuAD's."""
+    words = []
+    for word in text.split():
+        parts = word.strip(",;").split("-")
+        dated = [len(part) for part in parts] == [4, 2, 2] and all(p.isdigit() for p in parts)
+        if dated and 1 <= int(parts[1]) <= 12 and 1 <= int(parts[2]) <= 31:
+            word = f"{MONTHS[int(parts[1]) - 1]} {int(parts[2])} {int(parts[0])}"
+        words += word.split()
+    for at in range(len(words) - 2):
+        day, month, year = words[at], words[at + 1].rstrip(",").lower(), words[at + 2]
+        four = year.rstrip(",;.")
+        day = day[:-2] if day[:-2].isdigit() and day[-2:] in ("st", "nd", "rd", "th") else day
+        if (
+            day.isdigit()
+            and 1 <= int(day) <= 31
+            and month in MONTHS
+            and len(four) == 4
+            and four.isdigit()
+        ):
+            words[at], words[at + 1] = month, day
+    kept = " ".join(words)
+    if kept.endswith(")") and "(" in kept[1:] and ")" not in kept[kept.rindex("(") : -1]:
+        kept = kept[: kept.rindex("(")]
+    out, last = "", 0
+    for begin, end in spans(kept):
+        value, said = read(kept[begin:end]), kept[begin:end]
+        if value is not None:
+            whole = str(int(value)) if value == int(value) else repr(value)
+            said = whole.replace("-", "minus ").replace(".", "point")
+        out, last = out + kept[last:begin] + said, end
+    return squad_normal(out + kept[last:])

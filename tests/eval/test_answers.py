@@ -2,6 +2,7 @@
 
 import json
 import random
+from functools import partial
 from itertools import product
 from pathlib import Path
 
@@ -35,23 +36,55 @@ WORDS = (
 )
 
 
-def fuzzed(count, seed):
+VALUES = (
+    *("April 5, 1997", "5 April 1997", "1997-04-05", "1997-13-05", "1997", "April", "5th"),
+    *(
+        "-2.5",
+        "−2.5",
+        "–2.9",
+        "2.50",
+        "2.5.1",
+        "1,5",
+        "1,000",
+        "1000.4",
+        "1e3",
+        "5.3394E10",
+        "0.4",
+        "+7",
+    ),
+    *(
+        "2-3",
+        "L-1",
+        "C1",
+        "(film)",
+        "Snatch",
+        "Snatch (film)",
+        "and",
+        "about",
+        "°C",
+        "mol/L",
+        "...",
+    ),
+)
+
+
+def fuzzed(count, seed, words=WORDS):
     """Pairs of a prediction and its golds, often close to each other."""
     chance = random.Random(seed)
     for _ in range(count):
         golds = [
-            " ".join(chance.choices(WORDS, k=chance.randint(0, 5)))
+            " ".join(chance.choices(words, k=chance.randint(0, 5)))
             for _ in range(chance.randint(1, 3))
         ]
         if chance.random() < 0.6:
             tokens = chance.choice(golds).split(" ")
             for _ in range(chance.randint(0, 2)):
-                tokens.insert(chance.randint(0, len(tokens)), chance.choice(WORDS))
+                tokens.insert(chance.randint(0, len(tokens)), chance.choice(words))
             if tokens and chance.random() < 0.3:
                 tokens.pop(chance.randrange(len(tokens)))
             prediction = " ".join(tokens)
         else:
-            prediction = " ".join(chance.choices(WORDS, k=chance.randint(0, 5)))
+            prediction = " ".join(chance.choices(words, k=chance.randint(0, 5)))
         yield prediction, golds
 
 
@@ -68,6 +101,7 @@ REFERENCES = {
     "search_r1": ref.squad1,
     "reseek": ref.squad1,
     "ikea": ref.squad1,
+    "number": ref.number,
 }
 
 
@@ -76,8 +110,10 @@ def compared(name, prediction, golds):
     ours = SCORERS[name](prediction, golds)
     if name in ("hotpotqa", "2wikimultihopqa", "flashrag"):
         return (ours.em, ours.precision, ours.recall, ours.f1), ref.two_wiki(prediction, golds)
-    if name == "entities":
-        return (ours.em, ours.precision, ours.recall, ours.f1), ref.entity_set(prediction, golds)
+    if name in ("entities", "qald"):
+        normal = ref.qald_normal if name == "qald" else ref.squad_normal
+        theirs = ref.entity_set(prediction, golds, normal)
+        return (ours.em, ours.precision, ours.recall, ours.f1), theirs
     if name == "nq_open":
         return (ours.em,), (ref.nq(prediction, golds),)
     return (ours.em, ours.f1), REFERENCES[name](prediction, golds)
@@ -90,7 +126,25 @@ def test_three_thousand_fuzzed_pairs_score_as_the_reference(name):
         assert close(ours, theirs), (prediction, golds, ours, theirs)
 
 
+@pytest.mark.parametrize("name", ["number", "qald"])
+def test_numbers_and_dates_score_as_the_reference(name):
+    told = []
+    for prediction, golds in fuzzed(3000, seed=name, words=VALUES):
+        ours, theirs = compared(name, prediction, golds)
+        assert close(ours, theirs), (prediction, golds, ours, theirs)
+        covers = (
+            ref.number_cover if name == "number" else partial(ref.cover, normal=ref.qald_normal)
+        )
+        assert SCORERS[name](prediction, golds).cover == covers(prediction, golds), (
+            prediction,
+            golds,
+        )
+        told.append(ours[0])
+    assert 300 < sum(told) < 2500
+
+
 NORMAL = {
+    "qald": ref.qald_normal,
     "triviaqa": ref.trivia_normal,
     "nq_open": ref.nq_normal,
     "igpo": ref.igpo_normal,
@@ -109,6 +163,8 @@ def test_cover_on_token_boundaries_is_as_the_reference(name):
             said = mark.join((around[0], chance.choice(golds), around[1]))
         if name == "squad2":
             expected = ref.squad2_cover(said, golds)
+        elif name == "number":
+            expected = ref.number_cover(said, golds)
         else:
             expected = ref.cover(said, golds, NORMAL.get(name, ref.squad_normal))
         assert SCORERS[name](said, golds).cover == expected, (said, golds)
@@ -244,6 +300,62 @@ def test_equal_votes_have_equal_scores(name):
         assert scored.setdefault(vote, found) == found, prediction
         said += 1
     assert 1 < len(scored) < said
+
+
+@pytest.mark.parametrize(
+    ("prediction", "right", "covered"),
+    [
+        ("-2.5", 1, 1),
+        ("about −2.5 log mol/L", 1, 1),
+        ("-2.5 mol L-1", 1, 1),
+        ("-2", 1, 1),
+        ("-3.0", 1, 1),
+        ("-1.99", 0, 0),
+        ("2.5", 0, 0),
+        ("-2.5 to -2.4", 0, 1),
+        ("-2,5", 0, 0),
+        ("minus two", 0, 0),
+        ("", 0, 0),
+        ("nan", 0, 0),
+        ("-1e999", 0, 0),
+    ],
+)
+def test_a_number_is_right_within_half_a_unit(prediction, right, covered):
+    found = scorer("number")(prediction, ["-2.5"])
+    assert (found.em, found.f1, found.precision, found.recall) == (right,) * 4
+    assert found.cover == covered
+
+
+def test_a_gold_that_is_no_number_is_compared_as_text():
+    assert scorer("number")("Apollo 11", ["Apollo 11"]).em == 1
+    assert scorer("number")("Gemini 11", ["Apollo 11"]).em == 0
+    assert scorer("number")("Gemini 11", ["Apollo 11", "11"]).em == 1
+
+
+@pytest.mark.parametrize(
+    ("prediction", "gold"),
+    [
+        ("5 April 1997", "April 5, 1997"),
+        ("5th of April, 1997", "April 5, 1997"),
+        ("1997-04-05", "April 5, 1997"),
+        ("April 5th 1997", "April 5, 1997"),
+        ("53,394,000,000", "53394000000"),
+        ("20.0", "20"),
+        ("Snatch", "Snatch (film)"),
+        ("Snatch (2000 film)", "Snatch (film)"),
+    ],
+)
+def test_dates_numbers_and_names_are_the_same_however_they_are_written(prediction, gold):
+    assert scorer("qald")(prediction, [gold]).em == 1
+    assert scorer("entities")(prediction, [gold]).em == (prediction == "53,394,000,000")
+
+
+@pytest.mark.parametrize(
+    ("prediction", "gold"),
+    [("200", "20.0"), ("181", "1.81"), ("2.5", "-2.5"), ("April 6, 1997", "April 5, 1997")],
+)
+def test_a_sign_a_point_and_a_day_are_not_lost(prediction, gold):
+    assert scorer("qald")(prediction, [gold]).f1 == 0
 
 
 def test_cover_is_on_token_boundaries():

@@ -1,6 +1,7 @@
 """Question sets: what a file holds, and what is said of one that is wrong."""
 
 import base64
+import csv
 import gzip
 import http.server
 import json
@@ -25,7 +26,11 @@ from eval.sample import score_one
 from kg.errors import UsageError
 
 GOLD_FREE = ("scifact", "fiqa")  # the samples hold no verdicts
-REPEATS = {"pathquestion", "wc2014", "clintox"}  # their files hold some rows twice
+REPEATS = {"pathquestion", "wc2014", "clintox", "esol"}  # their files hold some rows twice
+WORDLESS = {
+    "qald9plus": 25,
+    "qald10": 83,
+}  # rows whose answers cannot be told, or are asked elsewhere
 SIGNS = {"nq_open", "frames"}  # a row or two whose only answer is a sign, such as ")"
 
 
@@ -36,11 +41,13 @@ def test_every_set_gives_tasks_with_answers_and_a_corpus(name, data):
     assert len(found.tasks) > 20
     outside = [problem for problem in found.skipped if "over the graph" in problem]
     assert len(outside) == (252 if name == "metaqa" else 0)
-    assert bool(found.skipped) == (name in REPEATS | SIGNS | {"metaqa"})
+    wordless = [problem for problem in found.skipped if name in WORDLESS]
+    assert len(wordless) == WORDLESS.get(name, 0)
+    assert bool(found.skipped) == (name in REPEATS | SIGNS | {"metaqa"} | WORDLESS.keys())
     signs = [problem for problem in found.skipped if "normalises to nothing" in problem]
     assert len(signs) <= 2
     assert name in SIGNS | {"pathquestion"} or not signs
-    told = {*signs, *outside}
+    told = {*signs, *outside, *wordless}
     assert all("there already" in problem for problem in found.skipped if problem not in told)
     assert all(path.is_file() for path in (*found.corpus, *found.graph))
     assert found.corpus or found.needs or name == "library"
@@ -97,7 +104,9 @@ def test_a_set_over_a_graph_says_which_tool_it_needs(tmp_path, graph_data):
 
 
 @pytest.mark.data
-@pytest.mark.parametrize("name", ["metaqa", "squad2", "medmcqa", "fever", "nq_open"])
+@pytest.mark.parametrize(
+    "name", ["metaqa", "squad2", "medmcqa", "fever", "nq_open", "hotpotqa_open", "qald9"]
+)
 def test_every_row_is_a_question_of_one_split_or_is_told(name, data):
     paths = [data.file(file) for file in documented()[name][0]]
     parts = [load(name, data, split) for split in ("train", "test")]
@@ -121,6 +130,224 @@ def test_a_question_that_the_graph_does_not_answer_is_told_with_its_place(tmp_pa
     assert len(skipped) == 2
     assert "qa_1hop.jsonl.gz:1: following 'actor_to_movie' over the graph" in skipped[0]
     assert "qa_1hop.jsonl.gz:2: 'answers_match_kb' is 'no'" in skipped[1]
+
+
+MOLECULES = ("bbbp", "bace", "clintox", "hiv", "esol", "freesolv", "lipophilicity")
+
+
+@pytest.mark.data
+@pytest.mark.parametrize("name", MOLECULES)
+def test_every_molecule_is_in_one_split_or_is_told(name, data):
+    [file] = documented()[name][0]
+    parts = [load(name, data, split) for split in ("train", "test")]
+    with data.file(file).open(encoding="utf-8") as lines:
+        count = sum(1 for _ in csv.DictReader(lines))
+    assert count == sum(len(part.tasks) for part in parts) + len(parts[0].skipped)
+    train, test = ({task.meta["smiles"] for task in part.tasks} for part in parts)
+    assert not train & test
+    assert parts[0].skipped == parts[1].skipped
+
+
+@pytest.mark.data
+@pytest.mark.parametrize(
+    ("name", "column", "lowest", "highest"),
+    [
+        ("esol", "measured log solubility in mols per litre", -11.6, 1.58),
+        ("freesolv", "expt", -25.47, 3.43),
+        ("lipophilicity", "exp", -1.5, 4.5),
+    ],
+)
+def test_the_gold_number_is_the_measured_one_of_that_molecule(name, column, lowest, highest, data):
+    """Within the range that MoleculeNet's publication gives for the quantity in that unit."""
+    measured = {}
+    with data.file(f"moleculenet/{name}.csv").open(encoding="utf-8") as lines:
+        for row in csv.DictReader(lines):
+            measured.setdefault(row["smiles"].strip(), float(row[column]))
+    found = load(name, data, "test")
+    assert found.scorer == "number"
+    for task in found.tasks:
+        value = float(task.answers[0])
+        assert value == pytest.approx(measured[task.meta["smiles"]], abs=1e-6)
+        assert lowest <= value <= highest
+        assert len(task.answers[0]) <= 8
+        assert task.question.endswith(f" SMILES: {task.meta['smiles']}")
+
+
+def molecules(folder, name, head, *lines):
+    path = written(folder, f"moleculenet/{name}.csv", [])
+    path.write_text("\n".join([head, *lines]) + "\n")
+    return [load(name, DataFolder(folder, folder), split) for split in ("train", "test")]
+
+
+def test_broken_rows_of_measured_molecules_are_told_and_counted(tmp_path):
+    bad = [
+        "1,",
+        "nan,C",
+        "inf,CC",
+        "about 2,CCC",
+        '"1,5",CCCC',
+        ",CO",
+        "-1.5,OC",
+        "2,OC",
+        "1e999,OCC",
+    ]
+    parts = molecules(
+        tmp_path, "freesolv", "expt,smiles", *bad, *(f"{n},N{'C' * n}" for n in range(30))
+    )
+    told = [problem.split("freesolv.csv:")[1] for problem in parts[0].skipped]
+    assert told == [
+        "2: no label, or no structure",
+        "3: the label 'nan' is no number",
+        "4: the label 'inf' is no number",
+        "5: the label 'about 2' is no number",
+        "6: the label '1,5' is no number",
+        "7: no label, or no structure",
+        "9: the molecule is there already",
+        "10: the label '1e999' is no number",
+    ]
+    assert parts[1].skipped == parts[0].skipped
+    tasks = {task.meta["smiles"]: task for part in parts for task in part.tasks}
+    assert sum(len(part.tasks) for part in parts) == len(tasks) == 31
+    assert tasks["OC"].answers == ("-1.5",)
+    assert all(part.tasks for part in parts)
+
+
+def test_a_label_that_is_neither_yes_nor_no_is_told(tmp_path):
+    parts = molecules(tmp_path, "bbbp", "p_np,smiles", "2,C", ",CC", "1,CCC", "0,CCCC", "1, CCC")
+    told = [problem.split("bbbp.csv:")[1] for problem in parts[0].skipped]
+    assert told == [
+        "2: the label is '2', not 0 or 1",
+        "3: no label, or no structure",
+        "6: the molecule is there already",
+    ]
+    assert sorted(t.answers[0] for part in parts for t in part.tasks) == ["no", "yes"]
+
+
+def test_a_question_of_hotpotqa_is_in_one_split_with_and_without_its_passages(tmp_path):
+    asked = {
+        "question": "So?",
+        "answer": "x",
+        "type": "t",
+        "supporting_facts": [],
+        "context_ids": [],
+    }
+    rows = [{**asked, "id": f"dev-row-{n}"} for n in range(30)]
+    written(tmp_path, "hotpotqa/qa.jsonl.gz", [*rows, {**asked, "id": "5a8c7595"}])
+    written(tmp_path, "hotpotqa/corpus.jsonl.gz", [])
+    written(tmp_path, "wiki_passages/corpus.jsonl.gz", [])
+    open_rows = [{"row": n, "question": "So?", "answer": "x", "type": "t"} for n in range(30)]
+    open_rows.append({**open_rows[0], "id": "5a8c7595"})
+    written(tmp_path, "hotpotqa/qa_no_context.jsonl.gz", open_rows)
+    data = DataFolder(tmp_path, tmp_path)
+    for split in ("train", "test"):
+        ids = [
+            [t.id for t in load(name, data, split).tasks] for name in ("hotpotqa", "hotpotqa_open")
+        ]
+        assert ids[0] == ids[1] != []
+
+
+@pytest.mark.data
+def test_no_training_question_of_hotpotqa_is_a_test_question_without_its_passages(data):
+    for name, other in (("hotpotqa", "hotpotqa_open"), ("hotpotqa_open", "hotpotqa")):
+        train = {normalise(task.question) for task in load(name, data, "train").tasks}
+        assert not train & {normalise(task.question) for task in load(other, data, "test").tasks}
+
+
+def result(*cells):
+    """A question of QALD whose query gives these, a row each."""
+    told = [{"results": {"bindings": [{"x": cell} for cell in cells]}}]
+    words = [{"language": "de", "string": "Was?"}, {"language": "en", "string": "What? "}]
+    return {"id": 1, "question": words, "answers": told}
+
+
+def uri(name, host="http://dbpedia.org/resource/"):
+    return {"type": "uri", "value": f"{host}{name}"}
+
+
+def literal(value, datatype=""):
+    return {"type": "literal", "value": value, "datatype": f"http://www.w3.org/#{datatype}"}
+
+
+@pytest.mark.parametrize(
+    ("cells", "kind", "answers"),
+    [
+        ([uri("Snatch_(film)")], "entity", ("Snatch (film)",)),
+        ([uri("AC/DC"), uri("AC/DC")], "entity", ("AC/DC",)),
+        ([uri("Skal_vi_v%C3%A6dde_en_million%3F")], "entity", ("Skal vi vædde en million?",)),
+        ([uri("Gene_Conley__1"), uri("Gene_Conley")], "entity", ("Gene Conley",)),
+        ([literal("5.3394E10")], "number", ("53394000000",)),
+        ([literal("+242.86", "decimal")], "number", ("242.86",)),
+        ([literal("20.0")], "number", ("20",)),
+        ([literal("1986-2-28")], "date", ("February 28, 1986",)),
+        ([literal("1997-04-05T00:00:00Z", "dateTime")], "date", ("April 5, 1997",)),
+        ([literal("1248-01-01T00:00:00Z", "dateTime")], "date", ("1248",)),
+        ([literal("-3600000-01-01T00:00:00Z", "dateTime")], "date", ("3600000 BC",)),
+        ([literal("Lady Ella")], "text", ("Lady Ella",)),
+        ([uri("Greg_Abbott"), literal("")], "entity", ("Greg Abbott",)),
+        ([uri("Rome"), literal("1")], "mixed", ("Rome", "1")),
+        ([], "", "no answer is given"),
+        ([literal("")], "", "no answer is given"),
+        ([uri("Q42", "http://www.wikidata.org/entity/")], "", "identifier without a name"),
+        ([uri("Rome"), uri("Q42", "http://www.wikidata.org/entity/")], "", "without a name"),
+        ([uri("", "http://www.tata.com")], "", "without a name"),
+        ([literal("Point(114.054 22.535)", "wktLiteral")], "", "place on the map"),
+        ([literal("1997-13-05")], "", "no month 13"),
+        ([{"type": "literal"}], "", "'value' is missing"),
+        ([{"type": "literal", "value": 5}], "", "of another type"),
+    ],
+)
+def test_an_answer_of_qald_is_told_in_words_or_left_out(cells, kind, answers, tmp_path):
+    written(tmp_path, "wiki_passages/corpus.jsonl.gz", [])
+    written(tmp_path, "qald10/test.jsonl.gz", [result(*cells)])
+    found = load("qald10", DataFolder(tmp_path, tmp_path))
+    if kind:
+        [task] = found.tasks
+        assert (task.id, task.question, task.kind, task.answers) == (
+            "qald10-1",
+            "What?",
+            kind,
+            answers,
+        )
+        assert not found.skipped
+        assert score_one("qald10", found.scorer, task, answered(task, ", ".join(answers))).f1 == 1
+    else:
+        assert not found.tasks
+        assert len(found.skipped) == 1
+        assert answers in found.skipped[0]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"question": [{"language": "de", "string": "Was?"}]}, "no English question"),
+        ({"question": [{"language": "en", "string": " "}]}, "no English question"),
+        ({"question": "What?"}, "of another type"),
+        ({"answers": []}, "0 results"),
+        ({"answers": [{"boolean": "true"}]}, "not true or false"),
+        ({"answers": [{"results": {"bindings": None}}]}, "of another type"),
+    ],
+)
+def test_a_broken_row_of_qald_is_told(change, message, tmp_path):
+    written(tmp_path, "wiki_passages/corpus.jsonl.gz", [])
+    written(tmp_path, "qald10/test.jsonl.gz", [{**result(literal("5")), **change}])
+    found = load("qald10", DataFolder(tmp_path, tmp_path))
+    assert not found.tasks
+    assert [message in problem for problem in found.skipped] == [True]
+
+
+@pytest.mark.data
+def test_no_training_question_of_qald_9_is_asked_for_testing(data):
+    asked = {
+        name: {normalise(task.question) for task in load(name, data, "test").tasks}
+        for name in ("qald9", "qald9plus", "qald10")
+    }
+    train = {normalise(task.question) for task in load("qald9", data, "train").tasks}
+    assert [len(train & words) for words in asked.values()] == [0, 0, 0]
+    for name, scale in (("qald9plus", 75), ("qald10", 200)):
+        found = load(name, data, "test")
+        assert len(found.tasks) + len(found.skipped) == scale
+        with pytest.raises(UsageError, match="testing only"):
+            load(name, data, "train")
 
 
 @pytest.mark.parametrize(
@@ -512,9 +739,12 @@ VALUES = {
     "answer_idx": "B", "opa": "a", "opb": "b", "opc": "c", "opd": "d", "cop": 1,
     "reasoning_types": "t", "compositionality_type": "t", "level": "l", "topic_entity": "E#",
     "qtype": "t", "answers_match_kb": True, "smiles": "C#", "p_np": "1", "Class": "1",
-    "CT_TOX": "1", "gold path": "A_#", "one answer": "B(B/)",
+    "CT_TOX": "1", "HIV_active": "0", "measured log solubility in mols per litre": "-1.1440000000000001",
+    "expt": "-2.5", "exp": "3", "gold path": "A_#", "one answer": "B(B/)",
 }  # fmt: skip
+QALD = {"question": [{"language": "en", "string": "So #?"}], "answers": [{"boolean": True}]}
 OTHERWISE = {
+    **dict.fromkeys(("qald9", "qald9plus", "qald10"), QALD),
     **{
         key: {"answer": ["x"]}
         for key in ("nq_open", "bamboogle", "frames", "nq_titles", "selfaware")

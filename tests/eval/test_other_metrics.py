@@ -23,6 +23,7 @@ from eval.metrics.abstention import (
 from eval.metrics.choice import entity_overlap, hits_at_1, multiple_choice, rmse, roc_auc
 from eval.metrics.retrieval import hit_at_k, mrr, ndcg_at_k, recall_at_k
 from eval.metrics.sampling import majority, pass_at_k
+from eval.metrics.values import normalise_values, number, number_in, written
 from tests.eval import references as ref
 
 
@@ -259,6 +260,53 @@ def test_roc_auc_is_the_share_of_ordered_pairs_and_rmse_by_hand():
     assert rmse([1, 2, 3], [1, 4, 3]) == pytest.approx(math.sqrt(4 / 3))
     with pytest.raises(ValueError, match="value 1 is nan"):
         rmse([1, math.nan], [1, 2])
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("-2.5", -2.5),
+        ("about -2.5 log mol/L.", -2.5),
+        ("−2.5", -2.5),
+        ("logS = +.5", 0.5),
+        ("-7.3kcal/mol", -7.3),
+        ("1,234,567.5", 1234567.5),
+        ("5.3394E10", 53394000000),
+        ("1e-3", 0.001),
+        ("-2.5 mol L-1", -2.5),
+        ("C1CC1 has 3", 3),
+        ("2-3", None),
+        ("-2.5 ± 0.3", None),
+        ("2,5", None),
+        ("1.2.3", None),
+        ("1,5 or 3", None),
+        ("12,34", None),
+        ("1e999", None),
+        ("1e100", None),
+        ("nan", None),
+        ("two", None),
+        ("", None),
+        ("C1", None),
+        ("１２", None),
+    ],
+)
+def test_one_number_is_read_out_of_prose(text, found):
+    assert number_in(text) == found
+
+
+@given(st.floats(-1e15, 1e15, allow_subnormal=False))
+def test_a_written_number_is_read_again(value):
+    assert number(written(value)) == pytest.approx(value, rel=1e-14)
+    assert number(f" {value!r} ") == value
+    assert number(f"about {value!r}") is None
+
+
+def test_a_long_reply_is_read_once():
+    for part in ("1", "1.", "1,", "-", "1 ", "(", " (", "April 5 "):
+        began = time.perf_counter()
+        normalise_values(part * 20_000)
+        number_in(part * 20_000)
+        assert time.perf_counter() - began < 5
 
 
 R = [

@@ -1,6 +1,7 @@
 """Scores of episodes built by hand: what counts, how often, and how sure it is."""
 
 import math
+import statistics
 from dataclasses import replace
 
 import pytest
@@ -8,6 +9,7 @@ import pytest
 from agent.graph import SPENT as SPENT_TEXT
 from agent.trajectory import Status, StopReason
 from eval.folder import SetHeader
+from eval.metrics.choice import rmse
 from eval.metrics.usage import usage
 from eval.report import _markdown_table, _wrong_answers, tables
 from eval.sample import score_one
@@ -158,6 +160,71 @@ def test_yes_or_no_questions_have_the_roc_auc_of_their_label():
     assert "ROC-AUC of yes" in str(tables_of(of(tasks, samples)))
     other = sure(0.7, answer("Rome"), of=asked(9))
     assert "ROC-AUC of yes" not in of([*tasks, asked(9)], [*samples, other]).calibration
+
+
+def numeric(number, gold, *said, scorer="number", **fields):
+    """A question about a number and the samples of its answers."""
+    one = task(f"Q{number}?", answers=gold if isinstance(gold, tuple) else (gold,), id=f"q{number}")
+    turns = [answer(text) if text else abstain() for text in said]
+    return one, [sample(turn, of=one, scorer=scorer, seed=n) for n, turn in enumerate(turns)]
+
+
+def numbers_of(*questions, scorer="number", planned=1):
+    tasks, samples = zip(*questions, strict=True)
+    return set_scores("own", scorer, tasks, [s for group in samples for s in group], planned)
+
+
+def test_questions_about_numbers_have_the_rmse_of_the_answers_that_are_one():
+    asked = [
+        numeric(0, "-2", "-2.5"),
+        numeric(1, "4", "about 1 kcal/mol"),
+        numeric(2, "3", "between 2 and 3"),
+        numeric(3, "1", "very soluble"),
+        numeric(4, "1", ""),
+    ]
+    found = numbers_of(*asked)
+    assert found.numbers["RMSE"].mean == pytest.approx(math.sqrt((0.5**2 + 3**2) / 2))
+    assert found.numbers["RMSE"].low == pytest.approx(0.5)
+    assert found.numbers["RMSE"].high == pytest.approx(3)
+    assert found.numbers["SD of gold"].mean == pytest.approx(3)
+    share = found.numbers["share with a number"]
+    assert (share.mean, share.n, found.numbers["RMSE"].n, found.no_number) == (2 / 5, 5, 2, 3)
+    assert (found.answers["right"].mean, found.answers["right"].n) == (1 / 5, 5)
+    shown = {title: (head, rows) for title, head, rows in tables_of(found)}
+    head, rows = shown["Numbers (RMSE in the unit of the question)"]
+    assert dict(zip(head, rows[0], strict=True))["RMSE"] == "2.15 [0.50, 3.00] (n=2)"
+    left = shown["Left out or incomplete"][1]
+    assert [row[:2] for row in left if "not answered with one number" in row[2]] == [("own", "3")]
+
+
+def test_the_rmse_is_as_its_definition_and_weighs_questions_and_not_samples():
+    golds, said = [0.5, -1.25, 3, 2], [1, -1, 1.5, 2]
+    asked = [numeric(n, str(g), str(a)) for n, (g, a) in enumerate(zip(golds, said, strict=True))]
+    found = numbers_of(*asked).numbers
+    assert found["RMSE"].mean == pytest.approx(rmse(said, golds))
+    assert found["SD of gold"].mean == pytest.approx(statistics.pstdev(golds))
+    assert found["RMSE"].low < found["RMSE"].mean < found["RMSE"].high
+    several = numbers_of(
+        numeric(0, "0", "2", "2", "none"), numeric(1, "0", "0", "0", "0"), planned=3
+    )
+    assert several.numbers["RMSE"].mean == pytest.approx(math.sqrt(4 / 2))
+    assert several.numbers["share with a number"].mean == pytest.approx((2 / 3 + 1) / 2)
+    assert several.no_number == 0
+    assert several.several["maj@3"].mean == 1 / 2
+
+
+def test_the_nearest_of_several_gold_numbers_counts():
+    found = numbers_of(numeric(0, ("5", "-2"), "-1"))
+    assert found.numbers["RMSE"].mean == 1
+
+
+def test_other_sets_have_no_rmse():
+    text, number = numeric(0, "Rome", "3"), numeric(1, "3", "3")
+    assert not numbers_of(text, number).numbers
+    assert not numbers_of(numeric(1, "3", "3", scorer="squad"), scorer="squad").numbers
+    silent = numbers_of(numeric(0, "3", "who knows"))
+    assert list(silent.numbers) == ["share with a number"]
+    assert (silent.numbers["share with a number"].mean, silent.no_number) == (0, 1)
 
 
 def test_a_wrong_answer_that_is_none_says_how_the_episode_ended():
