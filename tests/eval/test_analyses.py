@@ -22,12 +22,10 @@ from eval.run import EvalRequest, run
 from eval.sample import score_one, whole
 from eval.score import score_run
 from kg.errors import UsageError
-from tests.eval.test_run import (  # noqa: F401  fixtures
+from tests.eval.runs import (
     ask,
-    policy,
     questions,
     run_folder,
-    settings,
 )
 from tests.rl.rewards.episodes import answer, episode, malformed, search
 
@@ -92,7 +90,7 @@ def test_steps_of_a_world_are_true_by_its_graph(tmp_path):
             assert last[task.id].answers == task.answers
 
 
-def test_a_decomposed_run_is_compared_with_a_plain_one_by_question(policy, settings, tmp_path):  # noqa: F811
+def test_a_decomposed_run_is_compared_with_a_plain_one_by_question(policy, settings, tmp_path):
     tasks = load("library", DataFolder("", tmp_path)).tasks[:6]
     steps = [{"question": task.question, "answers": list(task.answers)} for task in tasks]
     rows = [
@@ -186,7 +184,7 @@ def test_real_sets_carry_plans(data):
             assert step.answers[0] == by_id[step.meta["of"]].answers[0]
 
 
-def test_a_set_without_plans_is_refused(policy, settings, tmp_path):  # noqa: F811
+def test_a_set_without_plans_is_refused(policy, settings, tmp_path):
     with pytest.raises(UsageError, match="carry no plan"):
         run(EvalRequest(benchmarks=("library",), given="plan"), settings, tmp_path / "a")
 
@@ -199,7 +197,7 @@ def store_changed(folder, change):
         store.add_many(map(change, every))
 
 
-def test_the_boundary_table_by_hand(policy, settings, tmp_path):  # noqa: F811
+def test_the_boundary_table_by_hand(policy, settings, tmp_path):
     ask(settings, tmp_path / "open")
     ask(settings, tmp_path / "closed", cache=False)
     with pytest.raises(UsageError, match=r"not closed-book: 'library' was asked with search"):
@@ -303,7 +301,7 @@ def test_searches_have_an_interval_over_questions(tmp_path):
     assert "| known, searched | 0 |  |  |" in shown
 
 
-def test_an_episode_in_plain_words(policy, settings, tmp_path):  # noqa: F811
+def test_an_episode_in_plain_words(policy, settings, tmp_path):
     ask(settings, tmp_path / "a", limit=0)
     with TrajectoryStore.open(tmp_path / "a" / "trajectories.sqlite") as store:
         every = list(store.query())
@@ -331,7 +329,7 @@ def test_an_episode_in_plain_words(policy, settings, tmp_path):  # noqa: F811
         assert "Wrong: it should have declined, and ended without" in explain(silent)
 
 
-def test_an_explanation_agrees_with_the_score_of_its_run(policy, settings, tmp_path):  # noqa: F811
+def test_an_explanation_agrees_with_the_score_of_its_run(policy, settings, tmp_path):
     [task] = load("library", DataFolder("", tmp_path)).tasks[:1]
     row = {
         "id": "m",

@@ -1,22 +1,10 @@
 """Question sets: what a file holds, and what is said of one that is wrong."""
 
-import base64
-import csv
 import gzip
-import http.server
 import json
-import re
-import threading
-import tracemalloc
-from functools import partial
-from pathlib import Path
 
-import huggingface_hub
-import numpy as np
 import pytest
 
-from agent.policies.base import Sampling
-from agent.trajectory import Status, StopReason, Trajectory
 from eval.benchmarks import NAMES, DataFolder, load
 from eval.benchmarks.base import choices, read_tasks, rows, split_of, titles_to_ids
 from eval.benchmarks.own import task_of
@@ -24,13 +12,20 @@ from eval.benchmarks.paths import path_tasks
 from eval.metrics import normalise
 from eval.sample import score_one
 from kg.errors import UsageError
+from tests.eval.files import answered, documented, written
 
 GOLD_FREE = ("scifact", "fiqa")  # the samples hold no verdicts
+
+
 REPEATS = {"pathquestion", "wc2014", "clintox", "esol"}  # their files hold some rows twice
+
+
 WORDLESS = {
     "qald9plus": 25,
     "qald10": 83,
 }  # rows whose answers cannot be told, or are asked elsewhere
+
+
 SIGNS = {"nq_open", "frames"}  # a row or two whose only answer is a sign, such as ")"
 
 
@@ -132,97 +127,6 @@ def test_a_question_that_the_graph_does_not_answer_is_told_with_its_place(tmp_pa
     assert "qa_1hop.jsonl.gz:2: 'answers_match_kb' is 'no'" in skipped[1]
 
 
-MOLECULES = ("bbbp", "bace", "clintox", "hiv", "esol", "freesolv", "lipophilicity")
-
-
-@pytest.mark.data
-@pytest.mark.parametrize("name", MOLECULES)
-def test_every_molecule_is_in_one_split_or_is_told(name, data):
-    [file] = documented()[name][0]
-    parts = [load(name, data, split) for split in ("train", "test")]
-    with data.file(file).open(encoding="utf-8") as lines:
-        count = sum(1 for _ in csv.DictReader(lines))
-    assert count == sum(len(part.tasks) for part in parts) + len(parts[0].skipped)
-    train, test = ({task.meta["smiles"] for task in part.tasks} for part in parts)
-    assert not train & test
-    assert parts[0].skipped == parts[1].skipped
-
-
-@pytest.mark.data
-@pytest.mark.parametrize(
-    ("name", "column", "lowest", "highest"),
-    [
-        ("esol", "measured log solubility in mols per litre", -11.6, 1.58),
-        ("freesolv", "expt", -25.47, 3.43),
-        ("lipophilicity", "exp", -1.5, 4.5),
-    ],
-)
-def test_the_gold_number_is_the_measured_one_of_that_molecule(name, column, lowest, highest, data):
-    """Within the range that MoleculeNet's publication gives for the quantity in that unit."""
-    measured = {}
-    with data.file(f"moleculenet/{name}.csv").open(encoding="utf-8") as lines:
-        for row in csv.DictReader(lines):
-            measured.setdefault(row["smiles"].strip(), float(row[column]))
-    found = load(name, data, "test")
-    assert found.scorer == "number"
-    for task in found.tasks:
-        value = float(task.answers[0])
-        assert value == pytest.approx(measured[task.meta["smiles"]], abs=1e-6)
-        assert lowest <= value <= highest
-        assert len(task.answers[0]) <= 8
-        assert task.question.endswith(f" SMILES: {task.meta['smiles']}")
-
-
-def molecules(folder, name, head, *lines):
-    path = written(folder, f"moleculenet/{name}.csv", [])
-    path.write_text("\n".join([head, *lines]) + "\n")
-    return [load(name, DataFolder(folder, folder), split) for split in ("train", "test")]
-
-
-def test_broken_rows_of_measured_molecules_are_told_and_counted(tmp_path):
-    bad = [
-        "1,",
-        "nan,C",
-        "inf,CC",
-        "about 2,CCC",
-        '"1,5",CCCC',
-        ",CO",
-        "-1.5,OC",
-        "2,OC",
-        "1e999,OCC",
-    ]
-    parts = molecules(
-        tmp_path, "freesolv", "expt,smiles", *bad, *(f"{n},N{'C' * n}" for n in range(30))
-    )
-    told = [problem.split("freesolv.csv:")[1] for problem in parts[0].skipped]
-    assert told == [
-        "2: no label, or no structure",
-        "3: the label 'nan' is no number",
-        "4: the label 'inf' is no number",
-        "5: the label 'about 2' is no number",
-        "6: the label '1,5' is no number",
-        "7: no label, or no structure",
-        "9: the molecule is there already",
-        "10: the label '1e999' is no number",
-    ]
-    assert parts[1].skipped == parts[0].skipped
-    tasks = {task.meta["smiles"]: task for part in parts for task in part.tasks}
-    assert sum(len(part.tasks) for part in parts) == len(tasks) == 31
-    assert tasks["OC"].answers == ("-1.5",)
-    assert all(part.tasks for part in parts)
-
-
-def test_a_label_that_is_neither_yes_nor_no_is_told(tmp_path):
-    parts = molecules(tmp_path, "bbbp", "p_np,smiles", "2,C", ",CC", "1,CCC", "0,CCCC", "1, CCC")
-    told = [problem.split("bbbp.csv:")[1] for problem in parts[0].skipped]
-    assert told == [
-        "2: the label is '2', not 0 or 1",
-        "3: no label, or no structure",
-        "6: the molecule is there already",
-    ]
-    assert sorted(t.answers[0] for part in parts for t in part.tasks) == ["no", "yes"]
-
-
 def test_a_question_of_hotpotqa_is_in_one_split_with_and_without_its_passages(tmp_path):
     asked = {
         "question": "So?",
@@ -251,103 +155,6 @@ def test_no_training_question_of_hotpotqa_is_a_test_question_without_its_passage
     for name, other in (("hotpotqa", "hotpotqa_open"), ("hotpotqa_open", "hotpotqa")):
         train = {normalise(task.question) for task in load(name, data, "train").tasks}
         assert not train & {normalise(task.question) for task in load(other, data, "test").tasks}
-
-
-def result(*cells):
-    """A question of QALD whose query gives these, a row each."""
-    told = [{"results": {"bindings": [{"x": cell} for cell in cells]}}]
-    words = [{"language": "de", "string": "Was?"}, {"language": "en", "string": "What? "}]
-    return {"id": 1, "question": words, "answers": told}
-
-
-def uri(name, host="http://dbpedia.org/resource/"):
-    return {"type": "uri", "value": f"{host}{name}"}
-
-
-def literal(value, datatype=""):
-    return {"type": "literal", "value": value, "datatype": f"http://www.w3.org/#{datatype}"}
-
-
-@pytest.mark.parametrize(
-    ("cells", "kind", "answers"),
-    [
-        ([uri("Snatch_(film)")], "entity", ("Snatch (film)",)),
-        ([uri("AC/DC"), uri("AC/DC")], "entity", ("AC/DC",)),
-        ([uri("Skal_vi_v%C3%A6dde_en_million%3F")], "entity", ("Skal vi vædde en million?",)),
-        ([uri("Gene_Conley__1"), uri("Gene_Conley")], "entity", ("Gene Conley",)),
-        ([literal("5.3394E10")], "number", ("53394000000",)),
-        ([literal("+242.86", "decimal")], "number", ("242.86",)),
-        ([literal("20.0")], "number", ("20",)),
-        ([literal("1986-2-28")], "date", ("February 28, 1986",)),
-        ([literal("1997-04-05T00:00:00Z", "dateTime")], "date", ("April 5, 1997",)),
-        ([literal("1248-01-01T00:00:00Z", "dateTime")], "date", ("1248",)),
-        ([literal("-3600000-01-01T00:00:00Z", "dateTime")], "date", ("3600000 BC",)),
-        ([literal("Lady Ella")], "text", ("Lady Ella",)),
-        ([uri("Greg_Abbott"), literal("")], "entity", ("Greg Abbott",)),
-        ([uri("Rome"), literal("1")], "mixed", ("Rome", "1")),
-        ([], "", "no answer is given"),
-        ([literal("")], "", "no answer is given"),
-        ([uri("Q42", "http://www.wikidata.org/entity/")], "", "identifier without a name"),
-        ([uri("Rome"), uri("Q42", "http://www.wikidata.org/entity/")], "", "without a name"),
-        ([uri("", "http://www.tata.com")], "", "without a name"),
-        ([literal("Point(114.054 22.535)", "wktLiteral")], "", "place on the map"),
-        ([literal("1997-13-05")], "", "no month 13"),
-        ([{"type": "literal"}], "", "'value' is missing"),
-        ([{"type": "literal", "value": 5}], "", "of another type"),
-    ],
-)
-def test_an_answer_of_qald_is_told_in_words_or_left_out(cells, kind, answers, tmp_path):
-    written(tmp_path, "wiki_passages/corpus.jsonl.gz", [])
-    written(tmp_path, "qald10/test.jsonl.gz", [result(*cells)])
-    found = load("qald10", DataFolder(tmp_path, tmp_path))
-    if kind:
-        [task] = found.tasks
-        assert (task.id, task.question, task.kind, task.answers) == (
-            "qald10-1",
-            "What?",
-            kind,
-            answers,
-        )
-        assert not found.skipped
-        assert score_one("qald10", found.scorer, task, answered(task, ", ".join(answers))).f1 == 1
-    else:
-        assert not found.tasks
-        assert len(found.skipped) == 1
-        assert answers in found.skipped[0]
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"question": [{"language": "de", "string": "Was?"}]}, "no English question"),
-        ({"question": [{"language": "en", "string": " "}]}, "no English question"),
-        ({"question": "What?"}, "of another type"),
-        ({"answers": []}, "0 results"),
-        ({"answers": [{"boolean": "true"}]}, "not true or false"),
-        ({"answers": [{"results": {"bindings": None}}]}, "of another type"),
-    ],
-)
-def test_a_broken_row_of_qald_is_told(change, message, tmp_path):
-    written(tmp_path, "wiki_passages/corpus.jsonl.gz", [])
-    written(tmp_path, "qald10/test.jsonl.gz", [{**result(literal("5")), **change}])
-    found = load("qald10", DataFolder(tmp_path, tmp_path))
-    assert not found.tasks
-    assert [message in problem for problem in found.skipped] == [True]
-
-
-@pytest.mark.data
-def test_no_training_question_of_qald_9_is_asked_for_testing(data):
-    asked = {
-        name: {normalise(task.question) for task in load(name, data, "test").tasks}
-        for name in ("qald9", "qald9plus", "qald10")
-    }
-    train = {normalise(task.question) for task in load("qald9", data, "train").tasks}
-    assert [len(train & words) for words in asked.values()] == [0, 0, 0]
-    for name, scale in (("qald9plus", 75), ("qald10", 200)):
-        found = load(name, data, "test")
-        assert len(found.tasks) + len(found.skipped) == scale
-        with pytest.raises(UsageError, match="testing only"):
-            load(name, data, "train")
 
 
 @pytest.mark.parametrize(
@@ -464,15 +271,6 @@ def test_titles_to_ids(tmp_path):
 WRONG = (None, 5, 2.5, True, "", " ", "text", "\ud800", [], [None], [[]], ["x", 3], {}, {"a": None})
 
 
-def written(folder, name, rows):
-    """A data folder that holds these rows as a file of a set."""
-    path = folder / name
-    path.parent.mkdir(parents=True, exist_ok=True)
-    text = "".join(json.dumps(row) + "\n" for row in rows).encode()
-    path.write_bytes(gzip.compress(text) if name.endswith(".gz") else text)
-    return path
-
-
 def sound(task):
     """What a run and its scores rely on, written down independently of the loaders."""
     texts = (task.id, task.question, task.kind, *task.answers, *task.evidence)
@@ -488,13 +286,6 @@ def sound(task):
         assert all(normalise(answer) for answer in task.answers)
     score = score_one("set", "squad2", task, answered(task, "x"))
     assert not score.excluded or score.excluded == "no gold answer"
-
-
-def answered(task, said):
-    return Trajectory(
-        task, "p@1", 0, Sampling(), Status.ANSWERED, StopReason.ANSWER, (),
-        np.zeros(0, np.int32), np.zeros(0, np.float32), answer=said,
-    )  # fmt: skip
 
 
 OWN_ROWS = (
@@ -579,154 +370,6 @@ def test_broken_rows_of_side_files_are_counted(tmp_path):
     assert ["corpus.jsonl.gz:2" in line for line in found.skipped] == [True]
 
 
-@pytest.fixture
-def served(tmp_path):
-    """A web folder on the loopback interface."""
-    folder = tmp_path / "web"
-    (folder / "nq_open").mkdir(parents=True)
-    row = {"row": 2, "question": "Who?", "answer": ["x"]}
-    (folder / "nq_open" / "qa.jsonl.gz").write_bytes(gzip.compress(json.dumps(row).encode()))
-    handler = partial(http.server.SimpleHTTPRequestHandler, directory=str(folder))
-    handler.log_message = lambda *_: None
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_port}/"
-    server.shutdown()
-    server.server_close()
-
-
-def test_files_of_a_web_folder_are_fetched_once(served, tmp_path):
-    data = DataFolder(served, tmp_path / "cache")
-    path = data.file("nq_open/qa.jsonl.gz")
-    assert data.origin == served
-    assert [row["question"] for _, row in rows(path, [])] == ["Who?"]
-    path.write_bytes(gzip.compress(b"{}"))
-    assert data.file("nq_open/qa.jsonl.gz").read_bytes() == gzip.compress(b"{}")
-    with pytest.raises(UsageError, match="404"):
-        data.file("nq_open/other.jsonl")
-    assert not list((tmp_path / "cache").rglob("*.part"))
-
-
-def test_a_cache_that_is_no_place_to_write_to_is_a_clear_error(served, tmp_path):
-    (tmp_path / "cache").write_text("a file")
-    for read in (
-        lambda data: data.file("nq_open/qa.jsonl.gz"),
-        lambda data: data.derived("b.jsonl", [{"x": 1}]),
-    ):
-        with pytest.raises(UsageError, match="cannot be kept in") as told:
-            read(DataFolder(served, tmp_path / "cache"))
-        assert "AGENT_HOME" in told.value.hint
-
-
-def test_a_file_is_fetched_without_being_held_in_memory(served, tmp_path):
-    with (tmp_path / "web/big.jsonl").open("wb") as out:
-        out.truncate(32 << 20)
-    tracemalloc.start()
-    try:
-        found = DataFolder(served, tmp_path / "cache").file("big.jsonl")
-        peak = tracemalloc.get_traced_memory()[1]
-    finally:
-        tracemalloc.stop()
-    assert found.stat().st_size == 32 << 20
-    assert peak < 8 << 20
-
-
-def test_a_file_that_breaks_off_leaves_nothing_behind(tmp_path):
-    class Short(http.server.BaseHTTPRequestHandler):
-        def do_GET(self):
-            self.send_response(200)
-            self.send_header("Content-Length", "1000")
-            self.end_headers()
-            self.wfile.write(b"x" * 10)
-
-        def log_message(self, *_):
-            pass
-
-    with http.server.HTTPServer(("127.0.0.1", 0), Short) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        data = DataFolder(f"http://127.0.0.1:{server.server_port}", tmp_path)
-        try:
-            with pytest.raises(UsageError, match="cannot be fetched"):
-                data.file("x.jsonl")
-        finally:
-            server.shutdown()
-    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
-
-
-@pytest.mark.parametrize("path", ["nq_open/other.jsonl", "gone/x.jsonl", "nowhere"])
-def test_the_password_of_a_web_folder_is_sent_and_never_shown(path, tmp_path):
-    seen = []
-
-    class Guarded(http.server.BaseHTTPRequestHandler):
-        def do_GET(self):
-            seen.append(self.headers["Authorization"])
-            self.send_response(302 if "gone" in self.path else 403)
-            self.send_header("Location", "/signed?token=secret-sign")
-            self.end_headers()
-
-        def log_message(self, *_):
-            pass
-
-    server = http.server.HTTPServer(("127.0.0.1", 0), Guarded)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    address = f"http://me:secret-word@127.0.0.1:{server.server_port}/data"
-    if path == "nowhere":
-        address = "http://me:secret-word@127.0.0.1:9/data"
-    try:
-        with pytest.raises(UsageError, match="cannot be fetched") as caught:
-            DataFolder(address, tmp_path).file(path)
-        with pytest.raises(UsageError) as own:
-            load(f"{address}/{path}.jsonl", DataFolder("", tmp_path))
-        with pytest.raises(UsageError) as other:
-            load(f"{address}/..jsonl/", DataFolder("", tmp_path))
-    finally:
-        server.shutdown()
-        server.server_close()
-    assert "secret" not in "".join(
-        f"{error.value.message} {error.value.hint}" for error in (caught, own, other)
-    )
-    if path != "nowhere":
-        assert set(seen) == {"Basic " + base64.b64encode(b"me:secret-word").decode()}
-
-
-def test_questions_at_a_url_are_fetched_and_name_no_local_file(served, tmp_path):
-    data = DataFolder("", tmp_path / "cache")
-    own = {"question": "Who?", "answers": ["x"], "id": "a"}
-    written(tmp_path / "web", "my set/q.jsonl", [own, {**own, "id": "b", "corpus": ["/etc"]}])
-    found = load(f"{served}my%20set/q.jsonl", data)
-    assert found.origin == f"{served}my%20set/q.jsonl"
-    assert (found.name, [task.id for task in found.tasks], found.corpus) == ("q", ["a"], ())
-    assert "a fetched file may not" in found.skipped[0]
-    for wrong, message in (
-        (f"{served}q.jsonl", "404"),
-        (f"{served}q.csv", "ends in neither"),
-        ("ftp://host/q.jsonl", "names no file that can be fetched"),
-        ("hf://owner/q.jsonl", "names no file that can be fetched"),
-        ("hf://owner/name/a/../../q.jsonl", "names no file that can be fetched"),
-        ("hf://owner/name/%2E%2E/q.jsonl", "names no file that can be fetched"),
-        (f"{served}..%2F..%2Fq.jsonl", "names no file that can be fetched"),
-        (f"{served}..%5C..%5Cq.jsonl", "names no file that can be fetched"),
-        (f"{served}q%00.jsonl", "names no file that can be fetched"),
-        (f"https://{'a' * 70}.org/q.jsonl", "cannot be fetched"),
-        ("https://xn--/q.jsonl", "URL is not valid"),
-        ("https://host\x01/q.jsonl", "URL is not valid"),
-    ):
-        with pytest.raises(UsageError, match=message):
-            load(wrong, data)
-
-
-def test_a_set_says_where_its_data_came_from(tmp_path, monkeypatch):
-    place = tmp_path / "datasets--owner--name" / "snapshots" / "0123abcd"
-    own = written(place, "q.jsonl", [{"question": "Who?", "answers": ["x"]}])
-    monkeypatch.setattr(huggingface_hub, "hf_hub_download", lambda _, name, **__: str(place / name))
-    hub = DataFolder("hf://owner/name@main", tmp_path)
-    hub.file("q.jsonl")
-    assert hub.origin == "hf://owner/name@0123abcd"
-    assert load("library", hub).origin == ""
-    assert load("hf://owner/name/q.jsonl", hub).origin == "hf://owner/name@0123abcd/q.jsonl"
-    assert load(str(own), hub).origin == str(own.resolve())
-
-
 # what a row may hold, by field; `#` stands for the number of the row
 VALUES = {
     **dict.fromkeys(("question", "Question", "QUESTION", "text", "claim", "sentence"), "So #?"),
@@ -742,7 +385,11 @@ VALUES = {
     "CT_TOX": "1", "HIV_active": "0", "measured log solubility in mols per litre": "-1.1440000000000001",
     "expt": "-2.5", "exp": "3", "gold path": "A_#", "one answer": "B(B/)",
 }  # fmt: skip
+
+
 QALD = {"question": [{"language": "en", "string": "So #?"}], "answers": [{"boolean": True}]}
+
+
 OTHERWISE = {
     **dict.fromkeys(("qald9", "qald9plus", "qald10"), QALD),
     **{
@@ -756,26 +403,13 @@ OTHERWISE = {
     "fever": {"label": "SUPPORTS"},
     "creak": {"label": "true"},
 }
+
+
 SIDE = {
     ".gz": gzip.compress(b""),
     "qrels.tsv": b"query-id\tcorpus-id\tscore\n" + b"".join(b"%d\td\t1\n" % n for n in range(30)),
     ".tsv": b"A\tr\tB\n",
 }
-
-
-def documented():
-    """Set to files of questions, their fields and other files, from the table of the documentation."""
-    page = (Path(__file__).resolve().parents[2] / "docs" / "evaluation.md").read_text()
-    table = page.split("| set | questions | fields of a row |")[1].split("\n\n")[0]
-    found = {}
-    for line in table.splitlines()[2:]:
-        cells = [re.sub(r"\([^)]*\)", "", cell) for cell in line.split("|")[1:-1]]
-        assert re.search(r"\w\.\w", cells[4]), f"no original: {line}"
-        names, files, fields, others = (re.findall(r"`([^`]+)`", cell) for cell in cells[:4])
-        for name in names:
-            found[name] = ([one.replace("NAME", name) for one in files], fields,
-                           [one.replace("NAME", name) for one in others])  # fmt: skip
-    return found
 
 
 class Noted(DataFolder):
@@ -822,16 +456,3 @@ def test_the_documented_files_and_fields_are_what_a_set_needs(name, tmp_path):
         less = load(name, lay_out(tmp_path / str(number), name, leave_out=field))
         assert not less.tasks, f"{field} is not needed"
         assert less.skipped
-
-
-def test_a_web_folder_that_is_not_there_is_a_clear_error(tmp_path):
-    with pytest.raises(UsageError, match="cannot be fetched"):
-        DataFolder("http://127.0.0.1:9", tmp_path).file("x.jsonl")
-
-
-def test_derived_files_are_written_once_and_again_when_rows_change(tmp_path):
-    data = DataFolder("anywhere", tmp_path)
-    path = data.derived("a/b.jsonl", [{"x": 1}])
-    before = path.stat().st_mtime_ns
-    assert data.derived("a/b.jsonl", [{"x": 1}]).stat().st_mtime_ns == before
-    assert data.derived("a/b.jsonl", [{"x": 2}]).read_text() == '{"x": 2}\n'

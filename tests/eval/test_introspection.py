@@ -11,7 +11,9 @@ from eval.analyses.introspection import FILE, consensus, introspect, read_vote, 
 from eval.score import score_run
 from kg.errors import PolicyUnavailableError, UsageError
 from tests.agent.scripted import ScriptedPolicy
-from tests.eval.test_run import ask, policy, settings  # noqa: F401  fixtures
+from tests.eval.runs import (
+    ask,
+)
 
 
 @pytest.mark.parametrize(
@@ -53,7 +55,7 @@ class Oracle(ScriptedPolicy):
 
 
 @pytest.fixture
-def run(policy, settings, tmp_path):  # noqa: F811
+def run(policy, settings, tmp_path):
     ask(settings, tmp_path / "a")
     return tmp_path / "a"
 

@@ -12,7 +12,11 @@ from eval.judge import judge_run, lines, prompt_digest, read_verdict, summary
 from eval.score import score_run
 from kg.errors import PolicyUnavailableError, UsageError
 from tests.agent.scripted import ScriptedPolicy
-from tests.eval.test_run import ask, policy, questions, run_folder, settings  # noqa: F401  fixtures
+from tests.eval.runs import (
+    ask,
+    questions,
+    run_folder,
+)
 
 
 @pytest.mark.parametrize(
@@ -52,7 +56,7 @@ class Judge(ScriptedPolicy):
 
 
 @pytest.fixture
-def run(policy, settings, tmp_path):  # noqa: F811
+def run(policy, settings, tmp_path):
     ask(settings, tmp_path / "a")
     return tmp_path / "a"
 

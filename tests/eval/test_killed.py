@@ -4,15 +4,14 @@ import os
 import signal
 import subprocess
 import sys
-from pathlib import Path
+import time
 
 import pytest
 
 from eval.command import score
 from eval.score import score_run
-from tests.eval.test_run import outcome, questions, run_folder
+from tests.eval.runs import ROOT, outcome, questions, run_folder
 
-ROOT = Path(__file__).resolve().parents[2]
 CACHED = """
 import asyncio, sys
 from pathlib import Path
@@ -21,7 +20,7 @@ import eval.run as eval_run
 from agent.policies.chat import ChatTemplate
 from agent.settings import load_settings
 from eval.run import EvalRequest, run
-from tests.eval.test_run import Failing, expert
+from tests.eval.runs import Failing, expert
 
 class Slow(Failing):
     async def generate(self, requests):
@@ -96,3 +95,55 @@ def test_reports_that_were_cut_off_are_whole_or_not_there(tmp_path, stop_at):
     for name in ("scores.json", "report.md"):
         assert (out / name).read_text() == (tmp_path / "b" / name).read_text()
     assert all((out / name).stat().st_size for name in FILES)
+
+
+SCRIPT = """
+import asyncio, sys
+from pathlib import Path
+sys.path.insert(0, {root!r})
+import eval.run as eval_run
+from agent.policies.chat import ChatTemplate
+from agent.settings import load_settings
+from eval.run import EvalRequest, run
+from tests.eval.runs import Failing, expert
+
+class Slow(Failing):
+    async def generate(self, requests):
+        await asyncio.sleep(0.05)
+        return await super().generate(requests)
+
+template = ChatTemplate.load(Path({model!r}))
+eval_run.policy_of = lambda *a, **k: expert(template, Slow)
+request = EvalRequest(benchmarks=("library",), limit=60, concurrency=16, cache=False)
+run(request, load_settings(), Path({out!r}), advance=lambda *a: print(a[1], flush=True))
+"""
+
+
+def test_a_run_that_is_killed_again_and_again_ends_as_one_that_was_not(base_model, tmp_path):
+    def start(out):
+        code = SCRIPT.format(root=str(ROOT), model=str(base_model), out=str(out))
+        environment = {**os.environ, "AGENT_SEARCH__MODE": "lexical"}  # starts at once
+        return subprocess.Popen(
+            [sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, env=environment
+        )
+
+    def finish(process, kill_at=None):
+        for line in process.stdout:
+            if kill_at is not None and int(line) >= kill_at:
+                process.send_signal(signal.SIGKILL)
+                break
+        process.stdout.close()
+        return process.wait(timeout=120)
+
+    for kill_at in (1, 20, 45):
+        assert finish(start(tmp_path / "a"), kill_at) == -signal.SIGKILL
+        time.sleep(0.1)
+    assert finish(start(tmp_path / "a")) == 0
+    assert finish(start(tmp_path / "b")) == 0
+    killed, whole = score_run(tmp_path / "a"), score_run(tmp_path / "b")
+    assert outcome(killed) == outcome(whole)
+    assert len({(s.task, s.seed) for s in killed.samples}) == len(killed.samples) == 60
+    assert (killed.sets[0].answers, killed.sets[0].kinds) == (
+        whole.sets[0].answers,
+        whole.sets[0].kinds,
+    )
