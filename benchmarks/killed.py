@@ -3,7 +3,8 @@
 Both ask the same questions with nothing from the cache. One is left alone; the other is killed (SIGKILL,
 the whole process group) several times, each time at a random moment after its first new episode, and
 begun again by the same command. Told are the episodes that were finished at each kill, and how many
-questions came out the same: in every token, in everything that is scored, and stored exactly once.
+questions came out the same: in every token, in everything that is scored, and stored exactly once. A folder of
+an earlier measurement is compared anew with `--kills 0`: its finished runs ask nothing.
 
     python benchmarks/killed.py hotpotqa squad2 scifact --data DATA [--limit 12] [--kills 5] [--seed 0]
         [--policy vllm:default] [--out FOLDER]
@@ -13,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import random
 import signal
@@ -37,6 +39,7 @@ from agent.trajectory import Trajectory  # noqa: E402
 from eval.folder import open_store  # noqa: E402
 
 _AGENT = [sys.executable, "-c", "from cli import main; main()"]
+_ROUNDING = 1e-4
 _OF_ITS_OWN = {"id"}  # an id is drawn anew for each episode
 
 
@@ -126,17 +129,22 @@ def compared(alone: Path, again: Path) -> dict[str, int]:
             key in theirs and np.array_equal(one.token_ids, theirs[key].token_ids)
             for key, one in ours.items()
         ),
-        "same_scores": sum(
-            timeless(row) == timeless(right.get(key, {})) for key, row in left.items()
-        ),
+        "same_scores": sum(alike(row, right.get(key, {})) for key, row in left.items()),
         "others": len(theirs.keys() - ours.keys()),
     }
 
 
+def alike(one: dict[str, Any], other: dict[str, Any]) -> bool:
+    """Whether two samples have the same scores and counts, and the same confidence to rounding: the
+    likelihood of a token depends in its last digits on what the engine computed beside it."""
+    confidences = [row.get("confidence") or 0.0 for row in (one, other)]
+    return timeless(one) == timeless(other) and math.isclose(*confidences, abs_tol=_ROUNDING)
+
+
 def timeless(row: dict[str, Any]) -> dict[str, Any]:
-    """A sample without its times."""
+    """A sample without its times and its confidence."""
     usage = {name: value for name, value in row.get("usage", {}).items() if "second" not in name}
-    return {**row, "usage": usage}
+    return {**row, "usage": usage, "confidence": None}
 
 
 def main() -> None:
