@@ -3,8 +3,8 @@
 Both ask the same questions with nothing from the cache. One is left alone; the other is killed (SIGKILL,
 the whole process group) several times, each time at a random moment after its first new episode, and
 begun again by the same command. Told are the episodes that were finished at each kill, and how many
-questions came out the same: in every token, in everything that is scored, and stored exactly once. A folder of
-an earlier measurement is compared anew with `--kills 0`: its finished runs ask nothing.
+questions came out the same: in every token, in everything that is scored, and stored exactly once. A
+folder of an earlier measurement is compared anew with `--kills 0`: its finished runs ask nothing.
 
     python benchmarks/killed.py hotpotqa squad2 scifact --data DATA [--limit 12] [--kills 5] [--seed 0]
         [--policy vllm:default] [--out FOLDER]
