@@ -3,8 +3,9 @@
 Both ask the same questions with nothing from the cache. One is left alone; the other is killed (SIGKILL,
 the whole process group) several times, each time at a random moment after its first new episode, and
 begun again by the same command. Told are the episodes that were finished at each kill, and how many
-questions came out the same: in every token, in everything that is scored, and stored exactly once. A
-folder of an earlier measurement is compared anew with `--kills 0`: its finished runs ask nothing.
+questions came out the same: in every token, in everything that is scored (a confidence to its fourth
+decimal), and stored exactly once. It exits with 1 unless all of them did. A folder of an earlier
+measurement is compared anew with `--kills 0`: its finished runs ask nothing.
 
     python benchmarks/killed.py hotpotqa squad2 scifact --data DATA [--limit 12] [--kills 5] [--seed 0]
         [--policy vllm:default] [--out FOLDER]
@@ -25,7 +26,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import closing
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -56,35 +57,48 @@ def command(arguments: argparse.Namespace, out: Path) -> list[str]:
     return [*_AGENT, "eval", *arguments.sets, *options, "--no-cache", "--out", str(out)]
 
 
-def begun(words: Sequence[str], log: Path) -> subprocess.Popen[bytes]:
-    """The command in a process group of its own."""
+@contextmanager
+def begun(words: Sequence[str], log: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """The command in a process group of its own, which ends with the block."""
     with log.open("ab") as lines:
-        return subprocess.Popen(words, stdout=lines, stderr=lines, start_new_session=True)
+        process = subprocess.Popen(words, stdout=lines, stderr=lines, start_new_session=True)
+    try:
+        yield process
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
 
 
 def stored(out: Path) -> int:
-    """Finished episodes in a run's folder; none before there is one. Only reads."""
-    try:
-        with closing(
-            sqlite3.connect(f"file:{out / 'trajectories.sqlite'}?mode=ro", uri=True)
-        ) as store:
-            return int(store.execute("SELECT count(*) FROM episodes").fetchone()[0])
-    except sqlite3.OperationalError:
+    """Finished episodes in a run's folder; none before there is a store. Only reads."""
+    file = (out / "trajectories.sqlite").resolve()
+    if not file.is_file():
         return 0
+    with closing(sqlite3.connect(f"{file.as_uri()}?mode=ro", uri=True, timeout=60)) as store:
+        tables = {name for (name,) in store.execute("SELECT name FROM sqlite_master")}
+        if "episodes" not in tables:
+            return 0
+        return int(store.execute("SELECT count(*) FROM episodes").fetchone()[0])
 
 
 def killed(words: Sequence[str], out: Path, log: Path, after: float) -> int | None:
-    """Kill a run `after` seconds from its first new episode; gives its episodes, None if it ended."""
-    before, process = stored(out), begun(words, log)
-    first: float | None = None
-    while process.poll() is None:
-        if first is None and stored(out) > before:
-            first = time.monotonic()
-        if first is not None and time.monotonic() >= first + after:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-            return stored(out)
-        time.sleep(0.05)
+    """Kill a run `after` seconds from its first new episode; gives its episodes, None if it ended.
+
+    Raises:
+        SystemExit: it failed by itself.
+    """
+    before, first = stored(out), None
+    with begun(words, log) as process:
+        while process.poll() is None:
+            if first is None and stored(out) > before:
+                first = time.monotonic()
+            if first is not None and time.monotonic() >= first + after:
+                os.killpg(process.pid, signal.SIGKILL)
+                if process.wait() == -signal.SIGKILL:
+                    return stored(out)
+            time.sleep(0.05)
+        _require(process, log)
     return None
 
 
@@ -95,9 +109,15 @@ def whole(words: Sequence[str], log: Path) -> float:
         SystemExit: it failed.
     """
     began = time.monotonic()
-    if begun(words, log).wait() != 0:
-        raise SystemExit(f"the run failed: see {log}")
+    with begun(words, log) as process:
+        process.wait()
+        _require(process, log)
     return time.monotonic() - began
+
+
+def _require(process: subprocess.Popen[bytes], log: Path) -> None:
+    if process.returncode != 0:
+        raise SystemExit(f"the run ended with exit code {process.returncode}: see {log}")
 
 
 def episodes(out: Path) -> Iterator[Trajectory]:
@@ -124,7 +144,7 @@ def compared(alone: Path, again: Path) -> dict[str, int]:
     left, right = samples(alone), samples(again)
     return {
         "questions": len(ours),
-        "asked_once": sum(times[key] == 1 for key in ours),
+        "stored_once": sum(times[key] == 1 for key in ours),
         "same_tokens": sum(
             key in theirs and np.array_equal(one.token_ids, theirs[key].token_ids)
             for key, one in ours.items()
@@ -137,8 +157,10 @@ def compared(alone: Path, again: Path) -> dict[str, int]:
 def alike(one: dict[str, Any], other: dict[str, Any]) -> bool:
     """Whether two samples have the same scores and counts, and the same confidence to rounding: the
     likelihood of a token depends in its last digits on what the engine computed beside it."""
-    confidences = [row.get("confidence") or 0.0 for row in (one, other)]
-    return timeless(one) == timeless(other) and math.isclose(*confidences, abs_tol=_ROUNDING)
+    ours, theirs = one.get("confidence"), other.get("confidence")
+    if ours is None or theirs is None:
+        return timeless(one) == timeless(other) and ours is theirs
+    return timeless(one) == timeless(other) and math.isclose(ours, theirs, abs_tol=_ROUNDING)
 
 
 def timeless(row: dict[str, Any]) -> dict[str, Any]:
@@ -148,7 +170,7 @@ def timeless(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Print what came out as JSON."""
+    """Print what came out as JSON; exit with 1 where a question came out otherwise."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("sets", nargs="+")
     parser.add_argument("--data", required=True)
@@ -162,16 +184,19 @@ def main() -> None:
     folder = arguments.out or Path(tempfile.mkdtemp())
     folder.mkdir(parents=True, exist_ok=True)
     alone, again = folder / "alone", folder / "killed"
-    seconds = whole(command(arguments, alone), folder / "alone.log")
+    whole(command(arguments, alone), folder / "alone.log")
     chance, log, at = random.Random(arguments.seed), folder / "killed.log", []
     for _ in range(arguments.kills):
-        found = killed(command(arguments, again), again, log, chance.uniform(0, arguments.longest))
-        if found is None:
+        count = killed(command(arguments, again), again, log, chance.uniform(0, arguments.longest))
+        if count is None:
             break
-        at.append(found)
+        at.append(count)
     whole(command(arguments, again), log)
-    told = {"kills": len(at), "episodes_at_kills": at, **compared(alone, again)}
-    print(json.dumps({**told, "alone_s": round(seconds, 1), "folder": str(folder)}, indent=1))
+    found = compared(alone, again)
+    told = {"kills": len(at), "episodes_at_kills": at, **found, "folder": str(folder)}
+    print(json.dumps(told, indent=1))
+    same = {found[name] for name in ("questions", "stored_once", "same_tokens", "same_scores")}
+    sys.exit(len(same) > 1 or found["others"] > 0)
 
 
 if __name__ == "__main__":

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from agent.trajectory import StopReason, Trajectory
+from eval.analyses.given import OF
 from kg.errors import PolicyUnavailableError
 
-_GIVE_UP = 8  # failures in a row that end a run
+_GIVE_UP = 8  # questions in a row that end a run
 _LAST = 2  # as many at its end mean that the policy is gone, too
 
 
@@ -18,40 +19,47 @@ class PolicyFailedError(PolicyUnavailableError):
 
 @dataclass
 class Failures:
-    """How often the policy failed in a run, over all of its sets.
+    """On which questions the policy failed in a run, over all of its sets.
+
+    Samples of a question, and the steps of a decomposed one, count once: one that the policy cannot take
+    says little about the others.
 
     Attributes:
         out: folder of the run.
         asked, failed: episodes that were played, and those of them that failed.
-        row: failures since the last episode that did not fail.
-        cause: of the last one.
+        row: questions that failed since the last episode that did not.
+        cause: of the last failure.
         over: it failed so often that nothing more is to be asked.
     """
 
     out: Path
     asked: int = 0
     failed: int = 0
-    row: int = 0
+    row: set[str] = field(default_factory=set)
     cause: str = ""
     over: bool = False
+    _questions: set[str] = field(default_factory=set)
 
-    def note(self, found: Trajectory) -> None:
-        """Count an episode."""
+    def note(self, name: str, found: Trajectory) -> None:
+        """Count an episode of a set."""
         self.asked += 1
         if found.stop_reason is not StopReason.POLICY_ERROR:
-            self.row = 0
+            self.row.clear()
             return
-        self.failed, self.row, self.cause = self.failed + 1, self.row + 1, found.error
-        self.over = self.over or self.row >= _GIVE_UP
+        question = f"{name}:{found.task.meta.get(OF) or found.task.id}"
+        self.row.add(question)
+        self._questions.add(question)
+        self.failed, self.cause = self.failed + 1, found.error
+        self.over = self.over or len(self.row) >= _GIVE_UP
 
     def check(self) -> None:
         """See whether the run can go on.
 
         Raises:
-            PolicyFailedError: it failed many times in a row, whatever the set.
+            PolicyFailedError: it failed on many questions in a row, whatever the set.
         """
         if self.over:
-            raise self._error(f"{_GIVE_UP} times in a row")
+            raise self._error(f"on {_GIVE_UP} questions in a row")
 
     def settle(self, answered: bool) -> None:
         """See at the end of a run whether the policy was there.
@@ -63,10 +71,12 @@ class Failures:
             PolicyFailedError: it failed on more than half of what it was asked, or on the last of it. A
                 single question that fails whenever a run goes on is not enough.
         """
-        if 2 * self.failed > self.asked and (self.failed >= _LAST or not answered):
+        if answered and len(self._questions) < _LAST:
+            return
+        if 2 * self.failed > self.asked:
             raise self._error(f"on {self.failed} of {self.asked} episodes")
-        if self.row >= _LAST:
-            raise self._error(f"on the last {self.row} of {self.asked} episodes")
+        if len(self.row) >= _LAST:
+            raise self._error(f"on the last {len(self.row)} questions, of {self.asked} episodes")
 
     def _error(self, how: str) -> PolicyFailedError:
         return PolicyFailedError(

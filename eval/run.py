@@ -206,7 +206,7 @@ async def _play(one: _Set, shared: _Run) -> None:
             await asyncio.to_thread(_keep, found, one.name, store, cache)
             done += 1
             shared.advance(one.name, done, total)
-            shared.failures.note(found)
+            shared.failures.note(one.name, found)
 
 
 def _keep(found: Trajectory, name: str, store: TrajectoryStore, cache: EpisodeCache | None) -> None:

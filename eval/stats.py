@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 _MAX_CELLS = 2_000_000  # of one block of bootstrap draws: bounds the memory
+_LONG = 1e6  # figures from here on are told with a power of ten
 
 
 @dataclass(frozen=True)
@@ -50,9 +51,12 @@ def in_units(value: Interval | None) -> str:
     """The same in the figure's own unit."""
     if value is None:
         return ""
-    if value.low == value.high:
-        return f"{value.mean:.2f} (no spread)"
-    return f"{value.mean:.2f} [{value.low:.2f}, {value.high:.2f}]"
+    mean, low, high = map(_short, (value.mean, value.low, value.high))
+    return f"{mean} (no spread)" if value.low == value.high else f"{mean} [{low}, {high}]"
+
+
+def _short(value: float) -> str:
+    return f"{value:.2f}" if abs(value) < _LONG else f"{value:.3g}"
 
 
 def bootstrap(

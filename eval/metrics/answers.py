@@ -13,6 +13,7 @@ training code: `reseek` is the exact match that its paper reports, normalised as
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import astuple, dataclass
 
@@ -162,6 +163,14 @@ class NumberScorer(Scorer):
         other = SCORERS["squad"](prediction, texts)
         pairs = zip(astuple(numeric), astuple(other), strict=True)
         return AnswerScore(*(max(pair) for pair in pairs))
+
+    def vote(self, prediction: str, answers: Collection[str]) -> str:
+        """See `Scorer.vote`: the number where nothing else counts, else numbers and words."""
+        said = number_in(prediction)
+        if said is not None and all(number(answer) is not None for answer in answers):
+            return written(said)
+        numbers = (written(value) for value in numbers_in(prediction) if math.isfinite(value))
+        return " ".join((*numbers, normalise(prediction))).strip()
 
 
 def _near(value: float, golds: Sequence[float]) -> bool:

@@ -20,7 +20,8 @@ _VERDICT = re.compile(
 )
 _MINUS = re.compile(r"(?<!\w)[-−](?=\.?\d)")
 _POINT = re.compile(r"(?<=\d)\.(?=\d)")
-_LIST = re.compile(r"[,;\n]|\band\b")
+# the comma of 2,000 is in a number
+_LIST = re.compile(r"(?<!\d),|,(?!\d{3}(?!\d))|[;\n]|\band\b")
 
 
 def multiple_choice(prediction: str, choices: Sequence[str], right: int) -> float:

@@ -12,6 +12,12 @@ _SIGNS = str.maketrans("−–", "--")
 _TOKEN = re.compile(
     r"(?<![\w.])(?<![^\W\d_][-−–])[-+−–]?\.?[0-9](?:[0-9.,]*[0-9])?(?:[eE][-+−–]?[0-9]+)?"
 )
+# around a number what makes another of it, or none: `minus 2`, `- 2`, `L^-1`, `0x10`
+_MINUS = re.compile(r"(?i)\b(?:minus|negative)\s+$")
+_DASH = re.compile(r"[-−–]\s+$|—\s*$")
+_POWER = re.compile(r"\^[({]?$")
+_MORE = re.compile(r"_|[^\W\d_]\d|\s?\^")
+_LOOK_BACK = 16  # characters
 _READABLE = re.compile(r"[-+]?(?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9]*)(?:\.[0-9]+)?(?:[eE][-+]?[0-9]+)?")
 _LARGEST = 1e100  # squares of errors stay finite
 _MONTHS = (
@@ -32,11 +38,13 @@ _APART = re.compile(r"(?<=\S)\s?\([^()]*\)\s*$")
 
 
 def numbers_in(text: str) -> list[float]:
-    """All numbers of a text in their order; NaN for one that cannot be read for certain (`1,5`).
+    """All numbers of a text in their order; NaN for one that cannot be read for certain (`1,5`, `- 2`,
+    `10^3`).
 
-    Digits within a word are none (`C1`, `L-1`), the ends of a range are two (`2-3`).
+    Digits within a word are none (`C1`, `L-1`, `L^-1`), the ends of a range are two (`2-3`).
     """
-    return [_value(token) for token in _TOKEN.findall(text)]
+    found = (_in_context(match) for match in _TOKEN.finditer(text))
+    return [value for value in found if value is not None]
 
 
 def number_in(text: str) -> float | None:
@@ -68,10 +76,23 @@ def date_in_words(year: int, month: int, day: int) -> str:
 
 def normalise_values(text: str) -> str:
     """SQuAD's, once dates and numbers are written in one way and what tells a name from its like
-    (`Snatch (film)`) is dropped."""
+    (`Snatch (film)`) is dropped. The first of January is its year, as knowledge graphs write years."""
     for pattern in _DATES:
         text = pattern.sub(_in_words, text)
     return normalise(_APART.sub("", _TOKEN.sub(_plain, text)))
+
+
+def _in_context(match: re.Match[str]) -> float | None:
+    """The number that a token is where it stands; None for the power of a unit."""
+    before = match.string[max(0, match.start() - _LOOK_BACK) : match.start()]
+    if _POWER.search(before):
+        return None
+    if _MORE.match(match.string, match.end()) or _DASH.search(before):
+        return math.nan
+    value = _value(match[0])
+    if not _MINUS.search(before):
+        return value
+    return -value if match[0][0].isdecimal() else math.nan
 
 
 def _value(token: str) -> float:
@@ -85,8 +106,11 @@ def _value(token: str) -> float:
 def _in_words(match: re.Match[str]) -> str:
     month = match["month"]
     place = int(month) if month.isdigit() else _MONTHS.index(month.capitalize()) + 1
+    year, day = int(match["year"]), int(match["day"])
+    if place == day == 1:
+        return str(year)
     try:
-        return date_in_words(int(match["year"]), place, int(match["day"]))
+        return date_in_words(year, place, day)
     except ValueError:
         return match[0]
 

@@ -202,7 +202,11 @@ def ndcg(ranked, relevant, k):
 def pieces_of(text):
     """Pieces of a list and the separator behind each, read character by character."""
     pieces, piece, word = [], "", ""
-    for c in text + "\0":
+    for at, c in enumerate(text + "\0"):
+        inside = c == "," and text[at - 1 : at].isdecimal() and text[at + 1 : at + 4].isdecimal()
+        if inside and len(text) >= at + 4 and not text[at + 4 : at + 5].isdecimal():
+            piece, word = piece + word + c, ""
+            continue
         if c.isalnum() or c == "_":
             word += c
             continue
@@ -307,7 +311,26 @@ def read(token):
 
 
 def values_of(text):
-    return [read(text[begin:end]) for begin, end in spans(text)]
+    """Numbers as they stand among words and signs: None for what could be something else."""
+    found = []
+    for begin, end in spans(text):
+        before, after = text[:begin], text[end:]
+        bracket = before[-1:] in ("(", "{")
+        if before[: len(before) - bracket].endswith("^"):
+            continue
+        value, word, spaced = read(text[begin:end]), "", before[-1:].isspace()
+        for c in reversed(before.rstrip()):
+            if not c.isalnum() and c != "_":
+                break
+            word = c + word
+        if spaced and word.lower() in ("minus", "negative"):
+            value = None if value is None or text[begin] not in DIGITS else -value
+        dash = before.rstrip()[-1:]
+        power = after[:1] == "^" or (after[:1].isspace() and after[1:2] == "^")
+        more = after[:1] == "_" or (after[:1].isalpha() and after[1:2].isdecimal())
+        doubt = power or more or dash == "—" or (spaced and dash != "" and dash in "-−–")
+        found.append(None if doubt else value)
+    return found
 
 
 def number_of_gold(gold):
@@ -357,7 +380,12 @@ def qald_normal(text):
             and four.isdigit()
         ):
             words[at], words[at + 1] = month, day
-    kept = " ".join(words)
+    for at in range(len(words) - 2):
+        day, year = words[at + 1].rstrip(","), words[at + 2].rstrip(",;.")
+        new_year = words[at].lower() == "january" and day in ("1", "01", "1st", "01st")
+        if new_year and len(year) == 4 and year.isdigit():
+            words[at] = words[at + 1] = ""
+    kept = " ".join(filter(None, words))
     if kept.endswith(")") and "(" in kept[1:] and ")" not in kept[kept.rindex("(") : -1]:
         kept = kept[: kept.rindex("(")]
     out, last = "", 0

@@ -289,17 +289,22 @@ def test_a_gold_entity_that_holds_a_separator_is_not_cut(prediction, golds, hit,
 
 @pytest.mark.parametrize("name", SCORERS)
 def test_equal_votes_have_equal_scores(name):
-    """Of answers that differ in nothing but the marks between their words."""
-    scored, said = {}, 0
-    for words in product(
-        ["Drama", "the comedy", "Horror"], [" ", ", ", " and "], ["drama", "Horror"]
+    """Of answers that differ in nothing but the marks between their words, and of numbers."""
+    genres = product(["Drama", "the comedy", "Horror"], [" ", ", ", " and "], ["drama", "Horror"])
+    numbers = [
+        *product(["", "-", "about ", "minus "], ["2.5", "5"], [" to -3", " apples", ".", ""])
+    ]
+    for golds, replies in (
+        (["Drama", "Comedy"], genres),
+        (["-2.5"], numbers),
+        (["5 apples", "2.5"], numbers),
     ):
-        prediction = "".join(words)
-        vote = SCORERS[name].vote(prediction, ["Drama", "Comedy"])
-        found = SCORERS[name](prediction, ["Drama", "Comedy"])
-        assert scored.setdefault(vote, found) == found, prediction
-        said += 1
-    assert 1 < len(scored) < said
+        scored, said = {}, ["".join(words) for words in replies]
+        for prediction in said:
+            vote = SCORERS[name].vote(prediction, golds)
+            found = SCORERS[name](prediction, golds)
+            assert scored.setdefault(vote, found) == found, (prediction, golds)
+        assert 1 < len(scored) < len(said)
 
 
 @pytest.mark.parametrize(
@@ -340,6 +345,9 @@ def test_a_gold_that_is_no_number_is_compared_as_text():
         ("1997-04-05", "April 5, 1997"),
         ("April 5th 1997", "April 5, 1997"),
         ("53,394,000,000", "53394000000"),
+        ("January 1, 1997", "1997"),
+        ("1997-01-01", "1997"),
+        ("minus 2.5", "-2.5"),
         ("20.0", "20"),
         ("Snatch", "Snatch (film)"),
         ("Snatch (2000 film)", "Snatch (film)"),
@@ -352,7 +360,14 @@ def test_dates_numbers_and_names_are_the_same_however_they_are_written(predictio
 
 @pytest.mark.parametrize(
     ("prediction", "gold"),
-    [("200", "20.0"), ("181", "1.81"), ("2.5", "-2.5"), ("April 6, 1997", "April 5, 1997")],
+    [
+        ("200", "20.0"),
+        ("181", "1.81"),
+        ("2.5", "-2.5"),
+        ("April 6, 1997", "April 5, 1997"),
+        ("2,000", "2"),
+        ("1,000,000 people", "1"),
+    ],
 )
 def test_a_sign_a_point_and_a_day_are_not_lost(prediction, gold):
     assert scorer("qald")(prediction, [gold]).f1 == 0

@@ -9,7 +9,9 @@ from types import SimpleNamespace
 import pytest
 
 from agent.policies.base import Completion, Policy
+from agent.task import Task
 from agent.trajectory import StopReason
+from eval.analyses.given import OF
 from eval.command import evaluate
 from eval.failures import Failures, PolicyFailedError
 from eval.folder import (
@@ -32,7 +34,7 @@ from tests.eval.runs import (
 def test_going_on_asks_only_what_is_missing_and_what_failed(policy, settings, tmp_path):
     out = tmp_path / "a"
     policy.after = 20
-    with pytest.raises(PolicyUnavailableError, match="times in a row"):
+    with pytest.raises(PolicyUnavailableError, match="in a row"):
         ask(settings, out, cache=False)
     broken = score_run(out).sets[0]
     assert 0 < broken.errors < 24
@@ -91,7 +93,7 @@ def test_a_failed_attempt_is_kept_once_however_often_it_is_written(tmp_path):
 def test_failures_in_a_row_count_across_sets(policy, lexical, tmp_path):
     sets = [own_questions(tmp_path / f"{name}.jsonl") for name in "abc"]
     policy.after = 0
-    with pytest.raises(PolicyUnavailableError, match="8 times in a row"):
+    with pytest.raises(PolicyUnavailableError, match="8 questions in a row"):
         evaluate(sets, {"limit": 5, "concurrency": 1}, lexical, tmp_path / "r", False, print)
     assert [one.episodes for one in score_run(tmp_path / "r").sets] == [5, 3, 0]
     assert (tmp_path / "r" / "report.html").is_file()
@@ -103,7 +105,7 @@ def test_a_policy_that_is_gone_at_the_end_is_told(policy, lexical, tmp_path):
     evaluate([mine], options, lexical, tmp_path / "a", False, print)
     calls = policy.made[-1].calls
     policy.after, told = calls // 2, []
-    with pytest.raises(PolicyUnavailableError, match=r"on the last [2-5] of 6 episodes"):
+    with pytest.raises(PolicyUnavailableError, match=r"on the last [2-5] questions, of 6 episodes"):
         evaluate([mine], options, lexical, tmp_path / "b", False, print)
     policy.after = calls - 1
     evaluate([mine], options, lexical, tmp_path / "c", False, told.append)
@@ -143,7 +145,7 @@ def test_what_is_under_way_when_the_policy_fails_too_often_is_finished(
         )
     )
     for asked, answered, failed in ((16, 4, 12), (32, 5, 15)):  # and the same command again
-        with pytest.raises(PolicyUnavailableError, match="8 times in a row"):
+        with pytest.raises(PolicyUnavailableError, match="8 questions in a row"):
             evaluate(
                 [str(mine)],
                 {"concurrency": 16, "cache": False},
@@ -161,21 +163,26 @@ def test_what_is_under_way_when_the_policy_fails_too_often_is_finished(
 @pytest.mark.parametrize(
     ("said", "answered", "error"),
     [
-        ("xooo" * 3, True, ""),
-        ("xxox", False, "on 3 of 4"),
-        ("ooxx", True, "on the last 2 of 4"),
-        ("x", False, "on 1 of 1"),
-        ("x", True, ""),  # one that fails whenever the run goes on
-        ("xx", True, "on 2 of 2"),
-        ("xxxxxxxx" + "o" * 9, True, "8 times in a row"),
-        ("xxxxxxx" + "o" * 9, True, ""),
+        # a letter is a question, a capital one that fails
+        ("ABcdefABghiABkl", True, ""),
+        ("ABCd", False, "on 3 of 4"),
+        ("abcdCD", True, "on the last 2 questions, of 6"),
+        ("A", False, "on 1 of 1"),
+        ("A", True, ""),  # it fails whenever the run goes on
+        ("AAAAAAAAAAAA", True, ""),  # all of its samples do
+        ("bcdeAAA", True, ""),
+        ("AB", True, "on 2 of 2"),
+        ("ABABAB", True, "on 6 of 6"),
+        ("ABCDEFGHijklmnopq", True, "8 questions in a row"),
+        ("ABCDEFGijklmnopq", True, ""),
     ],
 )
 def test_when_a_policy_counts_as_failed(tmp_path, said, answered, error):
     failures = Failures(tmp_path)
     for one in said:
-        reason = StopReason.POLICY_ERROR if one == "x" else StopReason.ANSWER
-        failures.note(SimpleNamespace(stop_reason=reason, error="gone"))
+        reason = StopReason.POLICY_ERROR if one.isupper() else StopReason.ANSWER
+        task = Task(one, "Who?")
+        failures.note("set", SimpleNamespace(stop_reason=reason, error="gone", task=task))
 
     def judge():
         failures.check()
@@ -186,3 +193,12 @@ def test_when_a_policy_counts_as_failed(tmp_path, said, answered, error):
         return
     with pytest.raises(PolicyFailedError, match=error):
         judge()
+
+
+def test_the_steps_of_a_question_fail_as_one(tmp_path):
+    failures, steps = Failures(tmp_path), [Task(f"q#{n}", "Who?", meta={OF: "q"}) for n in range(9)]
+    for step in steps:
+        found = SimpleNamespace(stop_reason=StopReason.POLICY_ERROR, error="gone", task=step)
+        failures.note("set", found)
+    failures.check()
+    failures.settle(answered=True)

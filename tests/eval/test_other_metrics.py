@@ -23,7 +23,7 @@ from eval.metrics.abstention import (
 from eval.metrics.choice import entity_overlap, hits_at_1, multiple_choice, rmse, roc_auc
 from eval.metrics.retrieval import hit_at_k, mrr, ndcg_at_k, recall_at_k
 from eval.metrics.sampling import majority, pass_at_k
-from eval.metrics.values import normalise_values, number, number_in, written
+from eval.metrics.values import normalise_values, number, number_in, numbers_in, written
 from tests.eval import references as ref
 
 
@@ -275,6 +275,19 @@ def test_roc_auc_is_the_share_of_ordered_pairs_and_rmse_by_hand():
         ("1e-3", 0.001),
         ("-2.5 mol L-1", -2.5),
         ("C1CC1 has 3", 3),
+        ("minus 2.5", -2.5),
+        ("about (negative 2.5)", -2.5),
+        ("-2.5 kcal mol^-1", -2.5),
+        ("-2.5 mol L^{-1}", -2.5),
+        ("2,000", 2000),
+        ("- 2.5", None),
+        ("Answer: − 2.5", None),
+        ("—2.5", None),
+        ("minus -2.5", None),
+        ("0x10", None),
+        ("1_000", None),
+        ("10^-3", None),
+        ("10 ^3", None),
         ("2-3", None),
         ("-2.5 ± 0.3", None),
         ("2,5", None),
@@ -294,6 +307,22 @@ def test_one_number_is_read_out_of_prose(text, found):
     assert number_in(text) == found
 
 
+MARKS = (
+    *("minus", "negative", "- ", "−", "—", "-", "^", "{", "(", ")", "}", " ", "2", "3.5", "1,000"),
+    *("L", "x", "_", "mol", "kcal", "e", "E5", "10", "°", "×", ".", ","),
+)
+
+
+def test_numbers_among_signs_and_words_equal_the_reference():
+    chance, doubtful = random.Random(1), 0
+    for _ in range(20_000):
+        text = "".join(chance.choices(MARKS, k=chance.randint(1, 7)))
+        found = [None if math.isnan(value) else value for value in numbers_in(text)]
+        assert found == ref.values_of(text), text
+        doubtful += None in found
+    assert doubtful > 1000
+
+
 @given(st.floats(-1e15, 1e15, allow_subnormal=False))
 def test_a_written_number_is_read_again(value):
     assert number(written(value)) == pytest.approx(value, rel=1e-14)
@@ -302,7 +331,7 @@ def test_a_written_number_is_read_again(value):
 
 
 def test_a_long_reply_is_read_once():
-    for part in ("1", "1.", "1,", "-", "1 ", "(", " (", "April 5 "):
+    for part in ("1", "1.", "1,", "-", "1 ", "- ", "^-1", "(", " (", "April 5 "):
         began = time.perf_counter()
         normalise_values(part * 20_000)
         number_in(part * 20_000)

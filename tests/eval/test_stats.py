@@ -14,6 +14,7 @@ from eval.stats import (
     crossed,
     estimate,
     holm,
+    in_units,
     mcnemar_p,
     paired,
     permutation_p,
@@ -30,6 +31,12 @@ def test_the_interval_of_a_mean():
     assert found.low == pytest.approx(0.4, abs=0.02)
     assert found.high == pytest.approx(0.6, abs=0.02)
     assert found == bootstrap([0, 1] * 50)
+
+
+def test_a_figure_in_units_fits_a_cell_however_large_it_is():
+    assert in_units(bootstrap([1.0, 1.0])) == "1.00 (no spread)"
+    assert in_units(bootstrap([-2.5, 1e80] * 9)).startswith("5e+79 [")
+    assert in_units(None) == ""
 
 
 @pytest.mark.parametrize("bad", [[], [math.nan], [1.0, math.inf]])
@@ -119,7 +126,9 @@ def test_where_80_in_100_are_found_is_documented():
     assert power(0.475, 0.525, 0.0) == pytest.approx(0.61, abs=0.01)
 
 
-@pytest.mark.parametrize(("accuracy", "phi"), [(0.3, 0.0), (0.3, 0.8), (0.5, 0.0), (0.5, 0.4)])
+@pytest.mark.parametrize(
+    ("accuracy", "phi"), [(0.3, 0.0), (0.3, 0.8), (0.5, 0.0), (0.5, 0.4), (0.5, 0.8)]
+)
 def test_runs_that_differ_by_chance_only_are_told_equal_in_95_of_100(accuracy, phi):
     assert found(1000, accuracy, accuracy, phi) <= 50
 
