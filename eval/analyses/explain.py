@@ -46,12 +46,12 @@ def _turn(done: Trajectory, turn: Turn, place: int) -> Iterator[str]:
         asked = ", ".join(str(value) for value in action.arguments.values())
         again = _asked_before(done, turn, place)
         result = _seen(turn)
-        yield f"It used {action.name} with \u201c{_one_line(asked)}\u201d{again}{result}."
+        yield _sentence(f"It used {action.name} with \u201c{_one_line(asked)}\u201d{again}{result}")
     elif action.kind is ActionKind.ANSWER:
         forced = " because a budget was spent" if turn.forced else ""
         yield f"It answered{forced}, {_certainty(done, turn)}."
     else:
-        yield f"It declined to answer: {_one_line(action.text) or 'no reason given'}."
+        yield _sentence(f"It declined to answer: {_one_line(action.text) or 'no reason given'}")
 
 
 def _asked_before(done: Trajectory, turn: Turn, place: int) -> str:
@@ -143,6 +143,11 @@ def _cause(done: Trajectory) -> str:
     if not done.answer.strip():
         return "It was shown all it needed, and gave no answer."
     return "A failure of reading: it was shown all it needed."
+
+
+def _sentence(text: str) -> str:
+    """With one full stop, whether what it ends with is a sentence already or not."""
+    return text if text.endswith((".", "!", "?", "…")) else f"{text}."
 
 
 def _one_line(text: str) -> str:

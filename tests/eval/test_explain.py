@@ -178,3 +178,10 @@ def test_rewards_that_were_attached_are_told():
     text = explain(episode(search(), answer(), rewards={"thumb": 1.0, "clarity": 0.25}))
     assert "Rewards attached to it: thumb 1, clarity 0.25." in text
     assert "Rewards" not in explain(episode(answer()))
+
+
+@pytest.mark.parametrize("reason", ["The results do not say.", "The results do not say", ""])
+def test_a_sentence_ends_with_one_full_stop(reason):
+    text = explain(episode(abstain(reason)))
+    said = reason.rstrip(".") or "no reason given"
+    assert f"It declined to answer: {said}.\n" in text
