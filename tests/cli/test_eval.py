@@ -70,7 +70,7 @@ def test_a_server_that_is_not_there_ends_the_run_and_leaves_a_report(agent, tmp_
     done = agent("eval", "library", "--limit", "2", "--policy", url, "--model", "m", "--out", "c")
     assert done.returncode == 5
     assert done.stdout == ""
-    assert "the policy failed on all that it was asked (2 episodes)" in done.stderr
+    assert "the policy failed on 2 of 2 episodes" in done.stderr
     assert "agent eval score c" in done.stderr
     assert {path.name for path in (tmp_path / "c").iterdir()} >= FILES
     header = json.loads((tmp_path / "c" / "run.json").read_text())
