@@ -2,9 +2,9 @@
 
 Collects groups of rollouts on a fictional world (or reads a store of them), scores them under the
 policy that wrote them, and reports every reward that the world's tasks can feed: its spread, its
-correlation with the final outcome and with the share of gold evidence found. Information gain must be
-higher on search turns whose result holds gold evidence: AUROC over turns, with an interval over
-questions.
+correlation with the final outcome and with the share of gold evidence found. Information gain, of the
+gold answer and of the answers of steps, must be higher on search turns whose result holds gold evidence:
+AUROC over turns, with an interval over questions.
 
     python benchmarks/rewards.py [--policy vllm:micro] [--groups 125] [--group 8] [--seed 41]
 """
@@ -18,6 +18,7 @@ import sys
 import tempfile
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -34,13 +35,15 @@ from eval.fictional.make import make_world  # noqa: E402
 from eval.metrics import contains  # noqa: E402
 from eval.metrics.choice import roc_auc  # noqa: E402
 from rl.collect import CollectRequest, collect  # noqa: E402
+from rl.probes import step_answers  # noqa: E402
 from rl.rewards import Need, RewardContext, RewardError, make_reward, reward_names  # noqa: E402
 from rl.rewards.context import of_task, task_has  # noqa: E402
-from rl.scoring import GroupScores, load_scorer, score_group  # noqa: E402
+from rl.scoring import load_scorer, score_group  # noqa: E402
 from tools.progress import bar  # noqa: E402
 
 Groups = dict[str, list[Trajectory]]
 DRAWS = 500
+FORMS = ("log_probability", "probability")
 
 
 def collected(args: argparse.Namespace, root: Path) -> Groups:
@@ -68,15 +71,18 @@ def collected(args: argparse.Namespace, root: Path) -> Groups:
     return groups
 
 
-def scores_of(groups: Groups, policy: str) -> GroupScores:
-    """Gold-answer scores of every turn of every answerable group."""
+def probed(groups: Groups, policy: str) -> RewardContext:
+    """Scores of gold answers and of the answers of steps at every turn of every answerable group."""
     name = policy.rpartition(":")[2]
     scorer = load_scorer(resolve(name, load_settings().models_dir), name)
     gold: dict[str, npt.NDArray[np.float64]] = {}
+    steps: dict[str, npt.NDArray[np.float64]] = {}
     for group in groups.values():
-        if group[0].task.answers:
-            gold |= score_group(scorer, group, group[0].task.answers[:3]).gold
-    return GroupScores(gold=gold)
+        if answers := group[0].task.answers[:3]:
+            found = score_group(scorer, group, (*answers, *step_answers(group[0].task))).gold
+            gold |= {id: table[: len(answers)] for id, table in found.items()}
+            steps |= {id: table[len(answers) :] for id, table in found.items()}
+    return RewardContext(gold_logprobs=gold, step_logprobs=steps)
 
 
 def rewards_of(groups: Groups, context: RewardContext) -> tuple[dict[str, Any], dict[str, str]]:
@@ -91,7 +97,7 @@ def rewards_of(groups: Groups, context: RewardContext) -> tuple[dict[str, Any], 
         fit = [
             g for g in groups.values() if all(task_has(n, g[0].task) for n in _task_needs(reward))
         ]
-        if Need.PROBES in reward.needs:
+        if {Need.PROBES, Need.STEP_PROBES} & {*reward.needs}:
             fit = [group for group in fit if group[0].id in context.gold_logprobs]
         if lacking or not fit:
             left_out[name] = ", ".join(lacking) or "no task of a world feeds it"
@@ -165,6 +171,16 @@ class SearchTurn(NamedTuple):
     gain: float
     evidence: bool
     answer: bool
+
+
+def finds_evidence(groups: Groups, context: RewardContext, name: str, form: str) -> dict[str, Any]:
+    """`gain_finds_evidence` of one reward."""
+    reward = make_reward(name, {"form": form})
+    scored = [group for group in groups.values() if group[0].id in context.gold_logprobs]
+    gains = {
+        t.id: row for group in scored for t, row in zip(group, reward(group, context), strict=True)
+    }
+    return gain_finds_evidence(groups, gains)
 
 
 def gain_finds_evidence(
@@ -254,30 +270,16 @@ def main() -> None:
         groups = collected(args, Path(root))
     by_id = {t.id: t for group in groups.values() for t in group}
     confidence = {t.id: t.confidence for t in by_id.values() if t.confidence is not None}
-    context = RewardContext(
-        gold_logprobs=scores_of(groups, args.policy).gold, confidence=confidence
-    )
+    context = replace(probed(groups, args.policy), confidence=confidence)
     values, left_out = rewards_of(groups, context)
     result = {
         "trajectories": len(by_id),
         "groups": len(groups),
         "rewards": table(values, by_id),
         "left_out": left_out,
-        "information_gain": {
-            form: gain_finds_evidence(
-                groups,
-                {
-                    t.id: row
-                    for group in groups.values()
-                    if group[0].id in context.gold_logprobs
-                    for t, row in zip(
-                        group,
-                        make_reward("information_gain", {"form": form})(group, context),
-                        strict=True,
-                    )
-                },
-            )
-            for form in ("log_probability", "probability")
+        **{
+            name: {form: finds_evidence(groups, context, name, form) for form in FORMS}
+            for name in ("information_gain", "step_gain")
         },
     }
     print(json.dumps(result, indent=1))

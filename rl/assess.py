@@ -9,11 +9,13 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
+from agent.task import Task
 from agent.trajectory import Status, Trajectory, TrajectoryError
 from kg.errors import TurnwiseError, UsageError
 from rl.assessment_recipe import Assessment, CreditChoice
@@ -24,8 +26,7 @@ from rl.reduction import token_weights
 from rl.rewards import Combination, Need, RewardContext, RewardError, Values, require
 
 if TYPE_CHECKING:
-    from rl.rewards.information_gain import InformationGain
-    from rl.scoring import Scorer
+    from rl.scoring import Alias, Scorer
 
 log = logging.getLogger(__name__)
 #: Why a rollout that declined is left out, where the recipe says so.
@@ -33,6 +34,7 @@ DECLINED = "it declined, and the recipe compares only rollouts that did not"
 _NO_GOLD = "its task has no gold answer to probe for"
 
 Group = Sequence[Trajectory]
+Probes = Mapping[str, npt.NDArray[np.float64]]
 #: Predicted returns of groups: per trajectory float64[its tokens], before each sampled token.
 Predict = Callable[[Sequence[Group]], Sequence[Floats]]
 
@@ -133,8 +135,8 @@ def assess(
     seen: set[str] = set()
     faults: list[str] = []
     whole = [_fit(group, seen, dropped, spec.credit) for group in groups]
-    if spec.needs_probes and scorer is not None:
-        whole, given = _probed(whole, given, scorer, spec.gain, dropped)
+    if spec.needs_scorer and scorer is not None:
+        whole, given = _probed(whole, given, scorer, spec, dropped)
     for group in whole:
         fit, parts = _rewarded(group, spec.reward, given, dropped, faults)
         if fit:
@@ -200,7 +202,8 @@ def _anchors(trajectories: Sequence[Trajectory], mask: Bools) -> Ints:
 
 
 def _require(spec: Assessment, context: RewardContext, scorer: Scorer | None) -> None:
-    promised = context.promised | ({Need.PROBES} if scorer is not None else frozenset())
+    probes = {Need.PROBES, Need.STEP_PROBES}
+    promised = context.promised | (probes if scorer is not None else frozenset())
     require(spec.reward.rewards.values(), replace(context, promised=promised))
     if Need.PROGRESS in spec.reward.needs and not context.has(Need.PROGRESS):
         raise UsageError("a reward's weight changes over the run, and no progress is given")
@@ -243,28 +246,52 @@ def _probed(
     groups: Sequence[Group],
     context: RewardContext,
     scorer: Scorer,
-    gain: InformationGain,
+    spec: Assessment,
     dropped: list[Dropped],
 ) -> tuple[list[list[Trajectory]], RewardContext]:
-    """The trajectories of each group that have probes, after scoring those that had none."""
+    """The trajectories of each group that have the probes of the recipe, after scoring those that had
+    none."""
+    from rl.probes import step_answers
+
+    left = [list(group) for group in groups]
+    if spec.needs_probes:
+        score = partial(_scored, scorer, before=spec.gain.before, alias=spec.gain.alias)
+        left, found = score(left, context.gold_logprobs, lambda task: task.answers, dropped)
+        context = replace(context, gold_logprobs=found)
+    if Need.STEP_PROBES in spec.reward.needs:
+        score = partial(_scored, scorer, before=spec.step_gain.before, alias="all")
+        left, found = score(left, context.step_logprobs, step_answers, dropped)
+        context = replace(context, step_logprobs=found)
+    return left, context
+
+
+def _scored(
+    scorer: Scorer,
+    groups: Sequence[Group],
+    had: Probes,
+    answers_of: Callable[[Task], Sequence[str]],
+    dropped: list[Dropped],
+    *,
+    before: str,
+    alias: Alias,
+) -> tuple[list[list[Trajectory]], Probes]:
+    """The trajectories whose answers have scores, and all scores."""
     from rl.probes import Wrapper
     from rl.scoring import score_groups
 
-    had = context.gold_logprobs
     lacking = [bare for group in groups if (bare := [t for t in group if t.id not in had])]
-    asked = [group for group in lacking if group[0].task.answers]
-    answers = [group[0].task.answers for group in asked]
-    scores = score_groups(scorer, asked, answers, Wrapper(gain.before), alias=gain.alias)
+    asked = [group for group in lacking if answers_of(group[0].task)]
+    answers = [answers_of(group[0].task) for group in asked]
+    scores = score_groups(scorer, asked, answers, Wrapper(before), alias=alias)
     found = dict(had)
     problems = [line for one in scores for line in one.problems]
     for one in scores:
         found |= one.gold
     for trajectory in (t for group in lacking for t in group if t.id not in found):
         told = (line for line in problems if f"trajectory {trajectory.id} " in line)
-        other = "it could not be scored" if trajectory.task.answers else _NO_GOLD
+        other = "it could not be scored" if answers_of(trajectory.task) else _NO_GOLD
         dropped.append(Dropped(trajectory.id, next(told, other)))
-    left = [[t for t in group if t.id in found] for group in groups]
-    return left, replace(context, gold_logprobs=found)
+    return [[t for t in group if t.id in found] for group in groups], found
 
 
 def _rewarded(

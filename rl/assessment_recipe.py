@@ -12,7 +12,7 @@ from rl.credit import find
 from rl.recipe import Recipe, Strict
 from rl.reduction import Aggregation, KlEstimator, Level
 from rl.rewards import Combination, Need, Part
-from rl.rewards.information_gain import InformationGain
+from rl.rewards.information_gain import InformationGain, StepGain
 
 #: Label of the reward part that an anchor in the reward becomes.
 KL = "kl"
@@ -142,6 +142,8 @@ class Assessment(Recipe):
         assert self.reward
         if len(asked := {(one.before, one.alias) for one in self._gains}) > 1:
             raise ValueError(f"parts of information_gain differ in 'before' or 'alias': {asked}")
+        if len(opened := {one.before for one in self._step_gains}) > 1:
+            raise ValueError(f"parts of step_gain differ in 'before': {opened}")
         return self
 
     @cached_property
@@ -169,11 +171,25 @@ class Assessment(Recipe):
         return Need.PROBES in self.reward.needs
 
     @property
+    def needs_scorer(self) -> bool:
+        """Whether a reward reads probes of any kind, which a model has to compute."""
+        return self.needs_probes or Need.STEP_PROBES in self.reward.needs
+
+    @property
     def gain(self) -> InformationGain:
         """The first information gain of the recipe, whose probes are those of all; the default where it
         has none."""
         return next(self._gains, InformationGain())
 
     @property
+    def step_gain(self) -> StepGain:
+        """The same of gains about the answers of steps."""
+        return next(self._step_gains, StepGain())
+
+    @property
     def _gains(self) -> Iterator[InformationGain]:
         return (one for one in self.reward.leaves if isinstance(one, InformationGain))
+
+    @property
+    def _step_gains(self) -> Iterator[StepGain]:
+        return (one for one in self.reward.leaves if isinstance(one, StepGain))

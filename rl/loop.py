@@ -312,7 +312,7 @@ class _Run:
             if recipe.needs_anchor:
                 kl = turn_kl(self.learner, groups, recipe.update.tree_tokens)
                 context = replace(context, anchor_kl=kl)
-            scorer = LearnerScorer(self.learner) if recipe.needs_probes else None
+            scorer = LearnerScorer(self.learner) if recipe.needs_scorer else None
             values = self.critic.values if self.critic is not None else None
             assessed = assess(groups, recipe, context, scorer, values)
             right = right_replies(assessed, self.learner.template)

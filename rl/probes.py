@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from agent.policies.chat import ChatTemplate
+from agent.task import Task
 from kg.errors import UsageError
 
 Ids = npt.NDArray[np.int64]
@@ -42,6 +43,14 @@ class Probe:
 
     ids: Ids
     answer: npt.NDArray[np.bool_]
+
+
+def step_answers(task: Task) -> tuple[str, ...]:
+    """What the steps of a question find, the first accepted form of each; of a question without known
+    steps its first accepted answer."""
+    steps = task.meta.get("steps")
+    found = [step["answers"][:1] for step in steps] if isinstance(steps, list) else []
+    return tuple(dict.fromkeys(answer for one in found for answer in one)) or task.answers[:1]
 
 
 def make_probe(template: ChatTemplate, answer: str, wrapper: Wrapper | None = None) -> Probe:

@@ -336,7 +336,7 @@ def _assessed(
     if recipe.needs_anchor:
         kl = turn_kl(learner, groups, recipe.update.tree_tokens)
         context = replace(context, anchor_kl=kl)
-    scorer = LearnerScorer(learner) if recipe.needs_probes else None
+    scorer = LearnerScorer(learner) if recipe.needs_scorer else None
     return assess(groups, recipe, context, scorer)
 
 

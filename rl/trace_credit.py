@@ -78,7 +78,7 @@ class Accountant:
             PolicyUnavailableError: the recipe needs probes and the model cannot be had.
         """
         scorer, label = None, ""
-        if self.spec.needs_probes:
+        if self.spec.needs_scorer:
             _require_probeable(trajectory)
             if reason := unfit(trajectory, self.spec.credit):
                 raise UsageError(f"the episode {trajectory.id} cannot be assessed: {reason}")

@@ -353,6 +353,7 @@ class TrainRecipe(Assessment):
         """What the run computes or loads for its rewards."""
         by_field = {
             Need.PROBES: True,
+            Need.STEP_PROBES: True,
             Need.PROGRESS: True,
             Need.ANCHOR: self.loss.anchor is not None,
             Need.KNOWN: self.tasks.probe > 0,

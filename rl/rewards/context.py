@@ -63,6 +63,7 @@ class Need(StrEnum):
     PROPERTY = "molecule properties"
     CLAIMED = "claimed labels"
     PROBES = "information-gain probes"
+    STEP_PROBES = "probes of step answers"
     ANCHOR = "anchor log-probabilities"
     KNOWN = "knowledge boundary labels"
     CONFIDENCE = "confidences"
@@ -91,6 +92,7 @@ _REMEDIES = {
     Need.PROPERTY: "Task.meta['property']",
     Need.CLAIMED: "Task.meta['claimed']",
     Need.PROBES: "RewardContext.gold_logprobs",
+    Need.STEP_PROBES: "RewardContext.step_logprobs",
     Need.ANCHOR: "RewardContext.anchor_kl",
     Need.KNOWN: "RewardContext.known",
     Need.CONFIDENCE: "RewardContext.confidence",
@@ -113,6 +115,8 @@ class RewardContext:
             log-probability, nats a token, of each gold answer when it is forced in the context that
             the turn's policy call saw; column 0 is the bare prompt. Rows follow `Task.answers`; NaN
             behind column 0 where an answer was not probed.
+        step_logprobs: likewise of the answers of the task's steps: float[steps, turns], in the order of
+            `rl.probes.step_answers`.
         anchor_kl: trajectory id to float64[turns]: sum over a turn's sampled tokens of log p(policy) -
             log p(anchor), nats; 0 on a turn that a script wrote.
         known: `task_key` of a task to whether the policy answers it closed-book.
@@ -129,6 +133,7 @@ class RewardContext:
     """
 
     gold_logprobs: Mapping[str, npt.NDArray[np.float64]] = field(default_factory=dict)
+    step_logprobs: Mapping[str, npt.NDArray[np.float64]] = field(default_factory=dict)
     anchor_kl: Mapping[str, npt.NDArray[np.float64]] = field(default_factory=dict)
     known: Mapping[str, bool] = field(default_factory=dict)
     confidence: Mapping[str, float] = field(default_factory=dict)
@@ -160,6 +165,7 @@ def _held(context: RewardContext, need: Need) -> bool:
         return optional[need] is not None
     tables: dict[Need, Mapping[str, object]] = {
         Need.PROBES: context.gold_logprobs,
+        Need.STEP_PROBES: context.step_logprobs,
         Need.ANCHOR: context.anchor_kl,
         Need.KNOWN: context.known,
         Need.CONFIDENCE: context.confidence,

@@ -9,10 +9,11 @@ done before: `RewardContext.gold_logprobs`. Normalising and discounting is the c
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import ClassVar, Literal
 
 import numpy as np
+import numpy.typing as npt
 from pydantic import Field
 
 from agent.trajectory import Trajectory
@@ -27,27 +28,18 @@ group is normalised: it cancels where each reward is divided by its own standard
 _ROUNDING = 1e-4  # a log-probability of a sure token may come out a hair above 0
 
 
-@register
-class InformationGain(Reward):
-    """Gain in the gold answer's probability, or log-probability, by each turn before the answer.
-
-    A forward difference: the sum over a trajectory telescopes to last score less first, so turns that
-    add nothing earn nothing, however many there are.
+class _Gain(Reward):
+    """Gains in likelihood by each turn before the last.
 
     Attributes:
         form: `log_probability` (the final paper and the released script; unbounded) or `probability`
             (first version of the paper; a sum in -1..1).
-        alias: which gold answer is scored, one for the whole question so that differences compare:
-            the one likeliest on the bare prompt, or the first (the released code).
         before: text that is forced before the answer, as the policy's action format opens one.
         only: tools whose turns may earn; empty for all turns.
         bound: values are cut to plus or minus this; 0 for no bound. The sum no longer telescopes.
     """
 
-    name: ClassVar[str] = "information_gain"
-    source: ClassVar[str] = "IGPO 2510.14967 and its released code"
     form: Literal["log_probability", "probability"] = "log_probability"
-    alias: Literal["likeliest", "first"] = "likeliest"
     before: str = "<answer>"
     only: tuple[str, ...] = ()
     bound: float = Field(0.0, ge=0)
@@ -58,17 +50,71 @@ class InformationGain(Reward):
         whole = self.form == "probability" and not self.only and not self.bound
         return Range(-1.0, 1.0) if whole else UNBOUNDED
 
-    @property
-    def needs(self) -> tuple[Need, ...]:
-        """Scores of the gold answer at every turn."""
-        return (Need.PROBES,)
-
     def given(self, trajectory: Trajectory) -> Bools:
         """Turns that may earn: never the last one, behind which there is nothing to probe."""
         names = [turn.action.name for turn in trajectory.turns]
         mask = np.array([not self.only or name in self.only for name in names], dtype=np.bool_)
         mask[-1:] = False
         return mask
+
+    def _gains(self, trajectory: Trajectory, scores: Floats) -> Floats:
+        row = nothing(trajectory)
+        steps = np.diff(scores)
+        row[: len(steps)] = steps
+        if self.bound:
+            row = np.clip(row, -self.bound, self.bound)
+        if self.only:
+            row[[turn.action.name not in self.only for turn in trajectory.turns]] = 0.0
+        return row
+
+
+def _table(
+    trajectory: Trajectory, tables: Mapping[str, npt.NDArray[np.float64]], what: str
+) -> Floats:
+    """float64[answers, columns], checked; NaN in the rows of answers that were not probed.
+
+    Raises:
+        RewardError: no scores, too few or too many columns, or one that is no log-probability.
+    """
+    columns = len(trajectory.turns)
+    if not trajectory.turns:
+        return np.zeros((0, 0))
+    if trajectory.id not in tables:
+        raise RewardError(f"no log-probabilities of the {what}", trajectory.id)
+    table = np.atleast_2d(np.asarray(tables[trajectory.id], dtype=np.float64))
+    if table.ndim != 2 or table.shape[1] != columns or not len(table):
+        shape = f"log-probabilities of the {what} of shape {table.shape}, not [answers, {columns}]"
+        raise RewardError(shape, trajectory.id)
+    wrong = ~np.isfinite(table) | (table > _ROUNDING)
+    if _probed(table).any():
+        wrong[~_probed(table)] = False
+    if wrong.any():
+        alias, turn = (int(i) for i in np.argwhere(wrong)[0])
+        found = f"the {what}'s log-probability is {table[alias, turn]}"
+        raise RewardError(found, trajectory.id, turn)
+    return np.minimum(table, 0.0)
+
+
+@register
+class InformationGain(_Gain):
+    """Gain in the gold answer's probability, or log-probability, by each turn before the answer.
+
+    A forward difference: the sum over a trajectory telescopes to last score less first, so turns that
+    add nothing earn nothing, however many there are. Other attributes: see `_Gain`.
+
+    Attributes:
+        alias: which gold answer is scored, one for the whole question so that differences compare:
+            the one likeliest on the bare prompt, or the first (the released code).
+    """
+
+    name: ClassVar[str] = "information_gain"
+    source: ClassVar[str] = "IGPO 2510.14967 and its released code"
+    alias: Literal["likeliest", "first"] = "likeliest"
+
+    @property
+    def needs(self) -> tuple[Need, ...]:
+        """Scores of the gold answer at every turn."""
+        return (Need.PROBES,)
 
     def values(self, group: Sequence[Trajectory], context: RewardContext) -> Values:
         """Differences of the chosen alias's scores."""
@@ -87,36 +133,10 @@ class InformationGain(Reward):
         Raises:
             RewardError: scores are missing or are no log-probabilities.
         """
-        tables = [self._scores(trajectory, context) for trajectory in group]
+        tables = [_table(t, context.gold_logprobs, "gold answer") for t in group]
         row = self._alias([table for table in tables if table.size])
         chosen = [table[row] if table.size else np.zeros(0) for table in tables]
         return row, [np.exp(c) if self.form == "probability" else c for c in chosen]
-
-    def _scores(self, trajectory: Trajectory, context: RewardContext) -> Floats:
-        """float64[aliases, columns], checked; NaN in the rows of aliases that were not probed.
-
-        Raises:
-            RewardError: no scores, too few or too many columns, or one that is no log-probability.
-        """
-        columns = len(trajectory.turns)
-        if not trajectory.turns:
-            return np.zeros((0, 0))
-        if trajectory.id not in context.gold_logprobs:
-            raise RewardError("no gold-answer log-probabilities", trajectory.id)
-        table = np.atleast_2d(np.asarray(context.gold_logprobs[trajectory.id], dtype=np.float64))
-        if table.ndim != 2 or table.shape[1] != columns or not len(table):
-            shape = (
-                f"gold-answer log-probabilities of shape {table.shape}, not [aliases, {columns}]"
-            )
-            raise RewardError(shape, trajectory.id)
-        wrong = ~np.isfinite(table) | (table > _ROUNDING)
-        if _probed(table).any():
-            wrong[~_probed(table)] = False
-        if wrong.any():
-            alias, turn = (int(i) for i in np.argwhere(wrong)[0])
-            what = f"the gold answer's log-probability is {table[alias, turn]}"
-            raise RewardError(what, trajectory.id, turn)
-        return np.minimum(table, 0.0)
 
     def _alias(self, tables: list[Floats]) -> int:
         """The row to use for every trajectory of the question, one that was probed for all of them.
@@ -136,15 +156,39 @@ class InformationGain(Reward):
             return int(rows[0])
         return int(rows[np.mean([table[rows, 0] for table in tables], axis=0).argmax()])
 
-    def _gains(self, trajectory: Trajectory, scores: Floats) -> Floats:
-        row = nothing(trajectory)
-        steps = np.diff(scores)
-        row[: len(steps)] = steps
-        if self.bound:
-            row = np.clip(row, -self.bound, self.bound)
-        if self.only:
-            row[[turn.action.name not in self.only for turn in trajectory.turns]] = 0.0
-        return row
+
+@register
+class StepGain(_Gain):
+    """Information gain about what the steps of a question find, on average over these.
+
+    The gold answer of a chain becomes no likelier before the last hop is found; the answer of a step
+    does when that step's passage is shown. A potential, as information gain is: the sum over a
+    trajectory telescopes. A question without known steps has one, its first gold answer. Attributes: see
+    `_Gain`.
+    """
+
+    name: ClassVar[str] = "step_gain"
+    source: ClassVar[str] = "IGPO 2510.14967, of the answers of steps instead of the gold answer"
+
+    @property
+    def needs(self) -> tuple[Need, ...]:
+        """Scores of the answers of steps at every turn."""
+        return (Need.STEP_PROBES,)
+
+    def values(self, group: Sequence[Trajectory], context: RewardContext) -> Values:
+        """Differences of the mean over steps.
+
+        Raises:
+            RewardError: scores are missing or are no log-probabilities.
+        """
+        return [self._gains(t, self._curve(t, context)) for t in group]
+
+    def _curve(self, trajectory: Trajectory, context: RewardContext) -> Floats:
+        table = _table(trajectory, context.step_logprobs, "step answer")
+        if not table.size:
+            return np.zeros(0)
+        known = table[_probed(table)]
+        return np.asarray((np.exp(known) if self.form == "probability" else known).mean(axis=0))
 
 
 def _probed(table: Floats) -> Bools:

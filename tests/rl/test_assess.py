@@ -23,7 +23,7 @@ from rl.losses import Reduction, Tokens, gspo, kl_loss, ppo_clip
 from rl.receipt import make_receipt
 from rl.receipt_table import render_receipt
 from rl.rewards import Part, RewardContext, RewardError, make_reward, reward_kind
-from rl.scoring import load_scorer
+from rl.scoring import load_scorer, score_group
 from rl.step_metrics import of_credit
 from rl.train_recipe import load_assessment
 from tests.rl.groups import random_group
@@ -421,6 +421,37 @@ def test_the_text_before_a_forced_answer_is_an_option(rollouts, scored, scorer):
     found = assess([rollouts], load_assessment("igpo", [bare]), scorer=scorer)
     for t in rollouts:
         assert (found.context.gold_logprobs[t.id] != scored.context.gold_logprobs[t.id]).all()
+
+
+def test_the_answers_of_steps_are_probed_as_gold_answers_are(rollouts, scored, scorer):
+    steps = [{"answers": [said]} for said in ("Oganesson", "1940")]
+    asked = [
+        replace(t, task=replace(t.task, meta={**t.task.meta, "steps": steps})) for t in rollouts
+    ]
+    both = spec("grpo", gain=Part(reward="information_gain"), steps=Part(reward="step_gain"))
+    assert (both.needs_probes, both.needs_scorer) == (True, True)
+    found = assess([asked], both, scorer=scorer)
+    assert found.dropped == ()
+    expected = score_group(scorer, asked, ["Oganesson", "1940"]).gold
+    for t in asked:
+        np.testing.assert_allclose(found.context.step_logprobs[t.id], expected[t.id], atol=1e-5)
+    alone = spec("grpo", steps=Part(reward="step_gain"))
+    assert (alone.needs_probes, alone.needs_scorer) == (False, True)
+    again = assess([asked], alone, scorer=scorer)
+    assert again.context.gold_logprobs == {}
+    for one, other in zip(again.batch.parts, found.batch.parts[1:], strict=True):
+        np.testing.assert_allclose(one.values, other.values, atol=1e-5)
+    assert np.abs(again.batch.parts[0].values).max() > 0
+    unknown = [replace(t, task=replace(t.task, answers=(), meta={})) for t in rollouts]
+    assert {d.reason for d in assess([unknown], alone, scorer=scorer).dropped} == {
+        "its task has no gold answer to probe for"
+    }
+    with pytest.raises(UsageError, match="step_gain lacks probes of step answers"):
+        assess([asked], alone)
+    with pytest.raises(ValidationError, match="parts of step_gain differ in 'before'"):
+        spec(
+            "grpo", a=Part(reward="step_gain"), b=Part(reward="step_gain", options={"before": "x"})
+        )
 
 
 def test_a_blank_alias_is_passed_over(rollouts, scorer, scored):

@@ -81,6 +81,7 @@ def example(name, id="a"):
 def context(*ids):
     return RewardContext(
         gold_logprobs={id: np.array([[-3.0, -1.0, -0.5]]) for id in ids},
+        step_logprobs={id: np.array([[-3.0, -1.0, -1.0], [-2.0, -2.0, -0.5]]) for id in ids},
         anchor_kl={id: np.array([0.2, -0.1, 0.0]) for id in ids},
         known={task_key(FULL): True},
         confidence=dict.fromkeys(ids, 0.5),

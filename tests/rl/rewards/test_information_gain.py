@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from rl.probes import step_answers
 from rl.rewards import Combination, Part, RewardContext, RewardError, make_reward
 from rl.rewards.information_gain import CURRICULUM
 from tests.rl.rewards.episodes import answer, call, episode, malformed, search, task
@@ -67,7 +68,7 @@ def test_malformed_turns_keep_their_place():
 
 @pytest.mark.parametrize("scores", [[-3], [-3, -2, -1]])
 def test_there_is_one_score_a_turn(scores):
-    with pytest.raises(RewardError, match=r"trajectory t: .* not \[aliases, 2\]"):
+    with pytest.raises(RewardError, match=r"trajectory t: .* not \[answers, 2\]"):
         gains([two_turns()], [scores])
 
 
@@ -128,7 +129,7 @@ def test_a_score_that_is_no_log_probability_names_trajectory_and_turn(bad):
 
 
 def test_missing_scores_name_the_trajectory():
-    with pytest.raises(RewardError, match="trajectory t: no gold-answer log-prob"):
+    with pytest.raises(RewardError, match="trajectory t: no log-probabilities of the gold answer"):
         make_reward("information_gain")([two_turns()], RewardContext())
 
 
@@ -141,3 +142,56 @@ def test_the_curriculum_moves_weight_from_gain_to_outcome(progress, outcome, gai
     given = RewardContext(gold_logprobs={"t": np.array([-2.0, -1.0])}, progress=progress)
     row = Combination(parts=parts)([episode(search(), answer(), of=task(), id="t")], given)[0]
     assert row == pytest.approx([gain, outcome])
+
+
+def step_gains(trajectories, scores, **options):
+    pairs = zip(trajectories, scores, strict=True)
+    given = RewardContext(step_logprobs={t.id: np.array(s) for t, s in pairs})
+    return make_reward("step_gain", options)(trajectories, given)
+
+
+def test_the_gain_of_steps_is_the_mean_of_their_gains():
+    chain = episode(search(), search(), answer(), id="t")
+    # the first search finds the first step, the second the last
+    scores = [[-4.0, -1.0, -1.0], [-6.0, -6.0, -1.0]]
+    assert step_gains([chain], [scores])[0].tolist() == [1.5, 2.5, 0]
+    found = step_gains([chain], [scores], form="probability")[0]
+    first = (math.exp(-1) - math.exp(-4)) / 2
+    assert found == pytest.approx([first, (math.exp(-1) - math.exp(-6)) / 2, 0])
+    assert step_gains([chain], [scores], only=("judge",))[0].tolist() == [0, 0, 0]
+    assert step_gains([chain], [scores], bound=2.0)[0].tolist() == [1.5, 2, 0]
+
+
+@given(st.lists(st.lists(st.floats(-30, 0), min_size=4, max_size=4), min_size=1, max_size=4))
+def test_the_sum_over_steps_telescopes(scores):
+    turns = [search() for _ in range(3)]
+    row = step_gains([episode(*turns, answer(), id="t")], [scores])[0]
+    ends = np.mean(scores, axis=0)
+    assert row.sum() == pytest.approx(ends[-1] - ends[0], abs=1e-9)
+
+
+def test_steps_that_were_not_probed_do_not_count():
+    nothing = [math.nan, math.nan]
+    assert step_gains([two_turns()], [[[-3.0, -1.0], nothing]])[0].tolist() == [2, 0]
+    with pytest.raises(RewardError, match="the step answer's log-probability is nan"):
+        step_gains([two_turns()], [[nothing]])
+    with pytest.raises(RewardError, match="no log-probabilities of the step answer"):
+        make_reward("step_gain")([two_turns()], RewardContext())
+
+
+@pytest.mark.parametrize(
+    ("meta", "answers"),
+    [
+        (
+            {"steps": [{"answers": ["Leeds", "City of Leeds"]}, {"answers": ["1812"]}]},
+            ("Leeds", "1812"),
+        ),
+        ({"steps": [{"answers": ["Leeds"]}, {"answers": ["Leeds"]}]}, ("Leeds",)),
+        ({"steps": []}, ("x",)),
+        ({"steps": 3}, ("x",)),  # of one step of a decomposed question
+        ({}, ("x",)),
+    ],
+)
+def test_the_answers_of_steps_are_those_of_the_task(meta, answers):
+    assert step_answers(task(answers=("x", "y"), meta=meta)) == answers
+    assert step_answers(task(answers=(), meta={})) == ()
