@@ -128,7 +128,8 @@ class Assessment(Recipe):
 
     Raises:
         UsageError: an unknown reward, estimator or option; the nearest is suggested. Or parts of
-            information gain that ask for different probes: an episode has one table of them.
+            information gain, or of step gain, that ask for different probes: an episode has one table
+            of each.
     """
 
     command = "agent train"

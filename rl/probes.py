@@ -7,6 +7,7 @@ two counts as answer.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -46,11 +47,24 @@ class Probe:
 
 
 def step_answers(task: Task) -> tuple[str, ...]:
-    """What the steps of a question find, the first accepted form of each; of a question without known
-    steps its first accepted answer."""
+    """What the steps of a question find (`Task.meta["steps"]`), each answer once and in its first form
+    that is not blank; of a question without known steps its gold answer, and none where that is to
+    decline. What is malformed in `meta` is passed over: nobody checks it."""
+    gold = _first(task.answers)
+    if not gold:
+        return ()
     steps = task.meta.get("steps")
-    found = [step["answers"][:1] for step in steps] if isinstance(steps, list) else []
-    return tuple(dict.fromkeys(answer for one in found for answer in one)) or task.answers[:1]
+    found = [_first(step.get("answers")) for step in _listed(steps) if isinstance(step, dict)]
+    return tuple(dict.fromkeys(filter(None, found))) or (gold,)
+
+
+def _first(answers: object) -> str:
+    texts = (one for one in _listed(answers) if isinstance(one, str))
+    return next((one for one in texts if one.strip()), "")
+
+
+def _listed(value: object) -> Sequence[Any]:
+    return value if isinstance(value, list | tuple) else ()
 
 
 def make_probe(template: ChatTemplate, answer: str, wrapper: Wrapper | None = None) -> Probe:

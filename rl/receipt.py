@@ -161,7 +161,7 @@ def make_receipt(
         dropped=assessed.dropped,
         gold_answer=answer,
         gold_form=spec.gain.form if answer else "",
-        scored_by=scored_by if answer else "",
+        scored_by=scored_by if answer or spec.needs_scorer else "",
         notes=notes,
     )
 

@@ -131,7 +131,7 @@ class Accountant:
     def _load(self, name: str, trajectory: Trajectory) -> _Loaded:
         from agent.policies.catalog import resolve
 
-        hint = "--policy NAME of a local model, or a recipe without information gain: --recipe grpo"
+        hint = "--policy NAME of a local model, or a recipe without probes: --recipe grpo"
         gone = PolicyUnavailableError(
             f"the policy '{name}' that sampled {trajectory.id} is not a local model", hint
         )

@@ -442,6 +442,7 @@ def test_the_answers_of_steps_are_probed_as_gold_answers_are(rollouts, scored, s
     for one, other in zip(again.batch.parts, found.batch.parts[1:], strict=True):
         np.testing.assert_allclose(one.values, other.values, atol=1e-5)
     assert np.abs(again.batch.parts[0].values).max() > 0
+    assert make_receipt(again, asked[0].id, scored_by="base").scored_by == "base"
     unknown = [replace(t, task=replace(t.task, answers=(), meta={})) for t in rollouts]
     assert {d.reason for d in assess([unknown], alone, scorer=scorer).dropped} == {
         "its task has no gold answer to probe for"

@@ -189,9 +189,13 @@ def test_steps_that_were_not_probed_do_not_count():
         ({"steps": [{"answers": ["Leeds"]}, {"answers": ["Leeds"]}]}, ("Leeds",)),
         ({"steps": []}, ("x",)),
         ({"steps": 3}, ("x",)),  # of one step of a decomposed question
+        ({"steps": [{"answers": ["", "Leeds"]}, {"answers": [""]}]}, ("Leeds",)),
+        ({"steps": [{"question": "a"}, "x", None, 5]}, ("x",)),
+        ({"steps": [{"answers": None}, {"answers": [["a"]]}, {"answers": {"a": 1}}]}, ("x",)),
+        ({"steps": [{"answers": "Leeds"}, {"answers": [1940, "1940"]}]}, ("1940",)),
         ({}, ("x",)),
     ],
 )
 def test_the_answers_of_steps_are_those_of_the_task(meta, answers):
-    assert step_answers(task(answers=("x", "y"), meta=meta)) == answers
-    assert step_answers(task(answers=(), meta={})) == ()
+    assert step_answers(task(answers=("", "x", "y"), meta=meta)) == answers
+    assert step_answers(task(answers=("",), meta=meta)) == ()  # the right reply is to decline
