@@ -25,32 +25,20 @@ def hops(length: int) -> Maker:
     """A maker of questions along chains of this many relations."""
 
     def make(world: World, key: Key) -> Question | None:
-        chains = _CHAINS[length]
-        start_kind, names = world.chance.pick(chains, "chain", *key)
-        start = some(world, start_kind, *key)
+        kind, names = world.chance.pick(_CHAINS[length], "chain", *key)
+        start = some(world, kind, *key)
         values = path(world, start, names)
         if values is None:
             return None
-        return _chain(world, f"{length}hop", start, names)
+        subjects = [start, *(value for value in values[:-1] if isinstance(value, Entity))]
+        if len(set(subjects)) < length:
+            return None
+        relations = [relation(at.kind, name) for at, name in zip(subjects, names, strict=True)]
+        text = nested(world, start, relations) if length > 1 else ""
+        facts = tuple(zip(subjects, relations, values, strict=True))
+        return from_facts(world, f"{length}hop", text, world.name(values[-1]), facts)
 
     return make
-
-
-def _chain(world: World, kind: str, start: Entity, names: tuple[str, ...]) -> Question | None:
-    """A question along a chain of relations that are told in passages."""
-    at, subjects, relations = start, [], []
-    for name in names:
-        subjects.append(at)
-        relations.append(relation(at.kind, name))
-        found = world.value(at, relations[-1])
-        if isinstance(found, Entity):
-            at = found
-    values = path(world, start, names)
-    if values is None or len({s.id for s in subjects}) < len(subjects):
-        return None
-    facts = list(zip(subjects, relations, values, strict=True))
-    text = nested(world, start, relations) if len(facts) > 1 else ""
-    return from_facts(world, kind, text, world.name(values[-1]), facts)
 
 
 def from_facts(world: World, kind: str, text: str, answer: str, facts: Sequence[Fact]) -> Question:

@@ -177,12 +177,6 @@ def _near(value: float, golds: Sequence[float]) -> bool:
     return any(abs(value - gold) <= TOLERANCE + 1e-9 for gold in golds)
 
 
-def _one_number(text: str) -> str:
-    """What an answer counts as among several: its number, else its words."""
-    value = number_in(text)
-    return normalise(text) if value is None else written(value)
-
-
 def _squad2_overlap(predicted: str, gold: str) -> Overlap:
     """Where either is empty, both must be."""
     if not predicted or not gold:
@@ -218,7 +212,7 @@ SCORERS: dict[str, Scorer] = {
         Scorer("ikea", normalise, bag_overlap),
         EntityScorer("entities", normalise, bag_overlap),
         EntityScorer("qald", normalise_values, bag_overlap),
-        NumberScorer(NUMBER, _one_number, bag_overlap),
+        NumberScorer(NUMBER, normalise, bag_overlap),
         Scorer("flashrag", normalise, _closed_overlap, substring=True),
     )
 }

@@ -18,12 +18,13 @@ from pydantic import Field, field_validator
 from agent.trajectory import Trajectory
 from eval.metrics import SCORERS, normalise, scorer
 from eval.metrics.choice import entities_in, entity_overlap, multiple_choice
+from eval.metrics.values import number_in
 from rl.rewards.base import Range, Reward, RewardError, Values, at_end
 from rl.rewards.context import Need, RewardContext
 from rl.rewards.reading import final_answer, gold, meta_texts
 from rl.rewards.registry import register
 
-_NUMBER = re.compile(r"[-+\u2212]?(?:\d{1,3}(?:,\d{3})+|\d+)?(?:\.\d+)?(?:[eE][-+]?\d+)?(?:\s?%)?")
+_PERCENT = re.compile(r"\d\s?%")
 
 
 class Outcome(Reward):
@@ -194,17 +195,6 @@ class Numeric(Outcome):
 
 
 def only_number(text: str) -> float | None:
-    """The number in a text that holds one; None when it holds none or several.
-
-    Digits behind a letter (`C60`, `CO2`) are no numbers; `1,234.5`, `6.02e23`, `5mg`, `12%` and `12 %`
-    (both 0.12) are.
-    """
-    found = [
-        match[0]
-        for match in _NUMBER.finditer(text)
-        if any(c.isdigit() for c in match[0]) and not text[: match.start()][-1:].isalpha()
-    ]
-    if len(found) != 1:
-        return None
-    plain = found[0].replace(",", "").replace("\u2212", "-")
-    return float(plain.rstrip("% ")) / (100 if plain.endswith("%") else 1)
+    """`eval.metrics.values.number_in`, for which `12%` and `12 %` are 0.12."""
+    value = number_in(text)
+    return value / 100 if value is not None and _PERCENT.search(text) else value

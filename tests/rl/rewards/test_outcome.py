@@ -103,6 +103,9 @@ def test_a_gold_answer_that_is_no_number_is_an_error():
         ("12\u202f%", 0.12),
         ("12 and %", 12),
         ("H2O", None),
+        ("minus 3", -3),
+        ("- 3", None),
+        ("1e999", None),
     ],
 )
 def test_reading_numbers(text, number):
