@@ -16,6 +16,7 @@ go wrong on purpose. The policy is `micro-careless`, which guesses and gives up 
 in the papers, an outcome seldom tells rollouts apart.
 
 - igpo: as above
+- step_gain: igpo, with information gain about the answers of a question's steps
 
 `taught`: one world; half of its facts were put into the policy (`agent sft micro_taught`).
 
@@ -71,6 +72,7 @@ ARMS: dict[str, tuple[str, tuple[str, ...]]] = {
     f"plain/{COMBINATION}": _COMBINATION,
     f"hops/{BASELINE}": _BASELINE,
     "hops/igpo": ("igpo", (_DECLINED,)),
+    "hops/step_gain": ("igpo", (_DECLINED, "rewards.gain.reward=step_gain")),
     f"taught/{BASELINE}": _BASELINE,
     "taught/ikea": ("ikea", ()),
     f"taught/{COMBINATION}": _COMBINATION,

@@ -4,9 +4,12 @@ The same recipe is run from the same start without and with it, in processes of 
 without, with, with, without; rollouts and update one after the other, so that each has its own time.
 Told for each step: how many times as fast it and its parts are with the library, over both runs of each;
 the same over the second half of the steps; how far the numbers of the four runs are apart; and the peak
-memory of the processes. The machine should do nothing else:
+memory of the processes. With `--against` the library is there both times, and "without" is what its
+options are there: what the program chooses against `MALLOC_CONF=dirty_decay_ms:-1`, say. The machine
+should do nothing else:
 
     python benchmarks/preload.py allocator|openmp [RECIPE] [--steps 8] [--data DATA] [--set key=value]
+                                 [--against NAME=VALUE]
 """
 
 from __future__ import annotations
@@ -36,12 +39,13 @@ Step = dict[str, float]
 
 def run(used: bool, out: Path, args: argparse.Namespace) -> tuple[list[Step], float]:
     """Metrics of each step, and the process's peak memory in MiB."""
+    library = LIBRARIES[args.library]
     command = [sys.executable, str(ROOT / "cli.py"), "train", args.recipe, "--out", str(out)]
     command += ["--data", str(args.data)] if args.data else []
     changes = [f"steps={args.steps}", "validation.every=0", "validation.misled=false"]
     changes += ["rollouts.ahead=false", *args.set]
     command += [part for change in changes for part in ("--set", change)]
-    without = {LIBRARIES[args.library].variable: "system"}
+    without = dict([args.against.split("=", 1)]) if args.against else {library.variable: "system"}
     with subprocess.Popen(
         command, env=os.environ | ({} if used else without), stdout=subprocess.DEVNULL
     ) as process:
@@ -78,8 +82,11 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=8)
     parser.add_argument("--data", type=Path)
     parser.add_argument("--set", action="append", default=[], metavar="key=value")
+    parser.add_argument("--against", metavar="NAME=VALUE", help="an option of the library")
     args = parser.parse_args()
     library = LIBRARIES[args.library]
+    if args.against and args.against.partition("=")[0] not in library.options:
+        parser.error(f"--against sets one of: {', '.join(library.options)}")
     if library.preloaded(os.environ) or library.declined(os.environ):
         parser.error(f"a choice was made already: unset LD_PRELOAD and {library.variable}")
     if not library.wanted() or library.installed() is None:
@@ -88,7 +95,7 @@ def main() -> None:
     peaks: dict[bool, list[float]] = {False: [], True: []}
     with tempfile.TemporaryDirectory() as folder:
         for number, used in enumerate(ORDER):
-            how = "with" if used else "without"
+            how = "as it is" if used else args.against or "without"
             print(f"run {number + 1} of {len(ORDER)}: {how}", file=sys.stderr, flush=True)
             steps, peak = run(used, Path(folder) / f"run-{number}", args)
             runs[used].append(steps)

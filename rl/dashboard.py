@@ -280,6 +280,10 @@ def _rate(value: float) -> str:
     return f"{value:,.0f}"
 
 
+def _gib(value: float) -> str:
+    return f"{value:.1f} GiB"
+
+
 _SHOWN = (
     ("reward", "reward", _decimal),
     ("right", "right", _share),
@@ -295,5 +299,6 @@ _SHOWN = (
     ("turns", "turns", _one),
     ("searches", "searches", _one),
     ("rate", "tokens/s", _rate),
+    ("resident_gib", "memory", _gib),
     ("seconds", "time", _seconds),
 )

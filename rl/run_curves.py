@@ -65,7 +65,7 @@ CURVES = (
     Curve(
         "utilisation of the devices by updates", {"speed/utilisation": "policy"}, "share of peak"
     ),
-    Curve("device memory in updates", {"memory_gib": "peak"}, "GiB"),
+    Curve("memory", {"resident_gib": "of the process", "memory_gib": "device, peak"}, "GiB"),
 )
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import psutil
 import torch
 
 from rl import ranks
@@ -66,11 +67,13 @@ def watch_memory() -> None:
 
 
 def of_memory() -> Metrics:
-    """`memory_gib`: the most that PyTorch held on a device of the run since `watch_memory`, an engine in
-    the same process included; nothing without CUDA. Every process calls it."""
-    if not torch.cuda.is_available():
-        return {}
-    return {"memory_gib": max(ranks.gathered(torch.cuda.max_memory_allocated() / 2**30))}
+    """`resident_gib`: what a process of the run holds of the machine's memory now, at most. With CUDA,
+    `memory_gib`: what PyTorch held on a device of the run since `watch_memory`, at most. Both with an
+    engine in the same process. Every process calls it."""
+    found = {"resident_gib": max(ranks.gathered(psutil.Process().memory_info().rss / 2**30))}
+    if torch.cuda.is_available():
+        found["memory_gib"] = max(ranks.gathered(torch.cuda.max_memory_allocated() / 2**30))
+    return found
 
 
 def of_speed(

@@ -220,7 +220,7 @@ def test_a_run_learns_with_it_and_goes_on_where_it_was(tmp_path):
         lines = (tmp_path / name / "metrics.jsonl").read_text().splitlines()
         rows = map(json.loads, lines)
         return [
-            {k: v for k, v in row.items() if not k.startswith(("seconds", "speed/"))}
+            {k: v for k, v in row.items() if not k.startswith(("seconds", "speed/", "resident"))}
             for row in rows
         ]
 

@@ -57,7 +57,8 @@ def metrics(out):
     """Steps without their times."""
     rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     return [
-        {k: v for k, v in row.items() if not k.startswith(("seconds", "speed/"))} for row in rows
+        {k: v for k, v in row.items() if not k.startswith(("seconds", "speed/", "resident"))}
+        for row in rows
     ]
 
 

@@ -52,4 +52,12 @@ def test_a_peak_is_told_only_where_it_is_known():
     assert peak_flops(312.0, "float32") == 312e12
     if not torch.cuda.is_available():
         assert peak_flops(0.0, "bfloat16") == 0.0
-        assert of_memory() == {}
+        assert "memory_gib" not in of_memory()
+
+
+def test_resident_memory_grows_by_what_is_held():
+    before = of_memory()["resident_gib"]
+    held = torch.ones(2**26)  # written, so that its 256 MiB are resident
+    grown = of_memory()["resident_gib"] - before
+    assert 0.2 < grown < 0.3
+    assert held.sum() > 0
