@@ -15,6 +15,7 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import logging
+import math
 import time
 from collections.abc import Awaitable, Callable, Hashable
 from dataclasses import dataclass, field, replace
@@ -80,6 +81,11 @@ class Setup:
     def policy_id(self) -> str:
         """`name@version` of the policy, as trajectories record it."""
         return f"{self.policy.name}@{self.policy.version}"
+
+    def untimed(self) -> Setup:
+        """The same without limits of time for the policy; a tool call keeps its own."""
+        budgets = self.budgets.model_copy(update={"seconds": math.inf})
+        return replace(self, budgets=budgets, final_seconds=math.inf)
 
 
 Node = Callable[[State, Runtime[Setup]], Awaitable[State]]

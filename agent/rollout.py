@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncGenerator, Iterable, Iterator
+from contextlib import aclosing
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
@@ -16,9 +17,10 @@ from agent.episode import Episode
 from agent.graph import Graph, Setup, State, build_graph
 from agent.misleading import TOOL
 from agent.trajectory import Status, StopReason, Trajectory
-from tools.base import MISLED
+from tools.base import MISLED, Toolbox
 
 log = logging.getLogger(__name__)
+Play = tuple[Episode, Setup]
 _RECURSION = 10_000  # LangGraph's own step limit; ours are the budgets
 
 
@@ -64,22 +66,35 @@ def record(episode: Episode, setup: Setup, created: str) -> Trajectory:
 async def rollout(
     episodes: Iterable[Episode], setup: Setup, concurrency: int = 8, checkpointer: Any = None
 ) -> AsyncGenerator[Trajectory]:
+    """`rollouts` of episodes that share a setup."""
+    stream = rollouts(((episode, setup) for episode in episodes), concurrency, checkpointer)
+    async with aclosing(stream):
+        async for trajectory in stream:
+            yield trajectory
+
+
+async def rollouts(
+    plays: Iterable[Play], concurrency: int = 8, checkpointer: Any = None
+) -> AsyncGenerator[Trajectory]:
     """Run episodes, at most `concurrency` at a time, yielding each as it finishes.
 
     Closing the iterator early cancels what still runs.
 
     Args:
-        episodes: taken as there is room.
-        setup: what they share.
+        plays: episodes, each with its setup; taken as there is room.
         concurrency: episodes at once.
         checkpointer: a LangGraph saver; see `run_episode`.
     """
-    graph, source = build_graph(setup.tools, checkpointer), iter(episodes)
+    source = iter(plays)
+    graphs: dict[int, tuple[Toolbox, Graph]] = {}  # with its toolbox, so that the key stays its own
     running: set[asyncio.Task[Trajectory]] = set()
     try:
         while True:
-            for episode in _take(source, concurrency - len(running)):
-                running.add(asyncio.create_task(run_episode(episode, setup, graph)))
+            for episode, setup in _take(source, concurrency - len(running)):
+                key = id(setup.tools)
+                if key not in graphs:
+                    graphs[key] = (setup.tools, build_graph(setup.tools, checkpointer))
+                running.add(asyncio.create_task(run_episode(episode, setup, graphs[key][1])))
             if not running:
                 return
             done, running = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
@@ -91,7 +106,7 @@ async def rollout(
         await asyncio.gather(*running, return_exceptions=True)
 
 
-def _take(source: Iterator[Episode], count: int) -> Iterator[Episode]:
+def _take(source: Iterator[Play], count: int) -> Iterator[Play]:
     for _ in range(count):
         try:
             yield next(source)

@@ -44,7 +44,7 @@ from benchmarks.rollout import make_engine  # noqa: E402
 from eval.benchmarks import Benchmark, DataFolder, load  # noqa: E402
 from eval.fictional.make import make_world  # noqa: E402
 from rl.collect import CollectRequest, make_plan  # noqa: E402
-from rl.probes import Probe, make_probe  # noqa: E402
+from rl.probes import Probe, make_probe, probed_context  # noqa: E402
 from rl.scoring import ModelScorer, load_scorer, score_group  # noqa: E402
 
 GROUP = 8
@@ -109,8 +109,8 @@ def sequences(trajectory: Trajectory, probe: Probe) -> list[tuple[np.ndarray, np
     from rl.packing import rows
 
     found = [(row.ids, np.flatnonzero(row.target)) for row in rows(trajectory)]
-    for turn in trajectory.turns:
-        context = trajectory.prompt_of(turn).astype(np.int64)
+    for number in range(len(trajectory.turns)):
+        context = probed_context(trajectory, number)
         ids = np.concatenate([context, probe.ids])
         found.append((ids, len(context) + np.flatnonzero(probe.answer)))
     return found

@@ -39,7 +39,7 @@ from agent.trajectory import (  # noqa: E402
     Turn,
     join,
 )
-from rl.probes import Probe, make_probe  # noqa: E402
+from rl.probes import Probe, make_probe, probed_context  # noqa: E402
 from rl.scoring import ModelScorer, load_scorer, score_group  # noqa: E402
 from tools.base import Observation  # noqa: E402
 
@@ -68,12 +68,18 @@ def _rollout(
     for number in range(count):
         reply, seen = shared[number] if number < common else (some(), some())
         last = number == count - 1
+        opened = some(1, 4) if last and chance.random() < 0.3 else []
+        context = join((*context, Span(len(ids), len(ids) + len(opened))))
+        ids += opened
         span = Span(len(ids), len(ids) + len(reply))
         shown = Span(span.stop, span.stop + (0 if last else len(seen)))
         ids += reply + ([] if last else seen)
         action = Action(ActionKind.TOOL, "search", {"query": str(number)})
         found = None if last else Observation("search", "found")
-        turns.append(Turn(context, span, shown, "", action, found, sampled=chance.random() < 0.9))
+        sampled = chance.random() < 0.9
+        turns.append(
+            Turn(context, span, shown, "", action, found, sampled=sampled, forced=bool(opened))
+        )
         if chance.random() < 0.3:  # the policy sees a stub in the observation's place
             stub = some(1, 4)
             context = join((*context, span, Span(len(ids), len(ids) + len(stub))))
@@ -115,7 +121,8 @@ def gaps(
                 ours = found.logprobs[t.id][turn.reply.start : turn.reply.stop]
                 theirs = alone(model, np.concatenate([context, reply]), len(reply))
                 token = max(token, float(np.abs(ours - theirs).max()))
-            forced = alone(model, np.concatenate([context, probe.ids]), len(probe.ids))
+            probed = np.concatenate([probed_context(t, number), probe.ids])
+            forced = alone(model, probed, len(probe.ids))
             mean = forced[probe.answer].mean()
             gold = max(gold, float(abs(found.gold[t.id][0, number] - mean)))
     return token, gold

@@ -22,7 +22,7 @@ from rl.curriculum import Drawn, Shuffle
 from rl.observer import Observer
 from rl.question_sets import QuestionSet, load_sets, open_sets, require_apart
 from rl.recovery import ask_misled, require_gold
-from rl.rewards import Need, RewardContext, require
+from rl.rewards import Need, RewardContext, require, require_tools
 from rl.rewind import STORE
 from rl.rollouts import Stage, groups_of, measured
 from rl.step_metrics import Metrics, Validated, of_rollouts, validated
@@ -74,6 +74,7 @@ class Actor:
         context = RewardContext(known=told_labels(tasks), promised=recipe.provides)
         rewards = recipe.reward.rewards.values()
         require(rewards, context, tasks)
+        require_tools(rewards, self._settings.tools)
         read = recipe.tasks.balanced or any(Need.KNOWN in reward.needs for reward in rewards)
         if read and not recipe.tasks.probe and (warning := foreign_labels(tasks, recipe.base)):
             observer.notify(warning)

@@ -7,6 +7,7 @@ its contribution, and the policy loss of the batch at ratio 1 is minus the sum o
 from __future__ import annotations
 
 import logging
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
@@ -272,21 +273,27 @@ def _scored(
     answers_of: Callable[[Task], Sequence[str]],
     dropped: list[Dropped],
     *,
-    before: str,
+    before: str | None,
     alias: Alias,
 ) -> tuple[list[list[Trajectory]], Probes]:
     """The trajectories whose answers have scores, and all scores."""
-    from rl.probes import Wrapper
+    from rl.probes import Wrapper, opening_of
     from rl.scoring import score_groups
 
     lacking = [bare for group in groups if (bare := [t for t in group if t.id not in had])]
-    asked = [group for group in lacking if answers_of(group[0].task)]
-    answers = [answers_of(group[0].task) for group in asked]
-    scores = score_groups(scorer, asked, answers, Wrapper(before), alias=alias)
-    found = dict(had)
-    problems = [line for one in scores for line in one.problems]
-    for one in scores:
-        found |= one.gold
+    asked: dict[str, list[Group]] = defaultdict(list)  # by what opens an answer
+    for group in (group for group in lacking if answers_of(group[0].task)):
+        apart: dict[str, list[Trajectory]] = defaultdict(list)
+        for trajectory in group:
+            apart[opening_of(trajectory) if before is None else before].append(trajectory)
+        for opening, alike in apart.items():
+            asked[opening].append(alike)
+    found, problems = dict(had), list[str]()
+    for opening, parts in asked.items():
+        answers = [answers_of(part[0].task) for part in parts]
+        for one in score_groups(scorer, parts, answers, Wrapper(opening), alias=alias):
+            problems += one.problems
+            found |= one.gold
     for trajectory in (t for group in lacking for t in group if t.id not in found):
         told = (line for line in problems if f"trajectory {trajectory.id} " in line)
         other = "it could not be scored" if answers_of(trajectory.task) else _NO_GOLD

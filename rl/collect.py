@@ -27,7 +27,7 @@ from agent.episode import Episode
 from agent.graph import Setup
 from agent.policies.base import Policy
 from agent.policies.registry import policy_of
-from agent.rollout import rollout
+from agent.rollout import Play, rollouts
 from agent.settings import Settings
 from agent.store import TrajectoryStore
 from agent.threads import Threads
@@ -205,6 +205,9 @@ def make_plan(
 ) -> Plan:
     """The episodes of a set under a policy.
 
+    No episode ends by the clock unless the settings name a limit: what is collected would depend on
+    the machine and on how many others waited for its engine.
+
     Raises:
         UsageError: the policy gives no token ids.
     """
@@ -214,6 +217,7 @@ def make_plan(
             "collect with a local model: a folder, vllm:NAME or a name of agent models list",
         )
     setup = setup_of(settings, policy, found, notify)
+    setup = setup if "seconds" in settings.budgets.model_fields_set else setup.untimed()
     shape = json.dumps([found.name, setup.policy_id, shape_of(setup)], sort_keys=True)
     digest = hashlib.sha256(shape.encode()).hexdigest()[:12]
     episodes = tuple(_episodes(found, digest, request))
@@ -376,23 +380,25 @@ async def _collect(
         missing = missing_of(plans, store)
         begun = clean(path, plans, missing)
         tally = Tally(plans, sum(map(len, missing)), begun, advance)
-        for plan, episodes in zip(plans, missing, strict=True):
-            async with aclosing(played(episodes, plan.setup, request.concurrency, path)) as done:
-                async for trajectory in done:
-                    tally.add(trajectory, await asyncio.to_thread(store.add, trajectory))
+        plays = (
+            (episode, plan.setup)
+            for plan, episodes in zip(plans, missing, strict=True)
+            for episode in episodes
+        )
+        async with aclosing(played(plays, request.concurrency, path)) as done:
+            async for trajectory in done:
+                tally.add(trajectory, await asyncio.to_thread(store.add, trajectory))
         await asyncio.to_thread(clean, path, plans, [[] for _ in plans])
         return tally.report(), plans
     finally:
         await policy.aclose()
 
 
-async def played(
-    episodes: Iterable[Episode], setup: Setup, concurrency: int, path: Path
-) -> AsyncGenerator[Trajectory]:
+async def played(plays: Iterable[Play], concurrency: int, path: Path) -> AsyncGenerator[Trajectory]:
     """Episodes as they finish, each going on from its checkpoint where it has one."""
     async with checkpoints(path) as saver:
         await saver.conn.execute("PRAGMA synchronous=NORMAL")  # a killed process loses nothing
-        stream = rollout(episodes, setup, concurrency, saver)
+        stream = rollouts(plays, concurrency, saver)
         async with aclosing(stream):
             async for trajectory in stream:
                 yield trajectory

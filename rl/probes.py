@@ -2,7 +2,8 @@
 
 Source: IGPO (arXiv 2510.14967): a fixed wrapper and the gold answer follow the context of a policy
 call; only the answer's tokens count, the wrapper conditions. A token that straddles the border of the
-two counts as answer.
+two counts as answer. Where a budget was spent, the runtime opened the answer itself: the probe follows
+what stood there before, so that it reads as that of an episode with the same turns and budget left.
 """
 
 from __future__ import annotations
@@ -14,8 +15,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from agent.formats import FORMATS, TagsFormat
 from agent.policies.chat import ChatTemplate
 from agent.task import Task
+from agent.trajectory import Span, Trajectory, gather
 from kg.errors import UsageError
 
 Ids = npt.NDArray[np.int64]
@@ -46,6 +49,26 @@ class Probe:
     answer: npt.NDArray[np.bool_]
 
 
+def opening_of(trajectory: Trajectory) -> str:
+    """What opens an answer in the action format that an episode was played in."""
+    played = FORMATS.get(str(trajectory.versions.get("format", TagsFormat.name)))
+    return played.final_prefix if played else ""
+
+
+def probed_context(trajectory: Trajectory, number: int) -> Ids:
+    """int64[n]: what is before the probe of a turn: what its call saw, without what the runtime wrote
+    there for want of budget, to open an answer or to ask for one."""
+    turn = trajectory.turns[number]
+    context = list(turn.context)
+    if turn.forced and number:
+        end = trajectory.turns[number - 1].observation_span.stop
+        while context and context[-1].stop > end:
+            last = context.pop()
+            if last.start < end:
+                context.append(Span(last.start, end))
+    return gather(trajectory.token_ids, context).astype(np.int64)
+
+
 def step_answers(task: Task) -> tuple[str, ...]:
     """What the steps of a question find (`Task.meta["steps"]`), each answer once and in its first form
     that is not blank; of a question without known steps its gold answer, and none where that is to
@@ -71,7 +94,8 @@ def make_probe(template: ChatTemplate, answer: str, wrapper: Wrapper | None = No
     """The probe of one gold answer.
 
     Raises:
-        UsageError: the answer is empty, or the tokenizer cannot tell where its tokens come from.
+        UsageError: the answer is empty or has no tokens, or the tokenizer cannot tell where its tokens
+            come from.
     """
     around = wrapper or Wrapper()
     if not answer.strip():
@@ -89,5 +113,7 @@ def make_probe(template: ChatTemplate, answer: str, wrapper: Wrapper | None = No
     spans = made["offset_mapping"]
     inside = np.array([start < end and stop > begin for start, stop in spans], dtype=np.bool_)
     ids = np.asarray(made["input_ids"], dtype=np.int64)
+    if not inside.any():
+        raise UsageError(f"the gold answer {answer!r} has no tokens: nothing to probe")
     last = int(np.flatnonzero(inside)[-1]) + 1  # what follows the answer cannot change its score
     return Probe(ids[:last], inside[:last])

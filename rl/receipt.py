@@ -141,6 +141,8 @@ def make_receipt(
         why = next((d.reason for d in assessed.dropped if d.id == id), "it is not in the batch")
         raise UsageError(f"the episode {id} cannot be assessed: {why}")
     row = ids.index(id)
+    if lost := next((e for e in assessed.credit.dropped if e.trajectory == id), None):
+        raise UsageError(f"the episode {id} cannot be assessed: {lost.message}")
     trajectory = assessed.trajectories[row]
     answer, curve = _curve(assessed, row)
     spec = assessed.spec

@@ -18,6 +18,7 @@ from agent.task import Task
 from agent.trajectory import ActionKind, Trajectory
 from eval.metrics import contains, normalise
 from rl.guidance.expert import overlap
+from rl.probes import opening_of
 from tools.base import Source, Toolbox, Verdict
 
 #: Key of `Task.meta` under which the right answer lies that somebody gave to a logged episode.
@@ -73,7 +74,7 @@ def obstacle(trajectory: Trajectory) -> str:
     last = trajectory.turns[-1]
     if last.action.kind not in _ENDS or last.forced or not last.sampled:
         return "it does not end in an answer of its own"
-    if _format(trajectory) not in FORMATS:
+    if trajectory.versions.get("format", TagsFormat.name) not in FORMATS:
         return "its action format is not known here"
     if _rejected(trajectory):
         return "it ended behind a verdict 'no', where no answer is taken"
@@ -125,9 +126,8 @@ def reply_with(
     """
     said = TagsFormat(Toolbox()).neutralise(template.neutralise(answer.strip()))
     numbers = ", ".join(str(n) for n in sorted({source.number for source in sources}))
-    text, opening = f"{said} [{numbers}]", ""
-    if _format(trajectory) == TagsFormat.name:
-        opening = TagsFormat.final_prefix
+    text, opening = f"{said} [{numbers}]", opening_of(trajectory)
+    if opening:
         text = f"{opening}{text}</answer>"
         ids = template.encode(text)
     else:
@@ -138,11 +138,6 @@ def reply_with(
             break
         given += 1
     return RightReply(text, said, np.asarray(ids, dtype=np.int64), np.arange(len(ids)) >= given)
-
-
-def _format(trajectory: Trajectory) -> str:
-    """Name of the action format that an episode was played in."""
-    return str(trajectory.versions.get("format", TagsFormat.name))
 
 
 def shown(trajectory: Trajectory) -> list[Source]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -144,7 +143,8 @@ def groups_of(step: int, drawn: Sequence[Drawn], rollouts: Rollouts, seed: int) 
     sampling = Sampling(temperature=1.0)
     plays = []
     for source, task in drawn:
-        setup = _untimed(source.setup, rollouts)
+        timed = "seconds" in (rollouts.agent.get("budgets") or {})
+        setup = source.setup if timed else source.setup.untimed()
         setup = replace(setup, sampling=replace(sampling, max_tokens=setup.sampling.max_tokens))
         group = group_names.of_step(step, source.name, task.id)
         for number in range(rollouts.size):
@@ -155,14 +155,6 @@ def groups_of(step: int, drawn: Sequence[Drawn], rollouts: Rollouts, seed: int) 
             episode = Episode(task, seed=drawn_seed, group=group, misled=astray, meta=meta)
             plays.append(Play(setup, episode))
     return plays
-
-
-def _untimed(setup: Setup, rollouts: Rollouts) -> Setup:
-    """Without limits of time for the policy, where the recipe sets none; a tool call keeps its own."""
-    if "seconds" in (rollouts.agent.get("budgets") or {}):
-        return setup
-    budgets = setup.budgets.model_copy(update={"seconds": math.inf})
-    return replace(setup, budgets=budgets, final_seconds=math.inf)
 
 
 def goes_wrong(task: Task, seed: int, share: float) -> bool:

@@ -22,7 +22,7 @@ from agent.policies.base import Request, Sampling
 from agent.policies.chat import ChatTemplate
 from agent.trajectory import Trajectory, TrajectoryError, Turn
 from kg.errors import PolicyUnavailableError, UsageError
-from rl.probes import Probe, Wrapper, make_probe
+from rl.probes import Probe, Wrapper, make_probe, probed_context
 from rl.tree import TokenTree, build_tree
 
 if TYPE_CHECKING:
@@ -196,8 +196,8 @@ class GroupScores:
     Attributes:
         logprobs: by trajectory id, float32[its tokens], NaN where the policy did not sample.
         gold: by trajectory id, float64[answers, turns]: mean log-probability (nats a token) of each
-            gold answer behind what each turn's call saw; column 0 is the bare prompt. Rows follow the
-            answers; NaN where one was not probed.
+            gold answer behind what each turn's call saw (`rl.probes.probed_context`); column 0 is the
+            bare prompt. Rows follow the answers; NaN where one was not probed.
         tokens: computed; `sequence_tokens` is what the same would be one by one.
         problems: a line for each trajectory that could not be scored.
     """
@@ -226,10 +226,9 @@ class _Layout:
         default_factory=list
     )
 
-    def force(
-        self, trajectory: Trajectory, turn: int, context: Ids, probes: Mapping[int, Probe]
-    ) -> None:
-        """Add the probes, by number of their answer, behind what a turn's call saw."""
+    def force(self, trajectory: Trajectory, turn: int, probes: Mapping[int, Probe]) -> None:
+        """Add the probes of a turn, by number of their answer."""
+        context = probed_context(trajectory, turn)
         for answer, probe in probes.items():
             self.forced.append((trajectory, answer, turn, len(self.sequences), probe.answer))
             self.sequences.append(np.concatenate([context, probe.ids]))
@@ -331,7 +330,10 @@ def _carry_out(scorer: Scorer, jobs: Sequence[_Job], most: int, alias: Alias) ->
         for job in several:
             if job.scores.gold:
                 means = np.mean([table[:, 0] for table in job.scores.gold.values()], axis=0)
-                chosen = int(np.nanargmax(means))
+                known = np.where(
+                    np.isnan(means), -np.inf, means
+                )  # all, where weights are no numbers
+                chosen = int(known.argmax()) if np.isfinite(known).any() else min(job.probes)
                 job.probes = {chosen: job.probes[chosen]}
     _score(
         scorer,
@@ -435,8 +437,7 @@ def _bare(group: Sequence[Trajectory], probes: Mapping[int, Probe]) -> _Layout:
     layout = _Layout()
     for trajectory in group:
         if trajectory.turns:
-            context = trajectory.prompt_of(trajectory.turns[0]).astype(np.int64)
-            layout.force(trajectory, 0, context, probes)
+            layout.force(trajectory, 0, probes)
     return layout
 
 
@@ -449,7 +450,7 @@ def _lay_out(group: Sequence[Trajectory], probes: Mapping[int, Probe]) -> _Layou
             if turn.sampled and len(reply):
                 layout.replies.append((trajectory, reply, len(layout.sequences)))
                 layout.sequences.append(np.concatenate([context, trajectory.token_ids[reply]]))
-            layout.force(trajectory, number, context, probes)
+            layout.force(trajectory, number, probes)
     return layout
 
 

@@ -16,8 +16,10 @@ from agent.trajectory import Trajectory
 from kg.errors import PolicyUnavailableError, UsageError
 from rl.assess import Assessed, assess, unfit
 from rl.assessment_recipe import Assessment
+from rl.boundary import told_labels
 from rl.receipt import Receipt, make_receipt
 from rl.receipt_table import render_receipt
+from rl.rewards import RewardContext
 from rl.train_recipe import load_assessment
 
 if TYPE_CHECKING:
@@ -101,7 +103,9 @@ class Accountant:
         key = (trajectory.group or trajectory.id, trajectory.task.id, label)
         if key not in self._assessed:
             group, notes = self._group(trajectory)
-            self._assessed[key] = (assess([group], self.spec, scorer=scorer), notes)
+            context = RewardContext(known=told_labels([t.task for t in group]))
+            found = assess([group], self.spec, context, scorer)
+            self._assessed[key] = (found, notes)
         return self._assessed[key]
 
     def _group(self, trajectory: Trajectory) -> tuple[list[Trajectory], list[str]]:

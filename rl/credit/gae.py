@@ -20,7 +20,7 @@ from rl.credit.group import Batch, CreditError, Floats, Ints
 from rl.credit.ledger import Credit, Unit
 from rl.credit.outcome import token_rewards
 from rl.credit.settle import check, per_token, per_turn, term
-from rl.credit.spread import Std, deviation, mean
+from rl.credit.spread import Eps, Std, divisor, mean
 
 
 def token_gae(
@@ -30,7 +30,7 @@ def token_gae(
     lam: float = 1.0,
     whiten: bool = True,
     std: Std = "sample",
-    eps: float = 1e-6,
+    eps: Eps = 1e-6,
 ) -> Credit:
     """GAE over sampled tokens: delta_t = r_t + gamma V_{t+1} - V_t, A_t = delta_t + gamma lam A_{t+1}.
 
@@ -63,7 +63,7 @@ def turn_gae(
     lam: float = 1.0,
     whiten: bool = True,
     std: Std = "sample",
-    eps: float = 1e-6,
+    eps: Eps = 1e-6,
 ) -> Credit:
     """GAE with a turn as the step; V is the value before the turn's first sampled token.
 
@@ -96,7 +96,7 @@ def turn_gae(
     live_mask = batch.tokens > 0
     pool = advantage[live_mask]
     center = mean(pool) if whiten else 0.0
-    scale = deviation(pool, std) + eps if whiten else 1.0
+    scale = divisor(pool, std, eps) if whiten else 1.0
     one = term(
         batch,
         "turn",
@@ -118,7 +118,7 @@ def bilevel_gae(
     lam: float = 1.0,
     whiten: bool = True,
     std: Std = "sample",
-    eps: float = 1e-6,
+    eps: Eps = 1e-6,
 ) -> Credit:
     """GAE over turn ends, then over the tokens inside each turn.
 
@@ -170,7 +170,7 @@ def _over_tokens(
     chosen = [row[mask] for row, mask in zip(raw, batch.sampled, strict=True)]
     pool = np.concatenate([np.zeros(0), *chosen])
     center = mean(pool) if whiten else 0.0
-    scale = deviation(pool, std) + eps if whiten else 1.0
+    scale = divisor(pool, std, eps) if whiten else 1.0
     returns = tuple(a + v for a, v in zip(raw, values, strict=True))
     targets = tuple(np.where(m, r, np.nan) for m, r in zip(batch.sampled, returns, strict=True))
     return replace(per_token(batch, returns, values, center, scale), targets=targets)

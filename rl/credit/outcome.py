@@ -19,12 +19,12 @@ import numpy as np
 from rl.credit.group import Batch, CreditError, Floats
 from rl.credit.ledger import Credit, Unit
 from rl.credit.settle import check, per_token, per_turn, term
-from rl.credit.spread import Std, deviation, mean
+from rl.credit.spread import Eps, Std, divisor, mean
 
 Spread = Literal["raw", "demeaned"]
 
 
-def grpo(batch: Batch, *, std: Std = "sample", eps: float = 1e-6) -> Credit:
+def grpo(batch: Batch, *, std: Std = "sample", eps: Eps = 1e-6) -> Credit:
     """(reward - group mean) / (group std + eps).
 
     Biased. The divisor depends on the trajectory's own reward: with rewards 0 and 1, success rate p
@@ -44,7 +44,7 @@ def grpo(batch: Batch, *, std: Std = "sample", eps: float = 1e-6) -> Credit:
     check(batch)
     baseline, scale = _group_means(batch), np.empty(len(batch))
     for rows in batch.groups:
-        scale[rows] = deviation(batch.outcomes[rows], std) + eps
+        scale[rows] = divisor(batch.outcomes[rows], std, eps)
     return _whole(batch, baseline, scale)
 
 
@@ -83,7 +83,7 @@ def rloo(batch: Batch) -> Credit:
 
 
 def lite_ppo(
-    batch: Batch, *, spread: Spread = "raw", std: Std = "sample", eps: float = 1e-6
+    batch: Batch, *, spread: Spread = "raw", std: Std = "sample", eps: Eps = 1e-6
 ) -> Credit:
     """(reward - group mean) / (std over the whole batch + eps).
 
@@ -107,7 +107,7 @@ def lite_ppo(
         raise CreditError(f"spread is '{spread}'", "it is 'raw' or 'demeaned'")
     baseline = _group_means(batch)
     pool = batch.outcomes - (baseline if spread == "demeaned" else 0.0)
-    return _whole(batch, baseline, np.full(len(batch), deviation(pool, std) + eps))
+    return _whole(batch, baseline, np.full(len(batch), divisor(pool, std, eps)))
 
 
 def filtered(batch: Batch, *, threshold: float = 0.5) -> Credit:
@@ -133,7 +133,7 @@ def filtered(batch: Batch, *, threshold: float = 0.5) -> Credit:
 
 
 def reinforce_pp(
-    batch: Batch, *, gamma: float = 1.0, std: Std = "sample", eps: float = 1e-6
+    batch: Batch, *, gamma: float = 1.0, std: Std = "sample", eps: Eps = 1e-6
 ) -> Credit:
     """Discounted token returns, whitened over all sampled tokens of the batch; groups are ignored.
 
@@ -155,10 +155,10 @@ def reinforce_pp(
     returns = tuple(_token_returns(batch, i, gamma) for i in range(len(batch)))
     pool = _sampled(batch, returns)
     zeros = tuple(np.zeros(len(row)) for row in returns)
-    return per_token(batch, returns, zeros, mean(pool), deviation(pool, std) + eps)
+    return per_token(batch, returns, zeros, mean(pool), divisor(pool, std, eps))
 
 
-def reinforce_pp_baseline(batch: Batch, *, std: Std = "sample", eps: float = 1e-6) -> Credit:
+def reinforce_pp_baseline(batch: Batch, *, std: Std = "sample", eps: Eps = 1e-6) -> Credit:
     """Reward - group mean, then whitened over all sampled tokens of the batch.
 
     Biased: as `reinforce_pp`. With unequal lengths the whitening mean is not 0, so that a group's
@@ -178,7 +178,7 @@ def reinforce_pp_baseline(batch: Batch, *, std: Std = "sample", eps: float = 1e-
     baseline = _group_means(batch)
     demeaned = batch.outcomes - baseline
     pool = np.repeat(demeaned, batch.tokens.sum(axis=1))
-    scale = np.full(len(batch), deviation(pool, std) + eps)
+    scale = np.full(len(batch), divisor(pool, std, eps))
     return _whole(batch, baseline, scale, mean(pool))
 
 

@@ -63,7 +63,7 @@ class Estimator:
             if option not in self.options:
                 message = f"{self.name} has no option '{option}'"
                 raise CreditError(message, _nearest(option, self.options))
-        types = get_type_hints(self.compute)
+        types = get_type_hints(self.compute, include_extras=True)
         made: dict[str, Any] = {}
         for option, value in options.items():
             try:

@@ -6,13 +6,15 @@ of 1e-17 divided by a small `eps` must not become an advantage. A pool of one ha
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
+from pydantic import Field
 
 from rl.credit.group import CreditError, Floats
 
 Std = Literal["sample", "population"]
+Eps = Annotated[float, Field(ge=0)]
 
 
 def mean(pool: Floats) -> float:
@@ -35,6 +37,18 @@ def deviation(pool: Floats, std: Std) -> float:
     if pool.size < 2 or _constant(pool):
         return 0.0
     return float(pool.std(ddof=1 if std == "sample" else 0))
+
+
+def divisor(pool: Floats, std: Std, eps: float) -> float:
+    """`deviation` and `eps`; 1 where there is no spread, so that equal rewards give exactly 0.
+
+    Raises:
+        CreditError: `eps` is negative, which could turn all signs around; another word for `std`.
+    """
+    if not eps >= 0:
+        raise CreditError(f"eps is {eps}", "it is 0 or more")
+    spread = deviation(pool, std)
+    return spread + eps if spread > 0 else 1.0
 
 
 def _constant(pool: Floats) -> bool:

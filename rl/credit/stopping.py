@@ -12,10 +12,10 @@ from typing import Literal
 
 import numpy as np
 
-from rl.credit.group import Batch, CreditError, Floats, Ints, suffix_returns
+from rl.credit.group import Batch, CreditError, Floats, suffix_returns
 from rl.credit.ledger import Credit, Unit
 from rl.credit.settle import check, per_turn, term
-from rl.credit.spread import Std, deviation
+from rl.credit.spread import Eps, Std, divisor
 from rl.credit.turns import leave_one_out, others_at_turn
 
 Scale = Literal["none", "others"]
@@ -27,7 +27,7 @@ def stopping(
     gamma: float = 1.0,
     scale: Scale = "none",
     std: Std = "sample",
-    eps: float = 1e-6,
+    eps: Eps = 1e-6,
 ) -> Credit:
     """Suffix return less what the group's other trajectories got from the same turn on.
 
@@ -63,17 +63,17 @@ def stopping(
     returns = suffix_returns(batch.rewards, gamma)
     baseline, known = others_at_turn(batch, returns)
     baseline = np.where(known, baseline, _last_turns(batch, returns)[:, None])
-    divisor = np.ones(len(batch))
+    spread = np.ones(len(batch))
     if scale == "others":
         for rows in batch.groups:
-            divisor[rows] = _spread_elsewhere(batch, rows, std, eps)
+            spread[rows] = divisor(np.delete(batch.outcomes, rows), std, eps)
     one = term(
         batch,
         "return",
         Unit.TURN,
         returns,
         baseline=baseline,
-        scale=divisor[:, None],
+        scale=spread[:, None],
         discount=gamma,
     )
     return per_turn(batch, (one,))
@@ -89,8 +89,3 @@ def _last_turns(batch: Batch, returns: Floats) -> Floats:
         if len(rows) > 1:
             out[rows] = leave_one_out(last[rows])
     return out
-
-
-def _spread_elsewhere(batch: Batch, rows: Ints, std: Std, eps: float) -> float:
-    spread = deviation(np.delete(batch.outcomes, rows), std)
-    return spread + eps if spread > 0 else 1.0

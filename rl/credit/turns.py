@@ -14,7 +14,7 @@ import numpy as np
 from rl.credit.group import Batch, Bools, CreditError, Floats, Ints, suffix_returns
 from rl.credit.ledger import Credit, PartAccount, Unit
 from rl.credit.settle import check, per_turn, term
-from rl.credit.spread import Std, deviation, mean
+from rl.credit.spread import Eps, Std, divisor, mean
 
 Pools = Literal["separate", "joint"]
 
@@ -26,7 +26,7 @@ def igpo(
     gamma: float = 1.0,
     scaled: bool = True,
     std: Std = "population",
-    eps: float = 1e-6,
+    eps: Eps = 1e-6,
 ) -> Credit:
     """Rewards normalised within the group, then summed from each turn to the end.
 
@@ -64,7 +64,7 @@ def igpo(
             pool = np.concatenate([part.values[rows][part.given[rows]] for part in members])
             for name in names:
                 centers[name][rows] = mean(pool)
-                scales[name][rows] = deviation(pool, std) + eps if scaled else 1.0
+                scales[name][rows] = divisor(pool, std, eps) if scaled else 1.0
     accounts = tuple(
         PartAccount(p.name, p.values, p.given, centers[p.name], scales[p.name]) for p in batch.parts
     )
@@ -82,7 +82,7 @@ def turn_group(
     gamma: float = 1.0,
     scaled: bool = False,
     std: Std = "sample",
-    eps: float = 1e-6,
+    eps: Eps = 1e-6,
 ) -> Credit:
     """Suffix return less the mean over the group's trajectories that have this turn number.
 
@@ -109,7 +109,7 @@ def turn_group(
             reached = rows[batch.turn_mask[rows, turn]]
             baseline[reached, turn] = mean(returns[reached, turn])
             if scaled:
-                scale[reached, turn] = deviation(returns[reached, turn], std) + eps
+                scale[reached, turn] = divisor(returns[reached, turn], std, eps)
     one = term(batch, "return", Unit.TURN, returns, baseline=baseline, scale=scale, discount=gamma)
     return per_turn(batch, (one,))
 
@@ -146,7 +146,7 @@ def gigpo(
     omega: float = 1.0,
     scaled: bool = True,
     std: Std = "sample",
-    eps: float = 1e-6,
+    eps: Eps = 1e-6,
 ) -> Credit:
     """Trajectory advantage within the group plus omega x turn advantage within equal states.
 
@@ -180,10 +180,10 @@ def gigpo(
     for rows in batch.groups:
         pool = batch.outcomes[rows]
         episode[0][rows] = mean(pool)
-        episode[1][rows] = deviation(pool, std) + eps if scaled else 1.0
+        episode[1][rows] = divisor(pool, std, eps) if scaled else 1.0
         for here in _anchor_groups(batch.anchors, batch.turn_mask, rows):
             step[0][here] = mean(returns[here])
-            step[1][here] = deviation(returns[here], std) + eps if scaled else 1.0
+            step[1][here] = divisor(returns[here], std, eps) if scaled else 1.0
     terms = (
         term(batch, "episode", Unit.TRAJECTORY, whole, baseline=episode[0], scale=episode[1]),
         term(

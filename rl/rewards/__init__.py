@@ -32,6 +32,7 @@ from rl.rewards.registry import (
     missing,
     register,
     require,
+    require_tools,
     reward_kind,
     reward_names,
 )
@@ -51,6 +52,7 @@ __all__ = [
     "padded",
     "register",
     "require",
+    "require_tools",
     "reward_kind",
     "reward_names",
 ]

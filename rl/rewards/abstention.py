@@ -33,7 +33,11 @@ from rl.rewards.context import Need, RewardContext
 from rl.rewards.reading import is_right, last
 from rl.rewards.registry import register
 
-_STATED = re.compile(r"confidence\W{0,4}(\d+(?:\.\d+)?)\s*(%?)", re.IGNORECASE)
+_STATED = re.compile(
+    r"confidence(?:\s+(?:level|score))?(?:\s+(?:is|of|at))?[\s:=*(]{0,5}"
+    r"(\d*\.?\d+)\s*(%|(?:/|out of)\s*(?:100|10|5|1)(?![\d.]))?",
+    re.IGNORECASE,
+)
 
 
 @register
@@ -48,8 +52,9 @@ class Abstention(Reward):
         weight: of the confidence; 0 ignores it.
         shape: how confidence counts.
         confidence: `measured` (geometric-mean probability of the final reply's tokens), `stated` in
-            the final reply ("confidence: 80%"; none counts as the worst for the case), or `given` in the
-            context (in a run, the share of the task's other rollouts that end alike).
+            the final reply ("confidence: 80%", "0.8", "8/10"; a plain number above 1 has no scale and
+            counts as none, which is the worst for the case), or `given` in the context (in a run, the
+            share of the task's other rollouts that end alike).
         scorer: of right answers.
     """
 
@@ -140,6 +145,7 @@ def stated_confidence(text: str) -> float | None:
     found = _STATED.findall(text)
     if not found:
         return None
-    number, percent = found[-1]
-    value = float(number) / (100.0 if percent or float(number) > 1 else 1.0)
+    number, scale = found[-1]
+    most = re.search(r"\d+", scale)
+    value = float(number) / (float(most[0]) if most else 100.0 if scale else 1.0)
     return value if value <= 1 else None

@@ -17,7 +17,7 @@ from typing import ClassVar, Literal, NamedTuple
 
 from pydantic import Field
 
-from agent.trajectory import Trajectory
+from agent.trajectory import ActionKind, Trajectory
 from rl.rewards.base import Range, Reward, RewardError, Values, at_end
 from rl.rewards.context import Need, RewardContext
 from rl.rewards.molecule import descriptor
@@ -146,10 +146,12 @@ class AttributeFormat(Reward):
 
     def values(self, group: Sequence[Trajectory], context: RewardContext) -> Values:
         """One constant for each trajectory."""
-        return [at_end(t, self._value(final_text(t))) for t in group]
+        return [at_end(t, self._value(t)) for t in group]
 
-    def _value(self, text: str) -> float:
-        good = attributes(text) is not None and after_block(text)
+    def _value(self, trajectory: Trajectory) -> float:
+        text = final_text(trajectory)
+        answers = bool(trajectory.turns) and trajectory.turns[-1].action.kind is ActionKind.ANSWER
+        good = answers and attributes(text) is not None and after_block(text)
         return self.valid if good else self.invalid
 
 

@@ -77,7 +77,7 @@ class Need(StrEnum):
 
     @property
     def remedy(self) -> str:
-        """Who provides it: a field of the task or of the context."""
+        """Who provides it: a field of the task, or a setting of a recipe and a field of the context."""
         return _REMEDIES[self]
 
 
@@ -93,16 +93,16 @@ _REMEDIES = {
     Need.CLAIMED: "Task.meta['claimed']",
     Need.PROBES: "RewardContext.gold_logprobs",
     Need.STEP_PROBES: "RewardContext.step_logprobs",
-    Need.ANCHOR: "RewardContext.anchor_kl",
-    Need.KNOWN: "RewardContext.known",
+    Need.ANCHOR: "loss.anchor or RewardContext.anchor_kl",
+    Need.KNOWN: "tasks.probe, tasks from agent probe, or RewardContext.known",
     Need.CONFIDENCE: "RewardContext.confidence",
     Need.VOTES: "RewardContext.vote_shares",
     Need.PROGRESS: "RewardContext.progress",
     Need.EDGES: "RewardContext.edges",
-    Need.RERANKER: "RewardContext.reranker",
-    Need.ENTAILMENT: "RewardContext.entailment",
+    Need.RERANKER: "models.reranker or RewardContext.reranker",
+    Need.ENTAILMENT: "models.entailment or RewardContext.entailment",
     Need.FACTS: "RewardContext.facts",
-    Need.JUDGE: "RewardContext.judge",
+    Need.JUDGE: "models.judge or RewardContext.judge",
 }
 
 

@@ -34,13 +34,14 @@ class _Gain(Reward):
     Attributes:
         form: `log_probability` (the final paper and the released script; unbounded) or `probability`
             (first version of the paper; a sum in -1..1).
-        before: text that is forced before the answer, as the policy's action format opens one.
+        before: text that is forced before the answer; None for what opens one in the action format of
+            the episode.
         only: tools whose turns may earn; empty for all turns.
         bound: values are cut to plus or minus this; 0 for no bound. The sum no longer telescopes.
     """
 
     form: Literal["log_probability", "probability"] = "log_probability"
-    before: str = "<answer>"
+    before: str | None = None
     only: tuple[str, ...] = ()
     bound: float = Field(0.0, ge=0)
 

@@ -157,5 +157,7 @@ class PlanAdherence(Reward):
         if not isinstance(steps, list) or not steps:
             raise RewardError(f"task {trajectory.task.id} has no plan", trajectory.id)
         if isinstance(solved, list) and solved:  # of a single step of a task it is their number
+            if not all(isinstance(one, dict) and "question" in one for one in solved):
+                raise RewardError(f"task {trajectory.task.id} has malformed steps", trajectory.id)
             steps = [step["question"] for step in solved]
         return 0, list(map(str, steps))

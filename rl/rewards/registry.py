@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from agent.task import Task
 from kg.errors import UsageError
@@ -94,6 +94,34 @@ def require(rewards: Iterable[Reward], context: RewardContext, tasks: Sequence[T
     """
     if message := missing(rewards, context, tasks):
         raise UsageError(message, "provide what is named, or leave the reward out")
+
+
+def require_tools(rewards: Iterable[Reward], tools: Sequence[str]) -> None:
+    """Refuse options that name a tool which the run does not have: nothing would ever match it.
+
+    Args:
+        rewards: the selection; tools that a reward names by default are not looked at.
+        tools: of the run.
+
+    Raises:
+        UsageError: for the first one; the nearest is suggested.
+    """
+    for reward in rewards:
+        for name in sorted(set(_named_tools(reward)) - set(tools)):
+            near = difflib.get_close_matches(name, tools, 1)
+            hint = f"did you mean '{near[0]}'?" if near else f"there are: {', '.join(tools)}"
+            raise UsageError(f"reward '{reward.name}' names '{name}', no tool of this run", hint)
+
+
+def _named_tools(options: BaseModel) -> Iterator[str]:
+    for key in options.model_fields_set:
+        value = getattr(options, key)
+        if key in ("only", "tools", "prices"):
+            yield from value
+        if isinstance(value, BaseModel):
+            yield from _named_tools(value)
+    for part in getattr(options, "rewards", {}).values():  # of a combination
+        yield from _named_tools(part)
 
 
 def _gap(need: Need, context: RewardContext, tasks: Sequence[Task]) -> str:

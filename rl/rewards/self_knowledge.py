@@ -59,8 +59,8 @@ class SelfConsistency(Reward):
     @classmethod
     def _plain(cls, labels: tuple[str, str]) -> tuple[str, str]:
         first, second = (normalise(label) for label in labels)
-        if not first or not second or first == second:
-            raise ValueError("two different words are needed")
+        if len(first.split()) != 1 or len(second.split()) != 1 or first == second:
+            raise ValueError("two different words are needed, each a single one")
         return first, second
 
     @property

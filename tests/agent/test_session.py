@@ -1,11 +1,11 @@
 """Sessions: a thread goes on after the process is gone, also in the middle of an episode."""
 
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+
+from tests import forked
 
 ROOT = Path(__file__).resolve().parents[2]
 PROGRAM = """
@@ -49,8 +49,8 @@ def run(base_model, home, replies, question):
     import json
 
     code = PROGRAM.format(root=str(ROOT), model=str(base_model))
-    done = subprocess.run(
-        [sys.executable, "-c", code, json.dumps([replies, question])],
+    done = forked.run(
+        ["-c", code, json.dumps([replies, question])],
         capture_output=True, text=True, timeout=60, env={**os.environ, "AGENT_HOME": str(home)},
     )  # fmt: skip
     return done, json.loads(done.stdout) if done.stdout else None

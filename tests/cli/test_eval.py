@@ -2,11 +2,11 @@
 
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+
+from tests import forked
 
 ROOT = Path(__file__).resolve().parents[2]
 FILES = {
@@ -28,8 +28,8 @@ def agent(tmp_path):
     }
 
     def run(*args):
-        return subprocess.run(
-            [sys.executable, str(ROOT / "cli.py"), *args],
+        return forked.run(
+            [str(ROOT / "cli.py"), *args],
             capture_output=True, text=True, cwd=tmp_path, timeout=300, env=environment,
         )  # fmt: skip
 

@@ -5,7 +5,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -29,6 +28,7 @@ from eval.analyses.counterfactual import ABSTAINED, FACTUAL, compare_arms, estim
 from eval.analyses.fork import fork
 from eval.fictional.make import make_world
 from kg.errors import PolicyUnavailableError, ToolUnavailableError, UsageError
+from tests import forked
 from tests.agent.scripted import FactTool, ScriptedPolicy
 from tools.base import Toolbox
 from tools.cassette import CassetteTool
@@ -371,8 +371,8 @@ def test_another_policy_is_said_or_refused(store, own, episode, tmp_path):
 
 
 def command(store, world, *args, **popen):
-    return subprocess.Popen(
-        [sys.executable, str(ROOT / "cli.py"), "trace", "fork", *args, "--store", str(store)],
+    return forked.Forked(
+        [str(ROOT / "cli.py"), "trace", "fork", *args, "--store", str(store)],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=world,
         env={**os.environ, "NO_COLOR": "1", "AGENT_SEARCH__MODE": "lexical"}, **popen,
     )  # fmt: skip

@@ -3,13 +3,13 @@
 import os
 import signal
 import subprocess
-import sys
 import time
 
 import pytest
 
 from eval.command import score
 from eval.score import score_run
+from tests import forked
 from tests.eval.runs import ROOT, outcome, questions, run_folder
 
 CACHED = """
@@ -55,10 +55,10 @@ FILES = ("scores.json", "samples.jsonl", "report.md", "report.html", "traces.htm
 
 def lines_of(code, kill_at=None, **environment):
     """How many lines a script prints; killed by the system at one of them, if that is given."""
-    command = [sys.executable, "-c", code]
+    command = ["-c", code]
     environment = {**os.environ, **environment}
     printed = 0
-    with subprocess.Popen(command, stdout=-1, text=True, env=environment) as process:
+    with forked.Forked(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
         for printed, _ in enumerate(process.stdout, 1):
             if printed == kill_at:
                 process.send_signal(signal.SIGKILL)
@@ -123,9 +123,7 @@ def test_a_run_that_is_killed_again_and_again_ends_as_one_that_was_not(base_mode
     def start(out):
         code = SCRIPT.format(root=str(ROOT), model=str(base_model), out=str(out))
         environment = {**os.environ, "AGENT_SEARCH__MODE": "lexical"}  # starts at once
-        return subprocess.Popen(
-            [sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, env=environment
-        )
+        return forked.Forked(["-c", code], stdout=subprocess.PIPE, text=True, env=environment)
 
     def finish(process, kill_at=None):
         for line in process.stdout:

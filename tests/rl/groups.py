@@ -11,7 +11,8 @@ from tools.base import Observation
 
 
 def random_group(seed, size=4, vocabulary=200, turns=(1, 4), lengths=(1, 9), policy="p@1"):
-    """Rollouts of one question: a common prompt, some common turns, some omitted observations."""
+    """Rollouts of one question: a common prompt, some common turns, some omitted observations, some last
+    answers that the runtime opened."""
     chance = random.Random(seed)
 
     def some():
@@ -29,10 +30,14 @@ def _rollout(chance, some, prompt, first, id, turns, policy):
     ids, context, done = list(prompt), (Span(0, len(prompt)),), []
     for number in range(turns):
         reply, seen = first if number == 0 and chance.random() < 0.6 else (some(), some())
+        last = number == turns - 1
+        forced = last and number > 0 and chance.random() < 0.3
+        opened = some() if forced else []
+        context = join((*context, Span(len(ids), len(ids) + len(opened))))
+        ids += opened
         start = len(ids)
         ids += reply
         span = Span(start, len(ids))
-        last = number == turns - 1
         shown = [] if last else seen
         ids += shown
         observed = Span(span.stop, len(ids))
@@ -41,6 +46,7 @@ def _rollout(chance, some, prompt, first, id, turns, policy):
                 context, span, observed, "", Action(ActionKind.TOOL, "search", {"query": str(number)}),
                 None if last else Observation("search", "found"),
                 sampled=chance.random() < 0.9,
+                forced=forced,
             )
         )  # fmt: skip
         context = join((*context, span, observed))

@@ -41,12 +41,12 @@ class Facts(LookUp):
 EIGHT_TURNS = Budgets(turns=8)
 
 
-def play(script, template=None, name="micro@0", budgets=EIGHT_TURNS, **episode):
-    """One rollout; `name` is the policy it is recorded under."""
+def play(script, template=None, name="micro@0", budgets=EIGHT_TURNS, form="tags", **episode):
+    """One rollout; `name` is the policy it is recorded under, `form` the action format."""
     tools = Toolbox([Facts(), JudgeTool()])
     policy = ScriptedPolicy(script, template)
     policy.name, policy.version = name.split("@")
-    setup = Setup(policy, make_format("tags", tools), tools, budgets=budgets)
+    setup = Setup(policy, make_format(form, tools), tools, budgets=budgets)
     made = Episode(**{"task": TASK, **episode})
     return asyncio.run(run_episode(made, setup, build_graph(tools)))
 

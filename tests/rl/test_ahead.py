@@ -3,7 +3,6 @@
 import json
 import signal
 import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -13,6 +12,7 @@ from rl.batches import calls_tree
 from rl.fit import TrainingError
 from rl.scoring import load_scorer
 from rl.step_metrics import staleness
+from tests import forked
 from tests.rl.rollouts import RIGHT, play
 from tests.rl.training_run import recipe, run
 
@@ -73,9 +73,9 @@ def test_staleness_is_counted_from_the_versions_that_the_episodes_name():
 def test_ctrl_c_cancels_the_next_collection_and_the_same_command_goes_on(tmp_path):
     """Two episodes at once take much longer than the update: it is in the middle when the run ends."""
     out = tmp_path / "run"
-    command = [sys.executable, "-m", "tests.rl.training_run", str(out), "steps=2"]
+    command = ["-m", "tests.rl.training_run", str(out), "steps=2"]
     command += [f"rollouts={json.dumps(LONG)}"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+    with forked.Forked(command, stdout=subprocess.PIPE, text=True) as process:
         lines = iter(process.stdout)
         assert any(line == "stage collect 8 8\n" for line in lines)
         assert next(lines).startswith("stage collect 1 8")  # of step 2
@@ -87,7 +87,7 @@ def test_ctrl_c_cancels_the_next_collection_and_the_same_command_goes_on(tmp_pat
     report = json.loads((out / "report.json").read_text())
     assert (report["steps"], report["interrupted"]) == (1, True)
     assert {step: len(found) for step, found in stored(out).items()} == {"step-00001": 8}
-    again = subprocess.run(command, stdout=subprocess.PIPE, text=True, timeout=300, check=True)
+    again = forked.run(command, stdout=subprocess.PIPE, text=True, timeout=300, check=True)
     assert [line for line in again.stdout.splitlines() if line.startswith("step")] == ["step 2"]
     assert {step: len(found) for step, found in stored(out).items()} == {
         "step-00001": 8,

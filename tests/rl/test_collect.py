@@ -2,11 +2,11 @@
 
 import asyncio
 import json
+import math
 import os
 import random
 import signal
 import subprocess
-import sys
 import time
 from collections import Counter
 from dataclasses import replace
@@ -23,10 +23,11 @@ from agent.trajectory import Status
 from eval.fictional.make import make_world
 from kg.errors import PolicyUnavailableError, UsageError
 from rl.collect import CollectRequest, collect, journal, load_sets, make_plan
+from tests import forked
 from tests.agent.scripted import ScriptedPolicy
 
 ROOT = Path(__file__).resolve().parents[2]
-KILLS = int(os.environ.get("TURNWISE_KILLS", "3"))
+KILLS = int(os.environ.get("TURNWISE_KILLS", "10"))
 
 
 @pytest.fixture(scope="module")
@@ -99,7 +100,7 @@ def test_nothing_is_collected_twice_and_a_larger_group_adds_to_it(world, home, w
 
 def command(world, out, *more):
     return [
-        sys.executable, str(ROOT / "cli.py"), "collect", str(world), "--policy", "micro", "--out",
+        str(ROOT / "cli.py"), "collect", str(world), "--policy", "micro", "--out",
         str(out), "--group", "3", "--limit", "4", "--concurrency", "4", *more,
     ]  # fmt: skip
 
@@ -110,7 +111,7 @@ def environment(home):
 
 def killed(world, out, home, seconds):
     """Begin or go on, and be killed so long after the episodes began."""
-    with subprocess.Popen(
+    with forked.Forked(
         command(world, out), env=environment(home), stderr=subprocess.PIPE, text=True
     ) as process:
         for line in process.stderr:
@@ -160,7 +161,7 @@ def test_killed_again_and_again_it_ends_as_if_it_had_not_been(world, home, whole
         killed(world, out, home, chance.uniform(0.1, 1.5))
         assert all(t.turns and t.status is not Status.FAILED for t in contents(out).values())
         left.append({id: one for id, one in in_mid_air(path).items() if id not in contents(out)})
-    done = subprocess.run(
+    done = forked.run(
         command(world, out, "--json"), env=environment(home), capture_output=True, text=True,
         timeout=300,
     )  # fmt: skip
@@ -185,8 +186,10 @@ def test_two_actors_collect_the_same(world, home, whole, tmp_path):
     out = tmp_path / "actors.sqlite"
     report = collect(request_of(world, actors=2, limit=2), settings_of(home), str(out))
     assert (report.episodes, report.known) == (6, 0)
-    expected = contents(whole)
-    for id, t in contents(out).items():
+    expected, found = contents(whole), contents(out)
+    assert found.keys() <= expected.keys()
+    assert sorted(Counter(t.group for t in found.values()).values()) == [3, 3]
+    for id, t in found.items():
         assert t.token_ids.tolist() == expected[id].token_ids.tolist()
         assert t.group == expected[id].group
 
@@ -338,7 +341,8 @@ def test_one_collection_at_a_time_writes_a_store_whatever_its_path_is_called(
 
 
 def test_a_slow_tool_holds_nobody(world, home, tmp_path, template, monkeypatch):
-    """One episode's search hangs until its time-out; the others are done long before."""
+    """One episode's search hangs until its time-out; the others, of this set and of the next, are done
+    long before."""
     from tools.search.tool import SearchTool
 
     order, plain = [], SearchTool.run
@@ -353,11 +357,27 @@ def test_a_slow_tool_holds_nobody(world, home, tmp_path, template, monkeypatch):
     monkeypatch.setattr("rl.collect.policy_of", lambda *_, **__: policy)
     monkeypatch.setattr(SearchTool, "run", slow)
     began, seconds = time.perf_counter(), []
+    make_world(tmp_path / "next", 6, 60, 60)
+    request = request_of(world, concurrency=4, limit=2)
+    request = replace(request, tasks=(*request.tasks, str(tmp_path / "next")))
     collect(
-        request_of(world, concurrency=4), settings_of(home, tool_seconds=9.0),
+        request, settings_of(home, tool_seconds=9.0),
         str(tmp_path / "s.sqlite"), advance=lambda *_: seconds.append(time.perf_counter() - began),
     )  # fmt: skip
+    assert len(seconds) == 13  # before the first, and after each
     assert seconds[-2] < 9 <= seconds[-1] + 0.5
+
+
+def test_no_episode_ends_by_the_clock_unless_a_limit_is_named(world, home, template):
+    def budgets(**flags):
+        settings = settings_of(home, **flags)
+        [found] = load_sets(request_of(world), settings)
+        plan = make_plan(found, ScriptedPolicy([], template), request_of(world), settings, print)
+        return plan.setup.budgets.seconds, plan.setup.final_seconds
+
+    assert budgets() == (math.inf, math.inf)
+    assert budgets(budgets={"turns": 3})[0] == math.inf
+    assert budgets(budgets={"seconds": 40.0}) == (40.0, 60.0)
 
 
 @pytest.mark.parametrize(

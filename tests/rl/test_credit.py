@@ -640,3 +640,21 @@ def test_one_turn_estimators_agree_with_their_outcome_kin(raw):
     ]
     for a, b in pairs:
         assert a.ledger.advantage == pytest.approx(b.ledger.advantage, abs=1e-9)
+
+
+EQUAL = [name for name, one in ESTIMATORS.items() if "eps" in one.options and not one.values]
+
+
+@pytest.mark.parametrize("name", EQUAL)
+def test_equal_rewards_give_nothing_where_nothing_is_added_to_the_spread(name):
+    credit = estimate(name, outcomes([1.0] * 4), eps=0.0)
+    assert credit.dropped == ()
+    assert all((row == 0).all() for row in credit.advantages)
+
+
+@pytest.mark.parametrize("name", EQUAL)
+def test_a_spread_with_less_than_nothing_added_is_refused(name):
+    with pytest.raises(CreditError, match="'eps' is -1"):
+        estimate(name, outcomes([1.0, 0.0, 0.0, 0.0]), eps=-1)
+    with pytest.raises(CreditError, match="eps is -1"):
+        ESTIMATORS[name].compute(outcomes([1.0, 0.0, 0.0, 0.0]), eps=-1.0)

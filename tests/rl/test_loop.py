@@ -9,7 +9,6 @@ import random
 import resource
 import signal
 import subprocess
-import sys
 from contextlib import ExitStack, contextmanager
 
 import pytest
@@ -23,6 +22,7 @@ from rl.fit import TrainingError
 from rl.learner import Learner
 from rl.run_history import read_history
 from rl.sync import SyncError
+from tests import forked
 from tests.rl.training_run import Printed, recipe, run
 
 KILLS = int(os.environ.get("TURNWISE_KILLS", "1"))
@@ -39,9 +39,8 @@ VALIDATION = {
 
 
 def started(out, *options, engine="vllm"):
-    return subprocess.Popen(
+    return forked.Forked(
         [
-            sys.executable,
             "-m",
             "tests.rl.training_run",
             str(out),

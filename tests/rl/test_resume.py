@@ -25,6 +25,7 @@ from rl.rewind import rewind
 from rl.run_history import read_history
 from rl.stamp import Stamp
 from rl.train_recipe import FREE, Rollouts, TrainRecipe, Update
+from tests import forked
 from tests.rl.histories import history, measured, write
 from tests.rl.rollouts import RIGHT, play
 from tests.rl.training_run import RECIPE, recipe, run
@@ -237,15 +238,15 @@ def test_a_folder_goes_back_to_its_checkpoint(tmp_path):
 
 def test_a_run_killed_before_its_first_checkpoint_repeats_no_episode(tmp_path):
     out = tmp_path / "run"
-    command = [sys.executable, "-m", "tests.rl.training_run", str(out), "steps=2"]
+    command = ["-m", "tests.rl.training_run", str(out), "steps=2"]
     command += [f"rollouts={json.dumps(SMALL)}", 'checkpoints={"every": 9}']
     command += [f"validation={json.dumps({'every': 1, 'tasks': HELD})}"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+    with forked.Forked(command, stdout=subprocess.PIPE, text=True) as process:
         for line in process.stdout:
             if line.startswith("validated 1"):
                 process.send_signal(signal.SIGKILL)
     assert process.returncode == -signal.SIGKILL
-    subprocess.run(command, stdout=subprocess.DEVNULL, timeout=300, check=True)
+    forked.run(command, stdout=subprocess.DEVNULL, timeout=300, check=True)
     with TrajectoryStore.open(out / "trajectories.sqlite") as store:
         counts = Counter(t.group.partition("/")[0] for t in store.query())
         named = {

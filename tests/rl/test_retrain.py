@@ -5,7 +5,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -36,6 +35,7 @@ from rl.rewards import RewardContext
 from rl.rewards.context import task_key
 from rl.scoring import load_scorer, score_group
 from rl.train_recipe import TrainRecipe, load_train
+from tests import forked
 from tests.rl.rollouts import RIGHT, WRONG, play
 from tools.base import Toolbox
 
@@ -277,12 +277,12 @@ def test_an_interrupted_gradient_exits_with_130_and_goes_on(logged, micro, model
     changes += ["checkpoints.every=1"]
 
     def start(out, *more):
-        command = [sys.executable, "cli.py", "train", "grpo", "--from-store", url]
+        command = ["cli.py", "train", "grpo", "--from-store", url]
         command += ["--way", "gradient", "--out", str(out), "--reward", "grade", "--json", *more]
         command += [word for one in changes for word in ("--set", one)]
         environment = {**os.environ, "AGENT_HOME": str(models_dir.parent)}
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-        return subprocess.Popen(command, env=environment, cwd=ROOT, **pipes)
+        return forked.Forked(command, env=environment, cwd=ROOT, **pipes)
 
     def told(process):
         out, err = process.communicate(timeout=300)

@@ -15,7 +15,7 @@ from agent.policies.catalog import resolve
 from agent.policies.chat import ChatTemplate
 from agent.trajectory import Span
 from kg.errors import UsageError
-from rl.probes import Wrapper, make_probe
+from rl.probes import Wrapper, make_probe, probed_context
 from rl.rewards import RewardContext, make_reward
 from rl.scoring import ModelScorer, Scorer, VllmScorer, load_scorer, score_group, score_groups
 from rl.tree import build_tree
@@ -50,6 +50,7 @@ def one_by_one(model, group, probes):
             if turn.sampled:
                 values = alone(model, np.concatenate([context, reply]))
                 row[turn.reply.start : turn.reply.stop] = values[len(context) :]
+            context = probed_context(trajectory, number)
             for answer, probe in enumerate(probes):
                 values = alone(model, np.concatenate([context, probe.ids]))[len(context) :]
                 table[answer, number] = values[probe.answer].mean()

@@ -5,7 +5,6 @@ import os
 import signal
 import socket
 import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -25,6 +24,7 @@ from rl.model_files import copy_tokenizer
 from rl.packing import Row, pack
 from rl.recipe import Lora, Optimizer, SftRecipe
 from rl.sft import train
+from tests import forked
 
 
 @pytest.fixture(scope="module")
@@ -303,9 +303,7 @@ def start(tiny, run, pause, **launcher):
     )
     keys = {"RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"}
     env = {key: value for key, value in os.environ.items() if key not in keys} | launcher
-    return subprocess.Popen(
-        [sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, env=env
-    )
+    return forked.Forked(["-c", code], stdout=subprocess.PIPE, text=True, env=env)
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])

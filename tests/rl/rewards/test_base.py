@@ -154,7 +154,7 @@ class TestEvery:
     def test_whatever_a_task_or_a_tool_left_behind_is_scored_or_an_error_that_names_it(self, name):
         made = example(name, "t")
         for junk in JUNK:
-            metas = [{**META, key: junk} for key in (*META, "answer_set", "neighbours")]
+            metas = [{**META, key: junk} for key in (*META, "answer_set", "neighbours", "steps")]
             tasks = [replace(made.task, meta=meta) for meta in metas]
             odd = [replace(made, task=of) for of in tasks]
             for key in ("target_probability", "edges", "rollout_probabilities", "steps"):

@@ -196,6 +196,15 @@ class TestSalu:
             ("confidence: 0.4 no, confidence: 0.6", 0.6),
             ("Confidence = 95 %", 0.95),
             ("confidence 250", None),
+            ("confidence: .9", 0.9),
+            ("Confidence: 9/10", 0.9),
+            ("confidence: 4 out of 5.", 0.8),
+            ("confidence is 90%", 0.9),
+            ("Confidence level: 0.9", 0.9),
+            ("**Confidence:** 85 / 100", 0.85),
+            ("confidence: 5", None),
+            ("confidence: 80", None),
+            ("confidence: 11/10", None),
             ("sure", None),
         ],
     )
@@ -276,3 +285,5 @@ class TestKnowRl:
     def test_labels_are_two_words(self):
         with pytest.raises(UsageError, match="two different words"):
             make_reward("self_consistency", {"labels": ["yes", "Yes."]})
+        with pytest.raises(UsageError, match="two different words"):
+            make_reward("self_consistency", {"labels": ["can answer", "cannot answer"]})

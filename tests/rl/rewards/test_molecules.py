@@ -165,6 +165,11 @@ class TestAttributes:
     def test_format(self, text, value):
         assert total("attribute_format", episode(answer("True", whole=text))) == value
 
+    def test_a_block_before_another_action_is_no_answer(self):
+        block = "<name>a: improve</name>"
+        for turn in (search(block), abstain(text=f"{block}<abstain>no</abstain>")):
+            assert total("attribute_format", episode(turn)) == -2
+
     @pytest.mark.parametrize(
         ("said", "value"),
         [("False", 0), ("True", 2), ("true.", 2), ("False because not True", 0), ("untrue", 0)],
