@@ -17,6 +17,7 @@ in the papers, an outcome seldom tells rollouts apart.
 
 - igpo: as above
 - step_gain: igpo, with information gain about the answers of a question's steps
+- shaped: the outcome, and half of that gain in probabilities, with the credit `stopping`
 
 `taught`: one world; half of its facts were put into the policy (`agent sft micro_taught`).
 
@@ -60,6 +61,15 @@ BASELINE, COMBINATION, BEFORE = "outcome", "combination", "before"
 
 _OUTCOME = "rewards={answer: {reward: exact_match, options: {declined: 0.0}}}"
 _BASELINE = ("search_r1", (_OUTCOME, "credit={estimator: grpo}"))
+# own: each turn earns what it adds to the chance of the steps' answers, beside the outcome, by credit
+# that stays unbiased where the policy chooses when to stop
+_SHAPED = (
+    "search_r1",
+    (
+        f"{_OUTCOME[:-1]}, gain: {{reward: step_gain, weight: 0.5, options: {{form: probability}}}}}}",
+        "credit={estimator: stopping}",
+    ),
+)
 _DECLINED = "rewards.answer.options.declined=0.0"  # as papers have it: only `abstain` pays for it
 # its labels come from a closed-book sample of each training question, before the first step
 _COMBINATION = ("igpo_reseek_ikea", ("tasks.probe=1", _DECLINED))
@@ -73,6 +83,7 @@ ARMS: dict[str, tuple[str, tuple[str, ...]]] = {
     f"hops/{BASELINE}": _BASELINE,
     "hops/igpo": ("igpo", (_DECLINED,)),
     "hops/step_gain": ("igpo", (_DECLINED, "rewards.gain.reward=step_gain")),
+    "hops/shaped": _SHAPED,
     f"taught/{BASELINE}": _BASELINE,
     "taught/ikea": ("ikea", ()),
     f"taught/{COMBINATION}": _COMBINATION,
