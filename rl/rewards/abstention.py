@@ -35,7 +35,7 @@ from rl.rewards.registry import register
 
 _STATED = re.compile(
     r"confidence(?:\s+(?:level|score))?(?:\s+(?:is|of|at))?[\s:=*(]{0,5}"
-    r"(\d*\.?\d+)\s*(%|(?:/|out of)\s*(?:100|10|5|1)(?![\d.]))?",
+    r"(\d*\.?\d+)\s*(%|(?:/|out of)\s*(?:100|10|5|1)(?!\d|\.\d))?",
     re.IGNORECASE,
 )
 

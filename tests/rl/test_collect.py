@@ -358,8 +358,8 @@ def test_a_slow_tool_holds_nobody(world, home, tmp_path, template, monkeypatch):
     monkeypatch.setattr(SearchTool, "run", slow)
     began, seconds = time.perf_counter(), []
     make_world(tmp_path / "next", 6, 60, 60)
-    request = request_of(world, concurrency=4, limit=2)
-    request = replace(request, tasks=(*request.tasks, str(tmp_path / "next")))
+    sets = (str(world), str(tmp_path / "next"))
+    request = CollectRequest(tasks=sets, limit=2, group=3, concurrency=4)
     collect(
         request, settings_of(home, tool_seconds=9.0),
         str(tmp_path / "s.sqlite"), advance=lambda *_: seconds.append(time.perf_counter() - began),

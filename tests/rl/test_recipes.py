@@ -295,7 +295,8 @@ def test_labels_that_some_tasks_lack_or_another_policy_earned_are_told_before_th
         with pytest.raises(UsageError, match=share):
             actor(mine, other)
     with pytest.raises(
-        UsageError, match=r"lacks knowledge boundary labels \(RewardContext.known\)"
+        UsageError,
+        match=r"lacks knowledge boundary labels \(tasks.probe, .* or RewardContext.known\)",
     ):
         actor(bare)
     actor(mine)

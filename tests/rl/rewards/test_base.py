@@ -247,12 +247,12 @@ def blamed(name, one):
 
 JUNK = (None, True, 5, -1.5, float("nan"), "", "x", [], [None], [5], ["x"], [["a"]], {}, {"a": 1})
 OPTIONAL = (Need.PROGRESS, Need.EDGES, Need.RERANKER, Need.ENTAILMENT, Need.FACTS, Need.JUDGE)
-FIELD = re.compile(r"\w+\.(\w+)(?:\['(\w+)'\])?")
+FIELD = re.compile(r"(?:Task|RewardContext)\.(\w+)(?:\['(\w+)'\])?")
 
 
 def deprived(of, given, need):
     """The task and context without what the need asks for."""
-    field, key = FIELD.match(need.remedy).groups()
+    field, key = FIELD.search(need.remedy).groups()
     if key:
         return replace(of, meta={k: v for k, v in of.meta.items() if k != key}), given
     if need.remedy.startswith("Task"):
@@ -333,7 +333,7 @@ class TestMissing:
         assert missing(chosen, RewardContext(), tasks) == (
             "information_gain lacks information-gain probes (RewardContext.gold_logprobs); "
             "judge_verdict lacks gold answers (Task.answers: 1 of 2 tasks, first bare), "
-            "reranker (RewardContext.reranker); "
+            "reranker (models.reranker or RewardContext.reranker); "
             "exact_match lacks gold answers (Task.answers: 1 of 2 tasks, first bare)"
         )
 
