@@ -133,6 +133,10 @@ def test_mistakes_are_one_line_with_their_code(agent, store, rollouts, micro, tm
     own.write_text("rewards: {a: {reward: f11}}\ncredit: {estimator: grpo}\n")
     known = tmp_path / "known.yaml"
     known.write_text("rewards: {a: {reward: boundary_label}}\ncredit: {estimator: grpo}\n")
+    label = {"known": {"policy": "micro@1", "known": True}}
+    told = replace(rollouts[0], id="told-1", task=replace(rollouts[0].task, meta=label), group="t")
+    add(store, told)
+    assert agent("credit", told.id, "--recipe", known)[0] == 0
     id = rollouts[0].id
     for args, code, message in (
         (("zzzzzz",), 2, "no episode"),

@@ -20,6 +20,7 @@ from rl.assess import assess, by_group
 from rl.assessment_recipe import Assessment, CreditChoice, LossChoice
 from rl.credit import ESTIMATORS, CreditError
 from rl.losses import Reduction, Tokens, gspo, kl_loss, ppo_clip
+from rl.probes import Wrapper
 from rl.receipt import make_receipt
 from rl.receipt_table import render_receipt
 from rl.rewards import Part, RewardContext, RewardError, make_reward, reward_kind
@@ -421,6 +422,17 @@ def test_the_text_before_a_forced_answer_is_an_option(rollouts, scored, scorer):
     found = assess([rollouts], load_assessment("igpo", [bare]), scorer=scorer)
     for t in rollouts:
         assert (found.context.gold_logprobs[t.id] != scored.context.gold_logprobs[t.id]).all()
+
+
+def test_an_answer_is_forced_as_the_episodes_own_format_opens_one(rollouts, scorer):
+    called = {**rollouts[0].versions, "format": "tool_call"}
+    mixed = [replace(t, versions=called) if i % 2 else t for i, t in enumerate(rollouts)]
+    found = assess([mixed], load_assessment("igpo"), scorer=scorer)
+    assert found.dropped == ()
+    for i, t in enumerate(mixed):
+        wrapper = Wrapper("" if i % 2 else "<answer>")
+        expected = score_group(scorer, [t], t.task.answers, wrapper, alias="likeliest").gold
+        np.testing.assert_allclose(found.context.gold_logprobs[t.id], expected[t.id], atol=1e-4)
 
 
 def test_the_answers_of_steps_are_probed_as_gold_answers_are(rollouts, scored, scorer):

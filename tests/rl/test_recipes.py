@@ -278,6 +278,30 @@ def labelled(folder, name, label):
     return str(folder / f"{name}.jsonl")
 
 
+@pytest.mark.parametrize(
+    ("reward", "message"),
+    [
+        ("{reward: tool_cost, options: {prices: {serach: 1}}}", "names 'serach', no tool"),
+        ("{reward: knowledge_boundary, options: {tools: [kg]}}", "names 'kg', no tool"),
+        ("{reward: information_gain, options: {only: [search, lookup]}}", "names 'lookup'"),
+        (
+            "{reward: combination, options: {parts: {a: {reward: judge_verdict, "
+            "options: {ideal: {by: answer, tools: [browse]}}}}}}",
+            "names 'browse'",
+        ),
+    ],
+)
+def test_an_option_that_names_a_tool_which_the_run_lacks_is_refused(tmp_path, reward, message):
+    sets = json.dumps({"sets": [labelled(tmp_path, "asked", None)]})
+    held = json.dumps({"sets": [labelled(tmp_path, "held", None)]})
+    choices = [f"tasks={sets}", f"validation.tasks={held}", f"rewards={{a: {reward}}}"]
+    settings = isolated_settings(home=tmp_path / "home")
+    with pytest.raises(UsageError, match=message) as error:
+        Actor(load_train("grpo", choices), settings, tmp_path / "run", "", Told(lines=[]))
+    near = "serach" in message
+    assert error.value.hint == ("did you mean 'search'?" if near else "there are: search, judge")
+
+
 def test_labels_that_some_tasks_lack_or_another_policy_earned_are_told_before_the_run(tmp_path):
     told = Told(lines=[])
 
