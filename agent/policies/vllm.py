@@ -53,7 +53,8 @@ class VllmPolicy(Policy):
         prefix_caching: reuse the key-value cache of shared prefixes.
         eager: no compilation: a faster start, slower steps. Default: eager on a CPU.
         cache_gib: size of the key-value cache. 0: on a GPU what `gpu_memory` leaves; on a CPU what
-            VLLM_CPU_KVCACHE_SPACE says, else a quarter of the free memory, at most 4.
+            VLLM_CPU_KVCACHE_SPACE says, else a quarter of the free memory, at most 4, and no more
+            than `max_num_seqs` of the greatest length fill: it is cleared at the start.
         gpu_memory: share of the GPU's memory for weights and cache.
         tensor_parallel: workers that share each matrix, on a GPU each.
         isolated: the engine runs in a child process that knows nothing of a launcher's world of

@@ -36,6 +36,8 @@ _ENVIRONMENT = {
 _CACHE_VARIABLE = "VLLM_CPU_KVCACHE_SPACE"
 _RANKS = re.compile(r"(LOCAL_|GROUP_|ROLE_)?(RANK|WORLD_SIZE)|MASTER_(ADDR|PORT)|TORCHELASTIC_.*")
 _GIB = 2**30
+_BYTES = {"bfloat16": 2, "float16": 2}
+_BLOCK = 128  # tokens: a sequence takes whole blocks
 _BATCHED_TOKENS = 2048  # of prompts in one step; more only makes the others wait longer
 
 
@@ -222,9 +224,21 @@ def _arguments(folder: Path, options: EngineOptions) -> dict[str, Any]:
     else:
         arguments["gpu_memory_utilization"] = options.gpu_memory
     if options.cache_gib or (cpu and _CACHE_VARIABLE not in os.environ):
-        gib = options.cache_gib or _spare_gib()
+        gib = options.cache_gib or min(_spare_gib(), _most_gib(config.get_text_config(), arguments))
         arguments["kv_cache_memory_bytes"] = int(gib * _GIB)
     return arguments
+
+
+def _most_gib(config: Any, arguments: Mapping[str, Any]) -> float:
+    """What as many sequences as may run at once fill, each of the greatest length: keys and values of
+    all layers, as plain attention has them; infinite for a model without attention heads."""
+    if not (all_heads := getattr(config, "num_attention_heads", 0)):
+        return math.inf
+    heads = getattr(config, "num_key_value_heads", None) or all_heads
+    size = getattr(config, "head_dim", None) or config.hidden_size // all_heads
+    token = 2 * config.num_hidden_layers * heads * size * _BYTES.get(arguments["dtype"], 4)
+    length = arguments["max_model_len"] + _BLOCK
+    return float(arguments["max_num_seqs"] * length * token / _GIB)
 
 
 def _spare_gib() -> float:

@@ -1,10 +1,12 @@
 """The vLLM policy with the real engine, against the embedded policy on the same weights."""
 
 import asyncio
+import math
 import sys
 
 import numpy as np
 import pytest
+from transformers import AutoConfig
 
 from agent.policies.base import FinishReason, Request, Sampling
 from agent.policies.transformers import TransformersPolicy
@@ -30,6 +32,26 @@ def request(policy, question, stop=(), **sampling):
     messages = ({"role": "user", "content": question},)
     ids = tuple(policy.template.opening(messages))
     return Request(messages, ids, Sampling(**{"max_tokens": 24, **sampling}), stop)
+
+
+def test_the_cache_on_a_cpu_is_no_larger_than_what_can_be_in_it(base_model, monkeypatch):
+    """Of 4 GiB most would be cleared for nothing at each start of a small model."""
+    from agent.policies import vllm_engine
+    from agent.policies.vllm_engine import EngineOptions
+
+    monkeypatch.delenv("VLLM_CPU_KVCACHE_SPACE", raising=False)
+    monkeypatch.setattr(vllm_engine, "_spare_gib", lambda: 4.0)
+
+    def gib(**options):
+        made = vllm_engine._arguments(base_model, EngineOptions(**options))
+        return made["kv_cache_memory_bytes"] / 2**30
+
+    config = AutoConfig.from_pretrained(base_model)
+    token = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * 4
+    assert gib(max_num_seqs=2, max_model_len=1024) == pytest.approx(2 * 1152 * token / 2**30)
+    assert gib(max_num_seqs=64) == 4.0
+    assert gib(max_num_seqs=2, max_model_len=1024, cache_gib=3.0) == 3.0
+    assert vllm_engine._most_gib(object(), {}) == math.inf  # a model without attention
 
 
 async def test_greedy_tokens_and_logprobs_equal_those_of_transformers(policy, base_model):
