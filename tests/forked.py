@@ -227,7 +227,10 @@ def _serve(channel: socket.socket) -> dict[str, Any] | None:
     wakes, woken = socket.socketpair()
     for end in (wakes, woken):
         end.setblocking(False)
-    previous = signal.signal(signal.SIGCHLD, lambda *_: None)
+    previous = {
+        signal.SIGCHLD: signal.signal(signal.SIGCHLD, lambda *_: None),
+        signal.SIGINT: signal.signal(signal.SIGINT, signal.SIG_IGN),  # of the terminal
+    }
     signal.set_wakeup_fd(woken.fileno(), warn_on_full_buffer=False)
     running: dict[int, int] = {}
     while True:
@@ -243,13 +246,14 @@ def _serve(channel: socket.socket) -> dict[str, Any] | None:
         pid = os.fork()
         if not pid:
             signal.set_wakeup_fd(-1)
-            signal.signal(signal.SIGCHLD, previous)
+            for number, handler in previous.items():
+                signal.signal(number, handler)
             for end in (channel, wakes, woken):
                 end.close()
             for end in (*running.values(), files[3]):
                 os.close(end)
-            for number, end in enumerate(files[:3]):
-                os.dup2(end, number)
+            for own, end in enumerate(files[:3]):
+                os.dup2(end, own)
                 os.close(end)
             found: dict[str, Any] = json.loads(message)
             return found
@@ -320,5 +324,6 @@ if __name__ == "__main__":
     gc.collect()
     gc.freeze()  # what is shared is not copied for the collector's sake
     job = _serve(socket.socket(fileno=int(sys.argv[1])))
-    if job is not None:
-        _become(job)
+    if job is None:
+        os._exit(0)
+    _become(job)
