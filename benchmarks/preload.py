@@ -5,8 +5,9 @@ without, with, with, without; rollouts and update one after the other, so that e
 Told for each step: how many times as fast it and its parts are with the library, over both runs of each;
 the same over the second half of the steps; how far the numbers of the four runs are apart; and the peak
 memory of the processes. With `--against` the library is there both times, and "without" is what its
-options are there: what the program chooses against `MALLOC_CONF=dirty_decay_ms:-1`, say. The machine
-should do nothing else:
+options are there, all of them: what the program chooses against, say, MALLOC_CONF with
+`background_thread:true,oversize_threshold:1,dirty_decay_ms:-1,muzzy_decay_ms:-1`. The machine should do
+nothing else:
 
     python benchmarks/preload.py allocator|openmp [RECIPE] [--steps 8] [--data DATA] [--set key=value]
                                  [--against NAME=VALUE]
@@ -85,8 +86,10 @@ def main() -> None:
     parser.add_argument("--against", metavar="NAME=VALUE", help="an option of the library")
     args = parser.parse_args()
     library = LIBRARIES[args.library]
-    if args.against and args.against.partition("=")[0] not in library.options:
-        parser.error(f"--against sets one of: {', '.join(library.options)}")
+    name, equals, _ = (args.against or "").partition("=")
+    if args.against and not (equals and name in library.options):
+        parser.error(f"--against is NAME=VALUE, of one of: {', '.join(library.options)}")
+    other = f"under {args.against}" if args.against else "without"
     if library.preloaded(os.environ) or library.declined(os.environ):
         parser.error(f"a choice was made already: unset LD_PRELOAD and {library.variable}")
     if not library.wanted() or library.installed() is None:
@@ -95,7 +98,7 @@ def main() -> None:
     peaks: dict[bool, list[float]] = {False: [], True: []}
     with tempfile.TemporaryDirectory() as folder:
         for number, used in enumerate(ORDER):
-            how = "as it is" if used else args.against or "without"
+            how = "with" if used else other
             print(f"run {number + 1} of {len(ORDER)}: {how}", file=sys.stderr, flush=True)
             steps, peak = run(used, Path(folder) / f"run-{number}", args)
             runs[used].append(steps)
@@ -115,7 +118,7 @@ def main() -> None:
     differences = apart([*runs[False], *runs[True]])
     print("\nlargest difference between the runs: ", end="")
     print(", ".join(f"{name} {value:.2g}" for name, value in differences.items()))
-    print(f"peak memory, MiB: {max(peaks[False]):,.0f} without, {max(peaks[True]):,.0f} with")
+    print(f"peak memory, MiB: {max(peaks[False]):,.0f} {other}, {max(peaks[True]):,.0f} with")
 
 
 if __name__ == "__main__":

@@ -211,7 +211,7 @@ def compare(
         **{f"faster_than_{way}": round(total[way] / total["tree"], 2) for way in others},
         "tree_tokens": tokens[0],
         "sequence_tokens": tokens[1],
-        "largest_gap": gap,
+        **({} if alone else {"largest_gap": gap}),
     }
 
 

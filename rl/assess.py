@@ -276,7 +276,8 @@ def _scored(
     before: str | None,
     alias: Alias,
 ) -> tuple[list[list[Trajectory]], Probes]:
-    """The trajectories whose answers have scores, and all scores."""
+    """The trajectories whose answers have scores, and all scores. A group played in two action formats
+    is scored as two: each opens an answer, and chooses an alias, of its own."""
     from rl.probes import Wrapper, opening_of
     from rl.scoring import score_groups
 

@@ -57,7 +57,7 @@ def opening_of(trajectory: Trajectory) -> str:
 
 def probed_context(trajectory: Trajectory, number: int) -> Ids:
     """int64[n]: what is before the probe of a turn: what its call saw, without what the runtime wrote
-    there for want of budget, to open an answer or to ask for one."""
+    behind the last observation for want of budget, to open an answer or to ask for one."""
     turn = trajectory.turns[number]
     context = list(turn.context)
     if turn.forced and number:

@@ -5,8 +5,11 @@ processes that need them: to kill them, to interrupt them, to see what a command
 process is forked from one that has imported them all and done nothing else, and is from then on as if
 it had been started: arguments, environment, folder, pipes, signals and exit code are its own.
 
-What is hidden by this is a module that uses another one without importing it, and variables that a
-library reads as it is imported: tests of either start their processes with `subprocess`.
+What is hidden by this: a module that uses another one without importing it; variables that Python or
+a library reads as it starts (`PYTHONPATH`, `OMP_NUM_THREADS`); a crash while Python takes itself
+apart; and what depends on the seed of hashes, which all have in common, such as the order of a set of
+strings. Tests of these start their processes with `subprocess`, and so does one side of each test that
+compares runs.
 
 Run as a program, with the number of a socket, this is the process that is forked from.
 """
@@ -18,6 +21,7 @@ import gc
 import importlib
 import json
 import os
+import random
 import runpy
 import select
 import signal
@@ -27,6 +31,8 @@ import sys
 import threading
 import time
 from collections.abc import Mapping, Sequence
+from concurrent.futures import Future
+from concurrent.futures import TimeoutError as FutureTimeout
 from contextlib import suppress
 from pathlib import Path
 from types import ModuleType
@@ -36,7 +42,7 @@ ROOT = Path(__file__).resolve().parents[1]
 # what a command with a model, a training run and an evaluation end up with; absent ones are passed over
 MODULES = (
     "cli", "agent.console.ask", "agent.policies.vllm_engine", "agent.policies.transformers", "eval.run",
-    "eval.cli", "eval.fork", "rl.cli", "rl.train_command", "rl.loop", "rl.collect", "rl.retrain",
+    "eval.cli", "rl.cli", "rl.train_command", "rl.loop", "rl.collect", "rl.retrain",
     "rl.sft", "rl.doctor", "rl.trace_credit", "transformers.models.auto.modeling_auto",
     "transformers.models.auto.tokenization_auto", "transformers.generation.utils",
     "transformers.models.qwen3.modeling_qwen3", "transformers.models.llama.modeling_llama",
@@ -70,6 +76,7 @@ class Forked:
     ) -> None:
         self.args = [os.fsdecode(one) for one in args]
         self.returncode: int | None = None
+        self._readers: list[_Reader | None] = []
         mode = "" if text else "b"
         self._theirs: list[int] = []
         self.stdin = self._pipe(stdin, 0, "w" + mode)
@@ -81,9 +88,11 @@ class Forked:
             "cwd": str(cwd or Path.cwd()),
             "env": dict(os.environ if env is None else env),
         }
-        _send(json.dumps(facts).encode(), [*self._theirs, tells])
-        for end in (*self._theirs, tells):
-            os.close(end)
+        try:
+            _send(json.dumps(facts).encode(), [*self._theirs, tells])
+        finally:
+            for end in (*self._theirs, tells):
+                os.close(end)
         self._told = os.fdopen(told, "rb", buffering=0)
         self.pid = int(self._line())
 
@@ -110,6 +119,7 @@ class Forked:
         """The exit code, negative for a signal; None while it runs."""
         if self.returncode is None and select.select([self._told], [], [], 0)[0]:
             self.returncode = os.waitstatus_to_exitcode(int(self._line()))
+            self._told.close()
         return self.returncode
 
     def wait(self, timeout: float | None = None) -> int:
@@ -123,7 +133,8 @@ class Forked:
     def send_signal(self, number: int) -> None:
         """To a process that has ended, nothing."""
         if self.poll() is None:
-            os.kill(self.pid, number)
+            with suppress(ProcessLookupError):  # it has just ended
+                os.kill(self.pid, number)
 
     def kill(self) -> None:
         self.send_signal(signal.SIGKILL)
@@ -135,13 +146,14 @@ class Forked:
             subprocess.TimeoutExpired: it still runs.
         """
         until = None if timeout is None else time.monotonic() + timeout
-        read: dict[int, Any] = {}
-        threads = []
-        for number, pipe in enumerate((self.stdout, self.stderr)):
-            if pipe is not None and not pipe.closed:
-                target = lambda n=number, p=pipe: read.update({n: p.read()})  # noqa: E731
-                threads.append(threading.Thread(target=target, daemon=True))
-                threads[-1].start()
+
+        def left() -> float | None:
+            return None if until is None else max(0.0, until - time.monotonic())
+
+        self._readers = [
+            _Reader(pipe) if pipe is not None and not pipe.closed else None
+            for pipe in (self.stdout, self.stderr)
+        ]
         if self.stdin is not None:
             try:
                 if input:
@@ -149,19 +161,41 @@ class Forked:
                 self.stdin.close()
             except BrokenPipeError:
                 pass
-        for thread in threads:
-            thread.join(None if until is None else max(0.0, until - time.monotonic()))
-        self.wait(None if until is None else max(0.0, until - time.monotonic()))
-        return read.get(0), read.get(1)
+        out, err = (one and one.result(left(), self.args) for one in self._readers)
+        self.wait(left())
+        return out, err
 
     def __enter__(self) -> Forked:
         return self
 
     def __exit__(self, *_: object) -> None:
+        busy = {id(one.pipe) for one in self._readers if one is not None and one.is_alive()}
         for pipe in (self.stdout, self.stderr, self.stdin):
-            if pipe is not None:
+            if pipe is not None and id(pipe) not in busy:
                 pipe.close()
         self.wait()
+
+
+class _Reader(threading.Thread):
+    """Reads a pipe to its end."""
+
+    def __init__(self, pipe: IO[Any]) -> None:
+        super().__init__(daemon=True)
+        self.pipe, self._found = pipe, Future[Any]()
+        self.start()
+
+    def run(self) -> None:
+        try:
+            self._found.set_result(self.pipe.read())
+        except Exception as error:
+            self._found.set_exception(error)
+
+    def result(self, timeout: float | None, args: Sequence[str]) -> Any:
+        """Raises: subprocess.TimeoutExpired: somebody holds its other end still."""
+        try:
+            return self._found.result(timeout)
+        except FutureTimeout as error:
+            raise subprocess.TimeoutExpired(args, timeout or 0.0) from error
 
 
 def run(
@@ -192,31 +226,36 @@ def run(
 # ---- the process that is forked from --------------------------------------------------------------
 
 _channel: socket.socket | None = None
+_server: subprocess.Popen[bytes] | None = None
+_ENVIRONMENT = dict(os.environ)  # as it was before any test changed it
+# programs are not started anew with other libraries, and vLLM is as quiet as an engine of ours makes it
+_OWN = {"AGENT_ALLOCATOR": "system", "AGENT_OPENMP": "system", "VLLM_LOGGING_LEVEL": "ERROR"}
 _lock = threading.Lock()
 
 
 def _send(message: bytes, files: Sequence[int]) -> None:
-    global _channel
+    global _channel, _server
     with _lock:
         if _channel is None:
             _channel, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
             command = [sys.executable, str(Path(__file__)), str(theirs.fileno())]
-            own = {"AGENT_ALLOCATOR": "system", "AGENT_OPENMP": "system"}  # not started anew
-            subprocess.Popen(
-                command, pass_fds=[theirs.fileno()], env={**os.environ, **own}, cwd=ROOT
+            _server = subprocess.Popen(
+                command, pass_fds=[theirs.fileno()], env={**_ENVIRONMENT, **_OWN}, cwd=ROOT
             )
             theirs.close()
-        socket.send_fds(_channel, [message], list(files))
+        try:
+            socket.send_fds(_channel, [message], list(files))
+        except OSError:  # it has ended: the next one is forked from another
+            _channel = None
+            raise
 
 
 def _import_all() -> None:
     own, null = os.dup(2), os.open(os.devnull, os.O_WRONLY)
     os.dup2(null, 2)  # warnings of libraries
     for name in MODULES:
-        try:
+        with suppress(Exception):  # a test that needs it will tell
             importlib.import_module(name)
-        except ImportError:
-            continue
     os.dup2(own, 2)
     os.close(own)
     os.close(null)
@@ -258,7 +297,8 @@ def _serve(channel: socket.socket) -> dict[str, Any] | None:
             found: dict[str, Any] = json.loads(message)
             return found
         running[pid] = files[3]
-        os.write(files[3], f"{pid}\n".encode())
+        with suppress(BrokenPipeError):
+            os.write(files[3], f"{pid}\n".encode())
         for end in files[:3]:
             os.close(end)
 
@@ -268,7 +308,8 @@ def _tell_ended(running: dict[int, int]) -> None:
         pid, status = os.waitpid(-1, os.WNOHANG)
         if not pid:
             return
-        end = running.pop(pid)
+        if (end := running.pop(pid, -1)) < 0:
+            continue
         with suppress(BrokenPipeError):  # nobody waits for it
             os.write(end, f"{status}\n".encode())
         os.close(end)
@@ -276,7 +317,7 @@ def _tell_ended(running: dict[int, int]) -> None:
 
 def _become(job: Mapping[str, Any]) -> NoReturn:
     """Go on as Python would that was started so, but for the taking apart of all modules at the end."""
-    code = 0
+    code, interrupted = 0, False
     try:
         _run(job)
     except SystemExit as error:
@@ -284,23 +325,27 @@ def _become(job: Mapping[str, Any]) -> NoReturn:
         if not isinstance(error.code, int | None):
             print(error.code, file=sys.stderr)
     except BaseException as error:
-        code = -signal.SIGINT if isinstance(error, KeyboardInterrupt) else 1
+        code, interrupted = 1, isinstance(error, KeyboardInterrupt)
         sys.excepthook(*sys.exc_info())
     threading._shutdown()  # type: ignore[attr-defined]
     atexit._run_exitfuncs()
     for stream in (sys.stdout, sys.stderr):
         with suppress(BrokenPipeError):
             stream.flush()
-    if code < 0:
-        signal.signal(-code, signal.SIG_DFL)
-        os.kill(os.getpid(), -code)
-    os._exit(code)
+    if interrupted:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        os.kill(os.getpid(), signal.SIGINT)
+    os._exit(code & 0xFF)
 
 
 def _run(job: Mapping[str, Any]) -> None:
-    kept = {name: os.environ[name] for name in ("AGENT_ALLOCATOR", "AGENT_OPENMP")}
+    kept = {name: value for name, value in os.environ.items() if name not in _ENVIRONMENT}
+    kept |= {name: os.environ[name] for name in _OWN}  # and what imports added
     os.environ.clear()
     os.environ.update({**kept, **job["env"]})
+    random.seed()
+    if "numpy" in sys.modules:
+        sys.modules["numpy"].random.seed()
     os.chdir(job["cwd"])
     first, *rest = job["args"]
     if first in ("-c", "-m"):
@@ -311,7 +356,7 @@ def _run(job: Mapping[str, Any]) -> None:
             runpy.run_module(what, run_name="__main__", alter_sys=True)
         else:
             main = sys.modules["__main__"] = ModuleType("__main__")
-            exec(compile(what, "<string>", "exec"), main.__dict__)
+            exec(compile(what, "<string>", "exec", dont_inherit=True), main.__dict__)
     else:
         sys.path[0] = str(Path(first).parent)
         sys.argv = [first, *rest]

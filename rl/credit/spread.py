@@ -14,6 +14,7 @@ from pydantic import Field
 from rl.credit.group import CreditError, Floats
 
 Std = Literal["sample", "population"]
+_ROUNDING = 8 * float(np.finfo(np.float64).eps)
 Eps = Annotated[float, Field(ge=0)]
 
 
@@ -52,4 +53,4 @@ def divisor(pool: Floats, std: Std, eps: float) -> float:
 
 
 def _constant(pool: Floats) -> bool:
-    return bool(np.ptp(pool) == 0.0)
+    return bool(np.ptp(pool) <= _ROUNDING * np.abs(pool).max())

@@ -20,6 +20,7 @@ its case, c = 0 where it did well and c = 1 where it did not: leaving it out nev
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 from typing import ClassVar, Literal, Self
@@ -34,10 +35,13 @@ from rl.rewards.reading import is_right, last
 from rl.rewards.registry import register
 
 _STATED = re.compile(
-    r"confidence(?:\s+(?:level|score))?(?:\s+(?:is|of|at))?[\s:=*(]{0,5}"
-    r"(\d*\.?\d+)\s*(%|(?:/|out of)\s*(?:100|10|5|1)(?!\d|\.\d))?",
+    r"confidence(?:\s+(?:level|score))?(?:\s+(?:is|of|at))?[^\w.]{0,5}"
+    r"(\d*\.?\d+)\s*(%|percent|(?:/|out of|in)\s*\d+(?:\.\d+)?)?",
     re.IGNORECASE,
 )
+
+
+_SCALES = (1, 5, 10, 100)
 
 
 @register
@@ -146,6 +150,6 @@ def stated_confidence(text: str) -> float | None:
     if not found:
         return None
     number, scale = found[-1]
-    most = re.search(r"\d+", scale)
-    value = float(number) / (float(most[0]) if most else 100.0 if scale else 1.0)
+    most = float(re.sub(r"[^\d.]", "", scale) or (100 if scale else 1))
+    value = float(number) / most if most in _SCALES else math.inf
     return value if value <= 1 else None

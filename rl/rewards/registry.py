@@ -109,7 +109,8 @@ def require_tools(rewards: Iterable[Reward], tools: Sequence[str]) -> None:
     for reward in rewards:
         for name in sorted(set(_named_tools(reward)) - set(tools)):
             near = difflib.get_close_matches(name, tools, 1)
-            hint = f"did you mean '{near[0]}'?" if near else f"there are: {', '.join(tools)}"
+            there = f"there are: {', '.join(tools)}" if tools else "there are none"
+            hint = f"did you mean '{near[0]}'?" if near else there
             raise UsageError(f"reward '{reward.name}' names '{name}', no tool of this run", hint)
 
 
@@ -118,6 +119,8 @@ def _named_tools(options: BaseModel) -> Iterator[str]:
         value = getattr(options, key)
         if key in ("only", "tools", "prices"):
             yield from value
+        elif key == "tool":
+            yield value
         if isinstance(value, BaseModel):
             yield from _named_tools(value)
     for part in getattr(options, "rewards", {}).values():  # of a combination

@@ -3,6 +3,7 @@
 import os
 import signal
 import subprocess
+import sys
 import time
 
 import pytest
@@ -53,12 +54,17 @@ score(Path('{out}'), "", False)
 FILES = ("scores.json", "samples.jsonl", "report.md", "report.html", "traces.html")
 
 
-def lines_of(code, kill_at=None, **environment):
+def begun(code, anew=False, **environment):
+    pipe = {"stdout": subprocess.PIPE, "text": True, "env": {**os.environ, **environment}}
+    if anew:
+        return subprocess.Popen([sys.executable, "-c", code], **pipe)
+    return forked.Forked(["-c", code], **pipe)
+
+
+def lines_of(code, kill_at=None, anew=False, **environment):
     """How many lines a script prints; killed by the system at one of them, if that is given."""
-    command = ["-c", code]
-    environment = {**os.environ, **environment}
     printed = 0
-    with forked.Forked(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
+    with begun(code, anew, **environment) as process:
         for printed, _ in enumerate(process.stdout, 1):
             if printed == kill_at:
                 process.send_signal(signal.SIGKILL)
@@ -76,7 +82,7 @@ def test_a_run_that_is_killed_with_the_cache_on_loses_and_doubles_nothing(base_m
     assert lines_of(code("a"), **own) > 0
     apart = {**own, "AGENT_HOME": str(tmp_path / "other")}
     # an episode that was stored when the kill came may be missing from the cache
-    assert 3 * lines_of(code("b"), **own) < lines_of(code("c"), **apart)
+    assert 3 * lines_of(code("b"), **own) < lines_of(code("c"), anew=True, **apart)
     killed, cached, whole = (score_run(tmp_path / name) for name in "abc")
     assert outcome(killed) == outcome(cached) == outcome(whole)
     assert len({(s.task, s.seed) for s in killed.samples}) == len(killed.samples) == 30
@@ -120,10 +126,9 @@ run(request, load_settings(), Path({out!r}), advance=lambda *a: print(a[1], flus
 
 
 def test_a_run_that_is_killed_again_and_again_ends_as_one_that_was_not(base_model, tmp_path):
-    def start(out):
+    def start(out, anew=False):
         code = SCRIPT.format(root=str(ROOT), model=str(base_model), out=str(out))
-        environment = {**os.environ, "AGENT_SEARCH__MODE": "lexical"}  # starts at once
-        return forked.Forked(["-c", code], stdout=subprocess.PIPE, text=True, env=environment)
+        return begun(code, anew, AGENT_SEARCH__MODE="lexical")  # which starts at once
 
     def finish(process, kill_at=None):
         for line in process.stdout:
@@ -137,7 +142,7 @@ def test_a_run_that_is_killed_again_and_again_ends_as_one_that_was_not(base_mode
         assert finish(start(tmp_path / "a"), kill_at) == -signal.SIGKILL
         time.sleep(0.1)
     assert finish(start(tmp_path / "a")) == 0
-    assert finish(start(tmp_path / "b")) == 0
+    assert finish(start(tmp_path / "b", anew=True)) == 0
     killed, whole = score_run(tmp_path / "a"), score_run(tmp_path / "b")
     assert outcome(killed) == outcome(whole)
     assert len({(s.task, s.seed) for s in killed.samples}) == len(killed.samples) == 60

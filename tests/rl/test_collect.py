@@ -7,6 +7,7 @@ import os
 import random
 import signal
 import subprocess
+import sys
 import time
 from collections import Counter
 from dataclasses import replace
@@ -161,8 +162,8 @@ def test_killed_again_and_again_it_ends_as_if_it_had_not_been(world, home, whole
         killed(world, out, home, chance.uniform(0.1, 1.5))
         assert all(t.turns and t.status is not Status.FAILED for t in contents(out).values())
         left.append({id: one for id, one in in_mid_air(path).items() if id not in contents(out)})
-    done = forked.run(
-        command(world, out, "--json"), env=environment(home), capture_output=True, text=True,
+    done = subprocess.run(
+        [sys.executable, *command(world, out, "--json")], env=environment(home), capture_output=True, text=True,
         timeout=300,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr

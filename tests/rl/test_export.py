@@ -4,6 +4,8 @@ import json
 import os
 import re
 import shutil
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
@@ -18,7 +20,6 @@ from rl.export import _steps, _write_papers, export
 from rl.loop import train
 from rl.model_files import note_base
 from rl.train_recipe import load_train
-from tests import forked
 from tests.rl.conftest import WORLD
 
 TINY = [
@@ -196,8 +197,8 @@ def test_agent_ask_answers_with_it_under_the_settings_beside_it(merged):
     root = Path(__file__).parents[2]
     env = {k: v for k, v in os.environ.items() if not k.startswith("AGENT_")}
     asked = ["ask", "Who founded Acme?", "--json", "--no-log", "--policy", str(merged)]
-    done = forked.run(
-        [str(root / "cli.py"), *asked],
+    done = subprocess.run(
+        [sys.executable, str(root / "cli.py"), *asked],
         cwd=merged,
         env={**env, "PYTHONPATH": str(root)},
         capture_output=True,

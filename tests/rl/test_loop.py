@@ -9,6 +9,7 @@ import random
 import resource
 import signal
 import subprocess
+import sys
 from contextlib import ExitStack, contextmanager
 
 import pytest
@@ -38,17 +39,12 @@ VALIDATION = {
 }
 
 
-def started(out, *options, engine="vllm"):
-    return forked.Forked(
-        [
-            "-m",
-            "tests.rl.training_run",
-            str(out),
-            f"rollouts={json.dumps({'tasks': 2, 'engine': engine})}",
-            *options,
-        ],
-        stdout=subprocess.PIPE,
-        text=True,
+def started(out, *options, engine="vllm", anew=False):
+    rollouts = json.dumps({"tasks": 2, "engine": engine})
+    args = ["-m", "tests.rl.training_run", str(out), f"rollouts={rollouts}", *options]
+    pipe = {"stdout": subprocess.PIPE, "text": True}
+    return (
+        subprocess.Popen([sys.executable, *args], **pipe) if anew else forked.Forked(args, **pipe)
     )
 
 
@@ -78,7 +74,7 @@ def test_a_killed_run_ends_with_the_numbers_of_one_that_was_not(tmp_path):
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     steps = int(os.environ.get("TURNWISE_STEPS", "3"))
     options = (f"steps={steps}", f"validation={json.dumps(VALIDATION)}")
-    assert started(whole, *options).wait(timeout=900) == 0
+    assert started(whole, *options, anew=True).wait(timeout=900) == 0
     chance, lines = random.Random(7), EPISODES + 1  # of a step
     for kill in range(KILLS):
         process = started(cut, *options)

@@ -283,6 +283,10 @@ def labelled(folder, name, label):
     [
         ("{reward: tool_cost, options: {prices: {serach: 1}}}", "names 'serach', no tool"),
         ("{reward: knowledge_boundary, options: {tools: [kg]}}", "names 'kg', no tool"),
+        (
+            "{reward: plan_adherence, options: {against: own, tool: plann}}",
+            "names 'plann', no tool",
+        ),
         ("{reward: information_gain, options: {only: [search, lookup]}}", "names 'lookup'"),
         (
             "{reward: combination, options: {parts: {a: {reward: judge_verdict, "

@@ -5,6 +5,7 @@ import os
 import signal
 import socket
 import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -296,20 +297,23 @@ train(recipe(), Path({tiny!r}), demonstrations(), Path({run!r}), progress)
 """
 
 
-def start(tiny, run, pause, **launcher):
+def start(tiny, run, pause, anew=False, **launcher):
     here = Path(__file__)
     code = SCRIPT.format(
         tests=str(here.parent), root=str(here.parents[2]), tiny=str(tiny), run=str(run), pause=pause
     )
     keys = {"RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"}
     env = {key: value for key, value in os.environ.items() if key not in keys} | launcher
+    if anew or launcher:
+        command = [sys.executable, "-c", code]
+        return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=env)
     return forked.Forked(["-c", code], stdout=subprocess.PIPE, text=True, env=env)
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
 def test_an_interrupted_run_goes_on_to_the_same_losses(tiny, tmp_path, number):
     whole, cut = tmp_path / "whole", tmp_path / "cut"
-    process = start(tiny, whole, 0)
+    process = start(tiny, whole, 0, anew=True)
     assert process.communicate(timeout=120)[0].count("step")
     process = start(tiny, cut, 0.2)
     for line in process.stdout:

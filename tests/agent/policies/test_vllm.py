@@ -48,10 +48,19 @@ def test_the_cache_on_a_cpu_is_no_larger_than_what_can_be_in_it(base_model, monk
 
     config = AutoConfig.from_pretrained(base_model)
     token = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * 4
-    assert gib(max_num_seqs=2, max_model_len=1024) == pytest.approx(2 * 1152 * token / 2**30)
+    assert gib(max_num_seqs=2, max_model_len=1024) == pytest.approx(17 * 128 * token / 2**30)
+    assert gib(max_num_seqs=1, max_model_len=1000) == pytest.approx(9 * 128 * token / 2**30)
     assert gib(max_num_seqs=64) == 4.0
     assert gib(max_num_seqs=2, max_model_len=1024, cache_gib=3.0) == 3.0
     assert vllm_engine._most_gib(object(), {}) == math.inf  # a model without attention
+
+
+async def test_one_sequence_of_an_odd_length_is_enough_to_start(base_model, monkeypatch):
+    monkeypatch.delenv("VLLM_CPU_KVCACHE_SPACE", raising=False)
+    made = VllmPolicy(base_model, dtype="float32", max_model_len=200, max_num_seqs=1)
+    [done] = await made.generate([request(made, QUESTIONS[0], max_tokens=4)])
+    await made.aclose()
+    assert len(done.token_ids) == 4
 
 
 async def test_greedy_tokens_and_logprobs_equal_those_of_transformers(policy, base_model):

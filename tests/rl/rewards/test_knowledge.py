@@ -205,6 +205,13 @@ class TestSalu:
             ("confidence: 5", None),
             ("confidence: 80", None),
             ("confidence: 11/10", None),
+            ("<confidence>80%</confidence>", 0.8),
+            ('{"confidence": 0.8}', 0.8),
+            ("Confidence - 80%", 0.8),
+            ("confidence: `0.7`", 0.7),
+            ("confidence: ~95 percent", 0.95),
+            ("confidence: 1/2", None),
+            ("confidence: 1 in 20", None),
             ("sure", None),
         ],
     )
