@@ -238,7 +238,7 @@ def _most_gib(config: Any, arguments: Mapping[str, Any]) -> float:
     size = getattr(config, "head_dim", None) or config.hidden_size // all_heads
     token = 2 * config.num_hidden_layers * heads * size * _BYTES.get(arguments["dtype"], 4)
     blocks = arguments["max_num_seqs"] * math.ceil(arguments["max_model_len"] / _BLOCK)
-    return (blocks + 1) * _BLOCK * token / _GIB  # vLLM keeps one for itself
+    return float((blocks + 1) * _BLOCK * token / _GIB)  # vLLM keeps one for itself
 
 
 def _spare_gib() -> float:

@@ -163,8 +163,8 @@ def test_killed_again_and_again_it_ends_as_if_it_had_not_been(world, home, whole
         assert all(t.turns and t.status is not Status.FAILED for t in contents(out).values())
         left.append({id: one for id, one in in_mid_air(path).items() if id not in contents(out)})
     done = subprocess.run(
-        [sys.executable, *command(world, out, "--json")], env=environment(home), capture_output=True, text=True,
-        timeout=300,
+        [sys.executable, *command(world, out, "--json")], env=environment(home), text=True,
+        capture_output=True, timeout=300,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["resumed"] == len(left[-1])
