@@ -153,7 +153,7 @@ ALLOCATOR = Library(
     variable="AGENT_ALLOCATOR",
     files=("jemalloc", "tcmalloc", "mimalloc"),
     # Freed memory is kept for ten seconds instead of being given back and cleared anew at once. Kept for
-    # ever, it only grows where no two steps ask for the same sizes, by gigabytes, and slows each step.
+    # ever, it only grows where no two steps ask for the same sizes.
     options={
         "MALLOC_CONF": "background_thread:true,oversize_threshold:1,"
         "dirty_decay_ms:10000,muzzy_decay_ms:10000"
