@@ -136,12 +136,14 @@ class Finished(NamedTuple):
         curve: share of right training rollouts of each step, of questions that have an answer. Those of
             plain worlds are new in each step, those of the taught one come again after 13 steps.
         questions: of the last validation.
+        verdicts: share of right verdicts of each step's rollouts, by gold evidence.
     """
 
     arm: str
     seed: int
     curve: tuple[float, ...]
     questions: tuple[Question, ...]
+    verdicts: tuple[float, ...] = ()
 
 
 # ---- running -------------------------------------------------------------------------------------
@@ -250,14 +252,16 @@ def _run(command: Sequence[str], env: Mapping[str, str]) -> bool:
 def read_run(folder: Path, step: int = STEPS) -> Finished:
     """What a finished run left; before its first step, as the arm `before`, when `step` is 0."""
     name, _, seed = folder.name.rpartition("-")
-    rows = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     curve = tuple(float(row["right_answerable"]) for row in rows)
+    verdicts = tuple(float(row.get("verdicts_right", "nan")) for row in rows)
     facts = json.loads((folder / "validation" / f"step-{step:05d}.json").read_text())
     again = (facts.get("misled") or {}).get("questions", [])
     known = _known(folder)
     clean = [_question(row, known, misled=False) for row in facts["questions"]]
     questions = (*clean, *(_question(row, known, misled=True) for row in again))
-    return Finished(f"{folder.parent.name}/{name if step else BEFORE}", int(seed), curve, questions)
+    arm = f"{folder.parent.name}/{name if step else BEFORE}"
+    return Finished(arm, int(seed), curve, questions, verdicts)
 
 
 def require_one_type(folders: Sequence[Path]) -> None:
@@ -451,6 +455,13 @@ def report(runs: Sequence[Finished]) -> dict[str, Any]:
                 both = len(seeds & {run.seed for run in arms[other]})
                 line += f"   - {other.partition('/')[2]} {_shown(name, gap)} ({both} seeds)"
             print(line)
+    print(f"\nright verdicts in training, %: the first {SMOOTH} steps and the last")
+    facts["verdicts"] = {}
+    for arm, found in arms.items():
+        ends = [(run.verdicts[:SMOOTH], run.verdicts[-SMOOTH:]) for run in found]
+        told = [[round(100 * float(np.mean(end)), 1) for end in pair] for pair in ends]
+        facts["verdicts"][arm] = told
+        print(f"  {arm:<18} " + "   ".join(f"{first} {last}" for first, last in told))
     print("\nrollouts until the baseline's last accuracy (baseline's own)")
     for arm, found in arms.items():
         for other in _others(arm, arms):

@@ -19,6 +19,7 @@ from rl.assess import Assessed
 from rl.credit.group import Floats, Ints
 from rl.critic import CriticStats
 from rl.recovery import WhenMisled
+from rl.rewards.self_correction import right_verdicts
 from rl.step import UpdateStats
 
 Metrics = dict[str, float]
@@ -136,6 +137,8 @@ def of_rollouts(
     astray = [[t for t in g if t.misled and t.task.answerable is not False] for g in groups]
     recovered = _mean([_mean([right(t) for t in group]) for group in astray if group])
     more = {"misled": mean(lambda t: float(t.misled)), "recovered": recovered} if misled else {}
+    if judged := [told for group in groups for told in map(right_verdicts, group) if told]:
+        more["verdicts_right"] = _mean([_mean(list(map(float, told))) for told in judged])
     return {
         **more,
         "right": _mean(rights),

@@ -135,6 +135,20 @@ def _shows_evidence(trajectory: Trajectory, seen: Result) -> float:
     return float(bool(shown_ids(seen.observation) & set(trajectory.task.evidence)))
 
 
+def right_verdicts(trajectory: Trajectory) -> list[bool]:
+    """Of each first verdict on a result, whether it is the ideal one by gold evidence; of a task without
+    any, none are told."""
+    ideal = Usefulness(by="evidence")
+    if not trajectory.task.evidence and trajectory.task.answerable is not False:
+        return []
+    scores = ideal.scores(trajectory, RewardContext())
+    return [
+        (given.verdict is Verdict.HELPFUL) == ((scores[given.of] or 0.0) > ideal.threshold)
+        for given in verdicts(trajectory)
+        if given.of in scores
+    ]
+
+
 class VerdictTable(NamedTuple):
     """Rewards of a verdict against the ideal one."""
 

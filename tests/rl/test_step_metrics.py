@@ -170,3 +170,19 @@ def test_the_sampled_entropy_is_a_mean_over_tokens_of_all_rollouts(template):
     unknown = replace(one, logprobs=np.full(len(one.token_ids), np.nan))
     assert told([[sure, unknown]]) == 0.0
     assert np.isnan(told([[unknown]]))
+
+
+def test_right_verdicts_are_told_of_the_rollouts_that_gave_any():
+    gold, other = search("q", "text", ids=["gold/0"]), search("r", "text", ids=["else/0"])
+    of = task(evidence=("gold/0",))
+    told = [
+        episode(gold, judge(True), other, judge(True), answer(), of=of),  # one of two
+        episode(other, judge(False), answer(), of=of),
+        episode(gold, answer(), of=of),  # none
+    ]
+    declined = episode(search("q", "text"), judge(False), abstain(), of=CLOSED)
+    found = of_rollouts([told, [declined]], named)
+    assert found["verdicts_right"] == pytest.approx((1 / 2 + 1 + 1) / 3)
+    assert "verdicts_right" not in of_rollouts(
+        [[episode(gold, judge(True), of=task(id="q2"))]], named
+    )
