@@ -14,7 +14,6 @@ from pydantic import Field
 from rl.credit.group import CreditError, Floats
 
 Std = Literal["sample", "population"]
-_ROUNDING = 8 * float(np.finfo(np.float64).eps)
 Eps = Annotated[float, Field(ge=0)]
 
 
@@ -53,4 +52,4 @@ def divisor(pool: Floats, std: Std, eps: float) -> float:
 
 
 def _constant(pool: Floats) -> bool:
-    return bool(np.ptp(pool) <= _ROUNDING * np.abs(pool).max())
+    return bool(np.ptp(pool) == 0.0)

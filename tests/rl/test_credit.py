@@ -652,10 +652,9 @@ EQUAL = [
 
 @pytest.mark.parametrize("name", EQUAL)
 def test_equal_rewards_give_nothing_where_nothing_is_added_to_the_spread(name):
-    for rewards in ([1.0] * 4, [0.1 + 0.2, 0.3, 0.3, 0.3]):
-        credit = estimate(name, outcomes(rewards), eps=0.0)
-        assert credit.dropped == ()
-        assert all(np.abs(row).max() < 1e-15 for row in credit.advantages)
+    credit = estimate(name, outcomes([0.1] * 4), eps=0.0)
+    assert credit.dropped == ()
+    assert all((row == 0).all() for row in credit.advantages)
 
 
 @pytest.mark.parametrize("name", EQUAL)
