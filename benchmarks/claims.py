@@ -458,7 +458,10 @@ def report(runs: Sequence[Finished]) -> dict[str, Any]:
     print(f"\nright verdicts in training, %: the first {SMOOTH} steps and the last")
     facts["verdicts"] = {}
     for arm, found in arms.items():
-        ends = [(run.verdicts[:SMOOTH], run.verdicts[-SMOOTH:]) for run in found]
+        judged = [run for run in found if np.isfinite(run.verdicts).any()]
+        ends = [(run.verdicts[:SMOOTH], run.verdicts[-SMOOTH:]) for run in judged]
+        if arm.endswith(f"/{BEFORE}") or not judged:
+            continue
         told = [[round(100 * float(np.mean(end)), 1) for end in pair] for pair in ends]
         facts["verdicts"][arm] = told
         print(f"  {arm:<18} " + "   ".join(f"{first} {last}" for first, last in told))
