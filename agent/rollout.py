@@ -6,7 +6,7 @@ import asyncio
 import logging
 from collections.abc import AsyncGenerator, Iterable, Iterator
 from contextlib import aclosing
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -20,8 +20,34 @@ from agent.trajectory import Status, StopReason, Trajectory
 from tools.base import MISLED, Toolbox
 
 log = logging.getLogger(__name__)
-Play = tuple[Episode, Setup]
 _RECURSION = 10_000  # LangGraph's own step limit; ours are the budgets
+
+
+@dataclass(frozen=True)
+class Play:
+    """One episode to be played, in its setting."""
+
+    setup: Setup
+    episode: Episode
+
+
+class Graphs:
+    """The compiled state machine of each set of tools.
+
+    Args:
+        checkpointer: of all of them; see `build_graph`.
+    """
+
+    def __init__(self, checkpointer: Any = None) -> None:
+        self._checkpointer = checkpointer
+        # with its toolbox, so that the key stays its own
+        self._found: dict[int, tuple[Toolbox, Graph]] = {}
+
+    def of(self, tools: Toolbox) -> Graph:
+        """Compiled once."""
+        if id(tools) not in self._found:
+            self._found[id(tools)] = (tools, build_graph(tools, self._checkpointer))
+        return self._found[id(tools)][1]
 
 
 async def run_episode(episode: Episode, setup: Setup, graph: Graph) -> Trajectory:
@@ -67,7 +93,7 @@ async def rollout(
     episodes: Iterable[Episode], setup: Setup, concurrency: int = 8, checkpointer: Any = None
 ) -> AsyncGenerator[Trajectory]:
     """`rollouts` of episodes that share a setup."""
-    stream = rollouts(((episode, setup) for episode in episodes), concurrency, checkpointer)
+    stream = rollouts((Play(setup, episode) for episode in episodes), concurrency, checkpointer)
     async with aclosing(stream):
         async for trajectory in stream:
             yield trajectory
@@ -81,20 +107,17 @@ async def rollouts(
     Closing the iterator early cancels what still runs.
 
     Args:
-        plays: episodes, each with its setup; taken as there is room.
+        plays: taken as there is room.
         concurrency: episodes at once.
         checkpointer: a LangGraph saver; see `run_episode`.
     """
-    source = iter(plays)
-    graphs: dict[int, tuple[Toolbox, Graph]] = {}  # with its toolbox, so that the key stays its own
+    source, graphs = iter(plays), Graphs(checkpointer)
     running: set[asyncio.Task[Trajectory]] = set()
     try:
         while True:
-            for episode, setup in _take(source, concurrency - len(running)):
-                key = id(setup.tools)
-                if key not in graphs:
-                    graphs[key] = (setup.tools, build_graph(setup.tools, checkpointer))
-                running.add(asyncio.create_task(run_episode(episode, setup, graphs[key][1])))
+            for play in _take(source, concurrency - len(running)):
+                graph = graphs.of(play.setup.tools)
+                running.add(asyncio.create_task(run_episode(play.episode, play.setup, graph)))
             if not running:
                 return
             done, running = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)

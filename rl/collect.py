@@ -381,7 +381,7 @@ async def _collect(
         begun = clean(path, plans, missing)
         tally = Tally(plans, sum(map(len, missing)), begun, advance)
         plays = (
-            (episode, plan.setup)
+            Play(plan.setup, episode)
             for plan, episodes in zip(plans, missing, strict=True)
             for episode in episodes
         )

@@ -6,30 +6,20 @@ import asyncio
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from agent.episode import Episode
-from agent.graph import Graph, Setup, build_graph
 from agent.misleading import can_mislead
 from agent.policies.base import Policy, Sampling
-from agent.rollout import run_episode
+from agent.rollout import Graphs, Play, run_episode
 from agent.task import Task
 from agent.trajectory import StopReason, Trajectory
 from kg.errors import PolicyUnavailableError
 from rl import group_names
 from rl.curriculum import Drawn
 from rl.train_recipe import Rollouts
-from tools.base import Toolbox
 
 Told = Callable[[int, int], None]
-
-
-@dataclass(frozen=True)
-class Play:
-    """One episode to be played, in its setting."""
-
-    setup: Setup
-    episode: Episode
 
 
 class Stage:
@@ -42,7 +32,7 @@ class Stage:
 
     def __init__(self, policy: Policy, rollouts: Rollouts) -> None:
         self._policy, self._rollouts = policy, rollouts
-        self._graphs: dict[int, tuple[Toolbox, Graph]] = {}
+        self._graphs = Graphs()
 
     async def play(
         self, plays: Sequence[Play], told: Told = lambda done, total: None
@@ -66,7 +56,7 @@ class Stage:
             nonlocal done
             for index in waiting:
                 play = plays[index]
-                graph = self._graph(play.setup)
+                graph = self._graphs.of(play.setup.tools)
                 out[index] = await run_episode(play.episode, play.setup, graph)
                 done += 1
                 told(done, len(plays))
@@ -82,12 +72,6 @@ class Stage:
                 f"the policy failed in all {len(found)} episodes: {found[0].error}"
             )
         return found
-
-    def _graph(self, setup: Setup) -> Graph:
-        key = id(setup.tools)
-        if key not in self._graphs:  # with its toolbox, so that the key stays its own
-            self._graphs[key] = (setup.tools, build_graph(setup.tools))
-        return self._graphs[key][1]
 
 
 def _together(rollouts: Rollouts) -> bool:

@@ -1,6 +1,6 @@
 """Python processes that need not import anything first.
 
-Torch, transformers, vLLM and DeepSpeed take 6 to 14 seconds of a core to import, and many tests start
+Torch, transformers, vLLM and DeepSpeed take long to import, and many tests start
 processes that need them: to kill them, to interrupt them, to see what a command prints. Here such a
 process is forked from one that has imported them all and done nothing else, and is from then on as if
 it had been started: arguments, environment, folder, pipes, signals and exit code are its own.

@@ -17,6 +17,7 @@ from agent.formats import TagsFormat, ToolCallFormat
 from agent.policies.base import Sampling
 from agent.policies.chat import ChatTemplate
 from agent.policies.transformers import TransformersPolicy
+from agent.rollout import Play
 from agent.settings import isolated_settings
 from agent.trajectory import Span
 from kg.errors import UsageError
@@ -25,7 +26,7 @@ from rl.batches import update_batch
 from rl.checkup import HeadWatch, Measured
 from rl.curriculum import Drawn
 from rl.doctor import Patient, examine, laid_out, learner_of, of_critic, of_rollouts, of_step
-from rl.rollouts import Play, Stage, groups_of
+from rl.rollouts import Stage, groups_of
 from rl.sync import weights_of
 from rl.train_recipe import Rollouts, load_train
 from tests.conftest import ROOT

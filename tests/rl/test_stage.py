@@ -9,6 +9,7 @@ from agent.episode import Budgets, Episode
 from agent.formats import make_format
 from agent.graph import Setup
 from agent.policies.vllm_engine import EngineOptions
+from agent.rollout import Play
 from agent.task import Task
 from agent.trajectory import Status, StopReason
 from eval.sample import score_one
@@ -16,7 +17,7 @@ from kg.errors import PolicyUnavailableError
 from rl.curriculum import Drawn
 from rl.export import model_card
 from rl.question_sets import QuestionSet
-from rl.rollouts import Play, Stage, groups_of
+from rl.rollouts import Stage, groups_of
 from rl.run_history import read_history
 from rl.run_report import write_report
 from rl.sampler import of_gpus
