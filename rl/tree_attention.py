@@ -1,12 +1,13 @@
 """Attention over a token tree: a token attends to its ancestors and itself.
 
 Registered with transformers under the name `tree`; the tree that is being computed is set with
-`on_tree`. Three ways, equal in result. `dense` hands PyTorch's attention the mask of the whole
-tree: the quickest for trees of few tokens or very many branches. `segments` computes each segment
-against the keys of its path, and never builds that mask. `flex` hands it to FlexAttention as
-blocks, compiled on a GPU: uncompiled it computes all scores of the whole tree. `auto` takes on a CPU
-`dense` or `segments`, whichever computes less; above 2,048 tokens always `segments`, and `flex` on a
-GPU, which would wait for the kernels of each segment.
+`on_tree`. Three ways, equal in result. `dense` hands PyTorch's attention the mask of the whole tree.
+`runs` cuts the tree, in depth-first order, into runs of segments, and computes each run against the
+keys above it and its own under a mask: long branches do not meet each other, and the short ones that
+hang together (a probe, a reply's last words) share a call. `flex` hands the mask to FlexAttention as
+blocks, compiled on a GPU: uncompiled it computes all scores of the whole tree. `auto` takes `runs` on
+a CPU, and on a GPU, which would wait for the kernels of each run, `dense` up to 2,048 tokens and
+`flex` above.
 """
 
 from __future__ import annotations
@@ -27,35 +28,44 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from rl.tree import TokenTree
 
 NAME = "tree"
-Way = Literal["auto", "dense", "segments", "flex"]
+Way = Literal["auto", "dense", "runs", "flex"]
+Ids = npt.NDArray[np.int64]
 _DENSE = 2048
-# What a segment costs a CPU beside its own products, in products of a query and a key: measured forward
-# and backward with 4 and 9 heads of 64, on trees of 90 to 4,000 tokens and 13 to 97 segments.
-_PER_SEGMENT = 3000
+# What a call costs a CPU beside its products of a query and a key, and what each of its keys does (it is
+# copied, and few queries leave vector units idle), in such products: measured with 9 heads of 64.
+_PER_RUN, _PER_KEY = 5500, 8
+_WIDEST = 64  # segments of a run
 
 
 @dataclass(frozen=True)
-class _Segment:
-    """One run of queries.
+class _Run:
+    """Queries that are computed in one call.
 
     Attributes:
-        path: numbers of its ancestors, root first, and its own.
-        mask: bool[length, depth + length], true where seen; None where all of it, or a root.
+        keys: numbers of the pieces that hold their keys: those above, root first, then their own.
+        mask: float[queries, keys], 0 where seen and minus infinity elsewhere; None for a segment with
+            nothing above it.
     """
 
-    path: tuple[int, ...]
+    keys: tuple[int, ...]
     mask: torch.Tensor | None
 
 
 @dataclass(frozen=True)
 class _Plan:
-    """What attention needs of a tree, made once for all layers; one of the three is given.
+    """What attention needs of a tree, made once for all layers: runs, or a mask, or blocks.
 
-    `lengths` are those of the segments.
+    Attributes:
+        runs: cover the rows in order.
+        lengths: rows of each run.
+        pieces: lengths of what the keys are split into.
+        mask: bool[n, n], true where seen.
+        block_mask: FlexAttention's.
     """
 
-    segments: tuple[_Segment, ...] = ()
+    runs: tuple[_Run, ...] = ()
     lengths: tuple[int, ...] = ()
+    pieces: tuple[int, ...] = ()
     mask: torch.Tensor | None = None
     block_mask: Any = None
 
@@ -118,43 +128,24 @@ def tree_attention(
             query, key, value, plan.mask, dropout_p=dropout, scale=scaling, enable_gqa=True
         )
         return out.transpose(1, 2).contiguous(), None
-    # Split once and joined anew for each path: the gradient then flows through runs of rows, where
-    # picking rows one by one would cost a tensor as large as the tree for every segment.
-    lengths = list(plan.lengths)
-    queries, keys, values = (torch.split(x, lengths, 2) for x in (query, key, value))
+    # Split once and joined anew for each run: the gradient then flows through pieces of rows, where
+    # picking rows one by one would cost a tensor as large as the tree for every run.
+    queries = torch.split(query, list(plan.lengths), 2)
+    keys, values = (torch.split(part, list(plan.pieces), 2) for part in (key, value))
     parts = [
-        _attend(
-            segment,
+        scaled_dot_product_attention(
             own,
-            torch.cat([keys[number] for number in segment.path], dim=2),
-            torch.cat([values[number] for number in segment.path], dim=2),
-            scaling,
-            dropout,
+            torch.cat([keys[number] for number in run.keys], dim=2),
+            torch.cat([values[number] for number in run.keys], dim=2),
+            attn_mask=None if run.mask is None else run.mask.to(query.dtype),
+            is_causal=run.mask is None,
+            dropout_p=dropout,
+            scale=scaling,
+            enable_gqa=True,
         )
-        for segment, own in zip(plan.segments, queries, strict=True)
+        for run, own in zip(plan.runs, queries, strict=True)
     ]
     return torch.cat(parts, dim=2).transpose(1, 2).contiguous(), None
-
-
-def _attend(
-    segment: _Segment,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    scaling: float | None,
-    dropout: float,
-) -> torch.Tensor:
-    """Attention of one segment's queries over its path; float[1, heads, length, d]."""
-    return scaled_dot_product_attention(
-        query,
-        key,
-        value,
-        attn_mask=segment.mask,
-        is_causal=len(segment.path) == 1,
-        dropout_p=dropout,
-        scale=scaling,
-        enable_gqa=True,
-    )
 
 
 class _Flex(NamedTuple):
@@ -180,38 +171,78 @@ def _planned(tree: TokenTree, device: torch.device, way: Way) -> _Plan:
         return _Plan(block_mask=_blocks(tree, device))
     if way == "dense":
         rows = np.arange(len(tree))
-        seen = (rows[None, :] <= rows[:, None]) & (rows[:, None] < _ends(tree)[None, :])
-        return _Plan(mask=torch.from_numpy(seen).to(device))
-    return _segments(tree, device)
+        return _Plan(mask=torch.from_numpy(_seen(_ends(tree), rows, rows)).to(device))
+    return _runs(tree, device)
 
 
 def _chosen(tree: TokenTree, device: torch.device) -> Way:
-    """The cheapest way; a GPU waits for each segment's kernels."""
-    if len(tree) > _DENSE:
-        return "flex" if device.type == "cuda" else "segments"
-    if device.type != "cpu":
-        return "dense"
-    depths = tree.positions[tree.starts[1:] - 1] + 1
-    products = int((np.diff(tree.starts) * depths).sum())
-    return "dense" if products + _PER_SEGMENT * len(depths) > len(tree) ** 2 else "segments"
+    """A GPU waits for each run's kernels."""
+    if device.type == "cpu":
+        return "runs"
+    return "dense" if len(tree) <= _DENSE or device.type != "cuda" else "flex"
 
 
-def _segments(tree: TokenTree, device: torch.device) -> _Plan:
-    lengths = np.diff(tree.starts).tolist()
-    paths: list[tuple[int, ...]] = []
-    found = []
-    for number, (parent, length) in enumerate(zip(tree.parents.tolist(), lengths, strict=True)):
-        paths.append((*paths[parent], number) if parent >= 0 else (number,))
+def _runs(tree: TokenTree, device: torch.device) -> _Plan:
+    cut = _cut(tree)
+    spans = [(int(tree.starts[first]), int(tree.starts[last])) for first, last in cut]
+    above = [_above(tree, first) for first, _ in cut]
+    edges = sorted({edge for one in (*spans, *(s for some in above for s in some)) for edge in one})
+    number = {edge: place for place, edge in enumerate(edges)}
+    ends = _ends(tree)
+    runs = []
+    for span, ranges, (first, last) in zip(spans, above, cut, strict=True):
+        held = (*ranges, span)
         mask = None
-        if parent >= 0 and length > 1:
-            depth = int(tree.positions[tree.starts[number]])
-            mask = torch.ones(length, depth + length, dtype=torch.bool, device=device)
-            mask = mask.tril(diagonal=depth)
-        found.append(_Segment(paths[number], mask))
-    return _Plan(tuple(found), tuple(lengths))
+        if ranges or last - first > 1:
+            columns = np.concatenate([np.arange(*one) for one in held])
+            hidden = torch.from_numpy(~_seen(ends, np.arange(*span), columns)).to(device)
+            mask = torch.zeros(hidden.shape, device=device).masked_fill_(hidden, -torch.inf)
+        keys = tuple(n for start, stop in held for n in range(number[start], number[stop]))
+        runs.append(_Run(keys, mask))
+    return _Plan(tuple(runs), tuple(b - a for a, b in spans), tuple(np.diff(edges).tolist()))
 
 
-def _ends(tree: TokenTree) -> npt.NDArray[np.int64]:
+def _cut(tree: TokenTree) -> list[tuple[int, int]]:
+    """First and behind-last segment of each run, chosen so that all calls together cost least.
+
+    All that is above any segment of a run and not in it is above its first segment, as rows are in
+    depth-first order.
+    """
+    count = len(tree.parents)
+    depths = tree.positions[tree.starts[:-1]]
+    best, origin = np.full(count + 1, np.inf), np.zeros(count + 1, dtype=np.int64)
+    best[0] = 0.0
+    for first in range(count):
+        stops = np.arange(first + 1, min(first + _WIDEST, count) + 1)
+        queries = tree.starts[stops] - tree.starts[first]
+        keys = depths[first] + queries
+        costs = best[first] + queries * keys + _PER_KEY * keys + _PER_RUN
+        less = costs < best[stops]
+        best[stops[less]], origin[stops[less]] = costs[less], first
+    cut = []
+    while count:
+        cut.append((int(origin[count]), count))
+        count = int(origin[count])
+    return cut[::-1]
+
+
+def _above(tree: TokenTree, segment: int) -> list[tuple[int, int]]:
+    """The rows of a segment's ancestors as ranges, root first; neighbours are joined."""
+    found: list[tuple[int, int]] = []
+    at = int(tree.parents[segment])
+    while at >= 0:
+        start, stop = int(tree.starts[at]), int(tree.starts[at + 1])
+        found.append((start, found.pop()[1] if found and found[-1][0] == stop else stop))
+        at = int(tree.parents[at])
+    return found[::-1]
+
+
+def _seen(ends: Ids, rows: Ids, columns: Ids) -> npt.NDArray[np.bool_]:
+    """bool[rows, columns]: whether a row's token sees a column's."""
+    return (columns[None, :] <= rows[:, None]) & (rows[:, None] < ends[columns][None, :])
+
+
+def _ends(tree: TokenTree) -> Ids:
     """int64[n]: behind which row the tokens end that see each token. In depth-first order the
     descendants of a segment follow it without a gap: j is seen from i when j <= i < ends[j]."""
     last = tree.starts[1:].copy()

@@ -33,7 +33,7 @@ async def test_a_policy_answers(base_model, engine):
 
 
 def test_large_trees_are_attended_in_blocks():
-    """Compiled FlexAttention equals attention by segments, gradient included, in less than the memory of
+    """Compiled FlexAttention equals attention by runs, gradient included, in less than the memory of
     one head's scores."""
     import torch
 
@@ -46,7 +46,7 @@ def test_large_trees_are_attended_in_blocks():
         tree = build_tree([np.concatenate([trunk, rng.integers(0, 9000, 900)]) for _ in range(3)])
         parts = [torch.randn(1, 2, len(tree), 64, device=gpu, requires_grad=True) for _ in "qkv"]
         found = {}
-        for way in ("segments", "auto"):
+        for way in ("runs", "auto"):
             torch.cuda.synchronize()
             torch.cuda.reset_peak_memory_stats()
             before = torch.cuda.memory_allocated()
@@ -54,7 +54,7 @@ def test_large_trees_are_attended_in_blocks():
                 out = tree_attention(torch.nn.Identity(), *parts, None)[0]
             grads = torch.autograd.grad(out.square().sum(), parts)
             found[way] = [out.detach(), *grads], torch.cuda.max_memory_allocated() - before
-        for one, other in zip(found["auto"][0], found["segments"][0], strict=True):
+        for one, other in zip(found["auto"][0], found["runs"][0], strict=True):
             torch.testing.assert_close(one, other, atol=2e-2, rtol=2e-2)
         assert found["auto"][1] < 4 * len(tree) ** 2
 

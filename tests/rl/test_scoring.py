@@ -133,12 +133,12 @@ def test_large_trees_go_to_the_kernel_that_a_device_is_quick_with():
     rows = np.arange(3000, dtype=np.int64)
     tree = build_tree([rows, np.concatenate([rows[:2000], rows[:500] + 5])])
     assert _chosen(tree, torch.device("cuda")) == "flex"
-    assert _chosen(tree, torch.device("cpu")) == "segments"
+    assert _chosen(tree, torch.device("cpu")) == "runs"
     small = build_tree([rows[:100]])
     assert _chosen(small, torch.device("cuda")) == "dense"
 
 
-@pytest.mark.parametrize("way", ["segments", "dense", "flex"])
+@pytest.mark.parametrize("way", ["runs", "dense", "flex"])
 def test_every_way_to_attend_gives_the_same(models, template, way):
     """FlexAttention, uncompiled here, included."""
     for seed in range(5):
@@ -188,7 +188,7 @@ def test_scores_carry_no_gradient_and_the_tree_does(models, template):
     assert models[0].get_input_embeddings().weight.grad is None
 
 
-@pytest.mark.parametrize("way", ["dense", "segments"])
+@pytest.mark.parametrize("way", ["dense", "runs"])
 def test_attention_of_bfloat16_is_rounded_once_on_a_cpu(way):
     from rl.tree import build_tree
 
