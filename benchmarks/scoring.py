@@ -1,7 +1,8 @@
 """What one-pass scoring of a group saves: log-probabilities of all sampled tokens and the gold answer's
 probability at every turn, three ways over the same rollouts.
 
-    tree            one pass over the group's token tree (what turnwise does)
+    tree            one pass over each group's token tree, behind what all groups begin with (what
+                    turnwise does with the groups of a training step)
     one by one      a pass a trajectory for its log-probabilities, and a pass a turn for its probe
     padded batch    the same sequences as one padded batch
 
@@ -45,7 +46,7 @@ from eval.benchmarks import Benchmark, DataFolder, load  # noqa: E402
 from eval.fictional.make import make_world  # noqa: E402
 from rl.collect import CollectRequest, make_plan  # noqa: E402
 from rl.probes import Probe, make_probe, probed_context  # noqa: E402
-from rl.scoring import ModelScorer, load_scorer, score_group  # noqa: E402
+from rl.scoring import ModelScorer, load_scorer, score_groups  # noqa: E402
 
 GROUP = 8
 Scores = dict[str, np.ndarray]
@@ -124,13 +125,18 @@ def read(model: Any, hidden: torch.Tensor, ids: np.ndarray, wanted: np.ndarray) 
     return values
 
 
-def by_tree(scorer: ModelScorer, group: Sequence[Trajectory], answer: str) -> Scores:
-    """The same numbers from the tree: sampled tokens of a trajectory, mean of the probe a turn."""
-    found = score_group(scorer, group, [answer])
-    return {
-        **{f"{id} sampled": row[~np.isnan(row)] for id, row in found.logprobs.items()},
-        **{f"{id} gold": table[0] for id, table in found.gold.items()},
-    }
+def by_tree(scorer: ModelScorer, groups: Sequence[Sequence[Trajectory]]) -> Scores:
+    """The same numbers from the trees: sampled tokens of a trajectory, mean of the probe a turn."""
+    out: Scores = {}
+    for found in score_groups(scorer, groups, [[answer_of(group)] for group in groups]):
+        out |= {f"{id} sampled": row[~np.isnan(row)] for id, row in found.logprobs.items()}
+        out |= {f"{id} gold": table[0] for id, table in found.gold.items()}
+    return out
+
+
+def answer_of(group: Sequence[Trajectory]) -> str:
+    """The gold answer that is probed."""
+    return group[0].task.answers[0]
 
 
 def largest_gap(tree: Scores, other: Scores, group: Sequence[Trajectory], probe: Probe) -> float:
@@ -180,30 +186,29 @@ def compare(
     mean = 0.0  # of the tree's rounds
     memory: dict[str, float] = {}
     gap = 0.0
-    tokens = [0, 0]
-    for group in groups:
-        answer = group[0].task.answers[0]
-        probe = make_probe(scorer.template, answer)
-        ways: dict[str, Callable[[], Scores]] = {
-            "tree": lambda g=group, a=answer: by_tree(scorer, g, a),  # type: ignore[misc]
-            "one_by_one": lambda g=group, p=probe: one_by_one(plain, g, p),  # type: ignore[misc]
-            "padded_batch": lambda g=group, p=probe: padded_batch(plain, g, p),  # type: ignore[misc]
-        }
-        others = () if alone else tuple(ways)[1:]
-        best: dict[str, float] = {}
-        results: dict[str, Scores] = {}
-        for _ in range(rounds):
-            for way in ("tree", *others):
-                seconds, peak, results[way] = timed(ways[way])
-                best[way] = min(seconds, best.get(way, seconds))
-                memory[way] = max(peak, memory.get(way, 0.0))
-                mean += seconds / rounds if way == "tree" else 0.0
-        for way, seconds in best.items():
-            total[way] = total.get(way, 0.0) + seconds
-        for way in others:
-            gap = max(gap, largest_gap(results["tree"], results[way], group, probe))
-        scores = score_group(scorer, group, [answer])
-        tokens = [tokens[0] + scores.tokens, tokens[1] + scores.sequence_tokens]
+    probed = [(group, make_probe(scorer.template, answer_of(group))) for group in groups]
+
+    def each(way: Callable[[Any, Sequence[Trajectory], Probe], Scores]) -> Scores:
+        found = [way(plain, group, probe) for group, probe in probed]
+        return {name: row for scores in found for name, row in scores.items()}
+
+    ways: dict[str, Callable[[], Scores]] = {
+        "tree": lambda: by_tree(scorer, groups),
+        "one_by_one": lambda: each(one_by_one),
+        "padded_batch": lambda: each(padded_batch),
+    }
+    others = () if alone else tuple(ways)[1:]
+    results: dict[str, Scores] = {}
+    for _ in range(rounds):
+        for way in ("tree", *others):
+            seconds, peak, results[way] = timed(ways[way])
+            total[way] = min(seconds, total.get(way, seconds))
+            memory[way] = max(peak, memory.get(way, 0.0))
+            mean += seconds / rounds if way == "tree" else 0.0
+    for way in others:
+        gap = max(gap, *(largest_gap(results["tree"], results[way], *pair) for pair in probed))
+    scores = score_groups(scorer, groups, [[answer_of(group)] for group in groups])
+    tokens = [sum(one.tokens for one in scores), sum(one.sequence_tokens for one in scores)]
     return {
         **{f"{way}_s": round(seconds, 3) for way, seconds in total.items()},
         "tree_mean_s": round(mean, 3),

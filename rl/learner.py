@@ -25,6 +25,7 @@ from rl.step import UpdateStats, take_step
 from rl.train_recipe import Update
 from rl.tree import TokenTree
 from rl.tree_attention import on_tree
+from rl.tree_pass import beginning_of, tree_logprobs
 
 
 class Learner:
@@ -70,11 +71,24 @@ class Learner:
             anchor: under the weights that the run began with.
         """
         self.engine.eval()
-        inputs = self._inputs(tree, rows)
-        with torch.no_grad(), on_tree(tree, self.engine.device), self._anchored(anchor) as module:
-            found = module(*inputs)
+        with self._anchored(anchor) as module:
+            found = tree_logprobs(module, tree, rows, self.engine.device)
         self.engine.train()
-        return np.asarray(found.float().cpu().numpy(), dtype=np.float32)
+        return found
+
+    def many(self, trees: Sequence[tuple[TokenTree, Ids]]) -> list[Floats]:
+        """`logprobs` of several trees, each with rows; what all begin with is computed once.
+
+        Every process must ask for the same; each computes its share.
+        """
+        self.engine.eval()
+        device = self.engine.device
+        above = beginning_of(self.engine, trees, device)
+        found = ranks.dealt(
+            trees, lambda one: tree_logprobs(self.engine, *one, device, above=above)
+        )
+        self.engine.train()
+        return found
 
     def scored(self, trees: Sequence[TreeBatch], *, anchor: bool = False) -> list[Floats]:
         """For each tree float32[k], the log-probabilities of its loss tokens. Every process must ask for
@@ -172,9 +186,7 @@ class LearnerScorer(Scorer):
 
     def many(self, trees: Sequence[tuple[TokenTree, Ids]]) -> list[Floats]:
         """See `Scorer.many`."""
-        found = iter(
-            ranks.dealt([one for one in trees if len(one[1])], lambda one: self.logprobs(*one))
-        )
+        found = iter(self._learner.many([one for one in trees if len(one[1])]))
         return [next(found) if len(rows) else self.logprobs(tree, rows) for tree, rows in trees]
 
 

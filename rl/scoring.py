@@ -86,21 +86,28 @@ class ModelScorer(Scorer):
 
     def logprobs(self, tree: TokenTree, rows: Ids) -> Logprobs:
         """See `Scorer.logprobs`; one forward pass."""
+        [found] = self._computed([(tree, rows)])
+        return found
+
+    def many(self, trees: Sequence[tuple[TokenTree, Ids]]) -> list[Logprobs]:
+        """See `Scorer.many`; what all begin with is computed once."""
+        return self._computed(trees)
+
+    def _computed(self, trees: Sequence[tuple[TokenTree, Ids]]) -> list[Logprobs]:
         import torch
 
-        from rl.tree_attention import on_tree
+        from rl.tree_pass import beginning_of, tree_logprobs
 
-        if not len(rows):
-            return np.zeros(0, dtype=np.float32)
         device = next(self._targets.parameters()).device
-        with torch.inference_mode(), on_tree(tree, device, self.way):
-            found = self._targets(
-                *(
-                    torch.from_numpy(part).to(device)
-                    for part in (tree.ids, tree.positions, rows, tree.predictors()[rows])
-                )
-            )
-        return np.asarray(found.float().cpu().numpy(), dtype=np.float32)
+        asked = [one for one in trees if len(one[1])]
+        with torch.inference_mode():
+            above = beginning_of(self._targets, asked, device, self.way)
+            return [
+                tree_logprobs(self._targets, tree, rows, device, self.way, above)
+                if len(rows)
+                else np.zeros(0, dtype=np.float32)
+                for tree, rows in trees
+            ]
 
 
 def positions(model: Any) -> int:
@@ -198,7 +205,8 @@ class GroupScores:
         gold: by trajectory id, float64[answers, turns]: mean log-probability (nats a token) of each
             gold answer behind what each turn's call saw (`rl.probes.probed_context`); column 0 is the
             bare prompt. Rows follow the answers; NaN where one was not probed.
-        tokens: computed; `sequence_tokens` is what the same would be one by one.
+        tokens: of the trees, which may have had their beginning computed once together;
+            `sequence_tokens` is what the same would be one by one.
         problems: a line for each trajectory that could not be scored.
     """
 

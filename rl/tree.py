@@ -52,6 +52,14 @@ class TokenTree:
             at = int(self.parents[at])
         return np.concatenate(parts[::-1])
 
+    def behind(self, count: int) -> TokenTree:
+        """The tree without its first tokens, fewer than its first segment has.
+
+        Positions stay as they are; `rows` are left out.
+        """
+        starts = np.maximum(self.starts - count, 0)
+        return TokenTree(self.ids[count:], self.positions[count:], starts, self.parents, ())
+
     def predictors(self) -> Ids:
         """int64[n]: the row whose output predicts each token; -1 for the first token of a root."""
         before = np.arange(len(self.ids)) - 1
@@ -103,6 +111,17 @@ def build_tree(sequences: Sequence[Ids]) -> TokenTree:
         parents=parents,
         rows=tuple(_find(root, sequence) for sequence in sequences),
     )
+
+
+def shared_beginning(trees: Sequence[TokenTree]) -> int:
+    """How many tokens all trees begin with alike, fewer than the first segment of any has.
+
+    0 where one has several roots or no token.
+    """
+    if not trees or any((tree.parents < 0).sum() != 1 for tree in trees):
+        return 0
+    first = trees[0].ids[: min(int(tree.starts[1]) for tree in trees) - 1]
+    return min(_shared(first, tree.ids[: len(first)]) for tree in trees)
 
 
 def _insert(root: _Node, sequence: Ids) -> None:

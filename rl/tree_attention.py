@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import Any, Literal, NamedTuple
 
@@ -38,13 +38,26 @@ _WIDEST = 64  # segments of a run
 
 
 @dataclass(frozen=True)
+class Above:
+    """What trees begin with, computed once for all of them.
+
+    Attributes:
+        count: its tokens.
+        layers: keys and values by number of the layer, float[1, key heads, count, d] each.
+    """
+
+    count: int
+    layers: dict[int, tuple[torch.Tensor, torch.Tensor]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class _Run:
     """Queries that are computed in one call.
 
     Attributes:
         keys: numbers of the pieces that hold their keys: those above, root first, then their own.
         mask: float[queries, keys], 0 where seen and minus infinity elsewhere; None for a segment with
-            nothing above it.
+            nothing above it. The keys of what is above the whole tree come first.
     """
 
     keys: tuple[int, ...]
@@ -59,8 +72,10 @@ class _Plan:
         runs: cover the rows in order.
         lengths: rows of each run.
         pieces: lengths of what the keys are split into.
-        mask: bool[n, n], true where seen.
+        mask: bool[n, keys], true where seen.
         block_mask: FlexAttention's.
+        above: what comes before the tree.
+        kept: where the tree's own keys and values are to be put.
     """
 
     runs: tuple[_Run, ...] = ()
@@ -68,15 +83,33 @@ class _Plan:
     pieces: tuple[int, ...] = ()
     mask: torch.Tensor | None = None
     block_mask: Any = None
+    above: Above | None = None
+    kept: Above | None = None
 
 
 _plan: ContextVar[_Plan] = ContextVar("plan")
 
 
 @contextmanager
-def on_tree(tree: TokenTree, device: torch.device, way: Way = "auto") -> Iterator[None]:
-    """Attention within follows this tree."""
-    token = _plan.set(_planned(tree, device, way))
+def on_tree(
+    tree: TokenTree, device: torch.device, way: Way = "auto", above: Above | None = None
+) -> Iterator[None]:
+    """Attention within follows this tree, behind what is above it, whose tokens it does not hold."""
+    with _following(replace(_planned(tree, device, way, above.count if above else 0), above=above)):
+        yield
+
+
+@contextmanager
+def keeping(tree: TokenTree, device: torch.device, way: Way = "auto") -> Iterator[Above]:
+    """Attention within follows this tree, of a single segment; its keys and values are kept."""
+    kept = Above(len(tree))
+    with _following(replace(_planned(tree, device, way, 0), kept=kept)):
+        yield kept
+
+
+@contextmanager
+def _following(plan: _Plan) -> Iterator[None]:
+    token = _plan.set(plan)
     try:
         yield
     finally:
@@ -118,6 +151,11 @@ def tree_attention(
         q, k, v = query.float(), key.float(), value.float()
         out = tree_attention(module, q, k, v, attention_mask, scaling, dropout, plan)[0]
         return out.to(query.dtype), None
+    if plan.kept is not None:
+        plan.kept.layers[_layer(module)] = (key, value)
+    before = () if plan.above is None else plan.above.layers[_layer(module)]
+    if before and not plan.runs:
+        key, value = (torch.cat(pair, dim=2) for pair in zip(before, (key, value), strict=True))
     if plan.block_mask is not None:
         out = _flex(query.device.type).attend(
             query, key, value, block_mask=plan.block_mask, scale=scaling, enable_gqa=True
@@ -132,11 +170,12 @@ def tree_attention(
     # picking rows one by one would cost a tensor as large as the tree for every run.
     queries = torch.split(query, list(plan.lengths), 2)
     keys, values = (torch.split(part, list(plan.pieces), 2) for part in (key, value))
+    first = [[part] for part in before] or [[], []]
     parts = [
         scaled_dot_product_attention(
             own,
-            torch.cat([keys[number] for number in run.keys], dim=2),
-            torch.cat([values[number] for number in run.keys], dim=2),
+            torch.cat([*first[0], *(keys[number] for number in run.keys)], dim=2),
+            torch.cat([*first[1], *(values[number] for number in run.keys)], dim=2),
             attn_mask=None if run.mask is None else run.mask.to(query.dtype),
             is_causal=run.mask is None,
             dropout_p=dropout,
@@ -146,6 +185,11 @@ def tree_attention(
         for run, own in zip(plan.runs, queries, strict=True)
     ]
     return torch.cat(parts, dim=2).transpose(1, 2).contiguous(), None
+
+
+def _layer(module: torch.nn.Module) -> int:
+    number: Any = module.layer_idx
+    return int(number)
 
 
 class _Flex(NamedTuple):
@@ -165,14 +209,15 @@ def _flex(device: str) -> _Flex:
     return _Flex(torch.compile(flex_attention), torch.compile(create_block_mask))
 
 
-def _planned(tree: TokenTree, device: torch.device, way: Way) -> _Plan:
+def _planned(tree: TokenTree, device: torch.device, way: Way, above: int) -> _Plan:
+    """The plan of a tree behind so many tokens."""
     way = _chosen(tree, device) if way == "auto" else way
     if way == "flex":
-        return _Plan(block_mask=_blocks(tree, device))
+        return _Plan(block_mask=_blocks(tree, device, above))
     if way == "dense":
         rows = np.arange(len(tree))
-        return _Plan(mask=torch.from_numpy(_seen(_ends(tree), rows, rows)).to(device))
-    return _runs(tree, device)
+        return _Plan(mask=torch.from_numpy(_seen(_ends(tree), rows, rows, above)).to(device))
+    return _runs(tree, device, above)
 
 
 def _chosen(tree: TokenTree, device: torch.device) -> Way:
@@ -182,20 +227,20 @@ def _chosen(tree: TokenTree, device: torch.device) -> Way:
     return "dense" if len(tree) <= _DENSE or device.type != "cuda" else "flex"
 
 
-def _runs(tree: TokenTree, device: torch.device) -> _Plan:
+def _runs(tree: TokenTree, device: torch.device, above: int) -> _Plan:
     cut = _cut(tree)
     spans = [(int(tree.starts[first]), int(tree.starts[last])) for first, last in cut]
-    above = [_above(tree, first) for first, _ in cut]
-    edges = sorted({edge for one in (*spans, *(s for some in above for s in some)) for edge in one})
+    ancestors = [_ancestors(tree, first) for first, _ in cut]
+    edges = sorted({edge for some in (spans, *ancestors) for one in some for edge in one})
     number = {edge: place for place, edge in enumerate(edges)}
     ends = _ends(tree)
     runs = []
-    for span, ranges, (first, last) in zip(spans, above, cut, strict=True):
+    for span, ranges, (first, last) in zip(spans, ancestors, cut, strict=True):
         held = (*ranges, span)
         mask = None
-        if ranges or last - first > 1:
+        if above or ranges or last - first > 1:
             columns = np.concatenate([np.arange(*one) for one in held])
-            hidden = torch.from_numpy(~_seen(ends, np.arange(*span), columns)).to(device)
+            hidden = torch.from_numpy(~_seen(ends, np.arange(*span), columns, above)).to(device)
             mask = torch.zeros(hidden.shape, device=device).masked_fill_(hidden, -torch.inf)
         keys = tuple(n for start, stop in held for n in range(number[start], number[stop]))
         runs.append(_Run(keys, mask))
@@ -226,7 +271,7 @@ def _cut(tree: TokenTree) -> list[tuple[int, int]]:
     return cut[::-1]
 
 
-def _above(tree: TokenTree, segment: int) -> list[tuple[int, int]]:
+def _ancestors(tree: TokenTree, segment: int) -> list[tuple[int, int]]:
     """The rows of a segment's ancestors as ranges, root first; neighbours are joined."""
     found: list[tuple[int, int]] = []
     at = int(tree.parents[segment])
@@ -237,9 +282,10 @@ def _above(tree: TokenTree, segment: int) -> list[tuple[int, int]]:
     return found[::-1]
 
 
-def _seen(ends: Ids, rows: Ids, columns: Ids) -> npt.NDArray[np.bool_]:
-    """bool[rows, columns]: whether a row's token sees a column's."""
-    return (columns[None, :] <= rows[:, None]) & (rows[:, None] < ends[columns][None, :])
+def _seen(ends: Ids, rows: Ids, columns: Ids, above: int) -> npt.NDArray[np.bool_]:
+    """bool[rows, above + columns]: whether a row's token sees a column's; all see what is above."""
+    seen = (columns[None, :] <= rows[:, None]) & (rows[:, None] < ends[columns][None, :])
+    return np.pad(seen, ((0, 0), (above, 0)), constant_values=True)
 
 
 def _ends(tree: TokenTree) -> Ids:
@@ -253,12 +299,13 @@ def _ends(tree: TokenTree) -> Ids:
     return np.repeat(last, np.diff(tree.starts))
 
 
-def _blocks(tree: TokenTree, device: torch.device) -> Any:
+def _blocks(tree: TokenTree, device: torch.device, above: int) -> Any:
     """FlexAttention's block mask of the same."""
     ends = torch.from_numpy(_ends(tree)).to(device)
 
     def seen(batch: Any, head: Any, row: Any, column: Any) -> Any:
-        return (column <= row) & (row < ends[column])
+        own = column - above
+        return (own < 0) | ((own <= row) & (row < ends[own.clamp(min=0)]))
 
     found = _flex(device.type).blocks
-    return found(seen, None, None, len(tree), len(tree), device=str(device))
+    return found(seen, None, None, len(tree), above + len(tree), device=str(device))
