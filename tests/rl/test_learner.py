@@ -19,6 +19,7 @@ from rl.learner import tree_loss
 from rl.recipe import Optimizer
 from rl.sync import collected, weights_of
 from rl.train_recipe import CriticChoice, Update
+from rl.tree import build_tree
 from tests.rl.learning import CALM, curve, digest, learner, tiny_model, trees_of
 
 STEPS = 20
@@ -77,6 +78,27 @@ def test_weights_are_collected_one_after_the_other(tiny, lora, monkeypatch):
         assert all(torch.equal(told.tensors[name], one) for name, one in inner.items())
     assert max(asked) < sum(one.numel() for one in expected.values())
     assert collected(made.engine, "base", keep=False) == ({}, None)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_trees_scored_together_share_what_they_begin_with(tiny, dtype):
+    """Each gets the log-probabilities that it gets alone; no tree holds the beginning again."""
+    rng = np.random.default_rng(0)
+    shared = rng.integers(10, 400, 30)
+    made = learner(tiny, dtype=dtype)
+    trees = [
+        build_tree([np.append(shared, rng.integers(10, 400, size)) for size in (7, 5)])
+        for _ in range(3)
+    ]
+    asked = [(tree, np.arange(31, len(tree))) for tree in trees]
+    sizes = []
+    compute = made.engine.module.forward
+    made.engine.module.forward = lambda ids, *rest: sizes.append(len(ids)) or compute(ids, *rest)
+    together = made.many(asked)
+    assert sizes == [29, 13, 13, 13]
+    for one, found in zip(asked, together, strict=True):
+        atol = 1e-5 if dtype == "float32" else 3e-2
+        np.testing.assert_allclose(found, made.logprobs(*one), atol=atol)
 
 
 def test_two_processes_learn_as_one_does(tiny, expected, tmp_path):
