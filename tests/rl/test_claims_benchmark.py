@@ -6,8 +6,8 @@ import sys
 
 import pytest
 
-from benchmarks import claims
-from benchmarks.claims import Finished, Question
+from benchmarks import claims, claims_runs
+from benchmarks.claims_runs import Finished, Question
 
 
 def asked(key, right, misled=False, answerable=True, known=False, searches=1.0, astray=False):
@@ -17,12 +17,14 @@ def asked(key, right, misled=False, answerable=True, known=False, searches=1.0, 
 def test_levels_and_paired_differences():
     ours = [Finished("plain/igpo", s, (), (asked("a", 1), asked("b", s % 2))) for s in (1, 2)]
     theirs = [Finished("plain/outcome", s, (), (asked("b", 0), asked("a", 1))) for s in (2, 1, 3)]
-    assert claims.level(ours, claims.right).mean == 0.75
-    gap = claims.difference(ours, theirs, claims.right)
+    assert claims_runs.level(ours, claims_runs.right).mean == 0.75
+    gap = claims_runs.difference(ours, theirs, claims_runs.right)
     assert gap.mean == 0.25
     assert gap.n == 2
     assert gap.low < -2  # of two seeds hardly anything can be said of others
-    assert claims.difference(ours[:1], theirs[:1], claims.right) is None  # no seed in common
+    assert (
+        claims_runs.difference(ours[:1], theirs[:1], claims_runs.right) is None
+    )  # no seed in common
 
 
 def test_a_question_counts_where_all_runs_have_it():
@@ -31,7 +33,7 @@ def test_a_question_counts_where_all_runs_have_it():
         Finished("plain/reseek", 1, (), (asked("a", 1, True, astray=True), asked("b", 1, True)))
     ]
     theirs = [Finished("plain/outcome", 1, (), tuple(asked(k, 0, True, astray=True) for k in "ab"))]
-    gap = claims.difference(ours, theirs, claims.recovered)
+    gap = claims_runs.difference(ours, theirs, claims_runs.recovered)
     assert (gap.mean, gap.n) == (1.0, 1)
 
 
@@ -50,7 +52,9 @@ def test_each_measure_reads_its_questions_only():
             asked("d", 0, answerable=False),
         ),
     )
-    found = {name: claims.level([run], measure) for name, measure in claims.MEASURES.items()}
+    found = {
+        name: claims_runs.level([run], measure) for name, measure in claims_runs.MEASURES.items()
+    }
     assert {name: (one.mean, one.n) for name, one in found.items()} == {
         "accuracy": (0.5, 2),
         "right when misled": (pytest.approx(1 / 3), 3),
@@ -68,9 +72,9 @@ def test_rollouts_until_the_baseline_is_reached():
     slow = Finished("plain/outcome", 1, (0.0,) * 4 + (0.4,) * 4, ())
     fast = Finished("plain/igpo", 1, (0.4,) * 8, ())
     never = Finished("plain/igpo", 2, (0.1,) * 8, ())
-    per_step = claims.TASKS * claims.SIZE
-    assert claims.speed([fast], [slow]) == [(1, 4 * per_step, 8 * per_step)]
-    assert claims.speed([never], [slow._replace(seed=2)]) == [(2, None, 8 * per_step)]
+    per_step = claims_runs.TASKS * claims_runs.SIZE
+    assert claims_runs.speed([fast], [slow]) == [(1, 4 * per_step, 8 * per_step)]
+    assert claims_runs.speed([never], [slow._replace(seed=2)]) == [(2, None, 8 * per_step)]
 
 
 def test_arms_differ_in_rewards_and_credit_alone(tmp_path, monkeypatch):
@@ -108,12 +112,12 @@ def test_a_finished_run_is_read_and_not_run_again(tmp_path):
     row |= {"searches": 2, "declined": False}
     again = {**row, "right": 0.0, "misled": True}
     facts = {"questions": [row], "misled": {"questions": [again]}}
-    path = folder / "validation" / f"step-{claims.STEPS:05d}.json"
+    path = folder / "validation" / f"step-{claims_runs.STEPS:05d}.json"
     path.write_text(json.dumps(facts))
     assert len(list(claims.waiting(tmp_path, ["plain/igpo"], [3]))) == 1
     (folder / "report.json").write_text('{"finished": true}')
     assert list(claims.waiting(tmp_path, ["plain/igpo"], [3])) == []
-    run = claims.read_run(folder)
+    run = claims_runs.read_run(folder)
     assert (run.arm, run.seed, run.curve) == ("plain/igpo", 3, (0.25,))
     assert [(q.known, q.misled, q.right) for q in run.questions] == [
         (True, False, 1),
@@ -131,7 +135,7 @@ def test_the_combination_is_compared_with_every_arm_of_its_worlds():
 
 
 def test_no_run_no_level():
-    assert claims.level([], claims.right) is None
+    assert claims_runs.level([], claims_runs.right) is None
 
 
 def test_a_command_that_fails_is_counted_and_the_others_run(tmp_path):
